@@ -1,0 +1,40 @@
+"""Which dopants are in a crystal, and how much: from its phonon density of states.
+
+import defectnet
+model = defectnet.from_pretrained("defectnet-base")
+model.predict(host="host.csv", doped="doped.csv", formula="GaAs").to_frame()
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defectnet.hub import from_pretrained, list_checkpoints
+    from defectnet.io import read_spectrum
+    from defectnet.prediction import Prediction
+    from defectnet.spectrum import Spectrum
+
+__version__: str = version("defectnet")
+__all__ = ["Prediction", "Spectrum", "__version__", "from_pretrained", "list_checkpoints", "read_spectrum"]
+
+# Loaded on first use: `import defectnet`, and so every command line, starts without torch.
+_HOMES = {
+    "Prediction": "defectnet.prediction",
+    "Spectrum": "defectnet.spectrum",
+    "from_pretrained": "defectnet.hub",
+    "list_checkpoints": "defectnet.hub.catalogue",
+    "read_spectrum": "defectnet.io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'defectnet' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,71 @@
+"""What goes into a network and what comes out, as named tuples of plain tensors.
+
+Shape letters, everywhere in the project: B batch, L energy bins, T tokens, D width, E elements of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Pairs of spectra on the common grid: energies relative to the host's edge (see `defectnet.config.Grid`).
+
+    Attributes:
+        host: (B, L) phonon DOS of the host per relative energy; unit area.
+        doped: (B, L) the same of the doped sample, on the *host's* relative energies.
+        edge_mev: (B,) the host's band edge in meV, the unit of the relative energies.
+        composition: (B, E) atomic fractions of the host; a row sums to 1.
+        candidates: (B, E) bool, elements that may be dopants. All true when nothing is named.
+        candidates_given: (B,) bool, true when the user named candidates.
+        kind: (B,) long, index into `defectnet.spectrum.KINDS`: how the elements' shares are weighted.
+    """
+
+    host: Tensor
+    doped: Tensor
+    edge_mev: Tensor
+    composition: Tensor
+    candidates: Tensor
+    candidates_given: Tensor
+    kind: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on another device."""
+        return Batch(*(field.to(device) for field in self))
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Select rows (a slice or an index tensor); an integer keeps the tuple meaning of the field."""
+        if isinstance(rows, int):
+            return tuple.__getitem__(self, rows)
+        return Batch(*(field[rows] for field in self))
+
+
+class Targets(NamedTuple):
+    """What is true of each sample.
+
+    Attributes:
+        concentration: (B, E) dopant atoms of each element over all atoms, 0 to 1; zero where absent.
+    """
+
+    concentration: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """(B, E) bool, true where an element was substituted in."""
+        return self.concentration > 0
+
+
+class Output(NamedTuple):
+    """What a network says; the same meaning in training and in evaluation.
+
+    Attributes:
+        identity_logits: (B, E) log-odds that the element is a dopant; minus infinity is never used: elements
+            that are not candidates carry `defectnet.models.base.ABSENT_LOGIT`.
+        concentration: (B, E) expected concentration of the element *if* it is present, 0 to 1.
+    """
+
+    identity_logits: Tensor
+    concentration: Tensor

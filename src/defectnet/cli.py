@@ -1,0 +1,246 @@
+"""The command line. A command is one function in `COMMANDS`; it imports what it needs itself, so that help is fast.
+
+Training (``fit``, ``validate``, ``test``) has Lightning's own command line and is handed over before any parsing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from defectnet.errors import DefectNetError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from defectnet.prediction import Prediction
+
+DEFAULT_CHECKPOINT = "defectnet-small"
+TRAINING = ("fit", "validate", "test")
+EXIT_ERROR = 2
+BLIND_ROWS = 10
+
+_DESCRIPTION = (
+    "Which dopants are in a crystal, and how much: from its phonon density of states. "
+    "Training: defectnet fit|validate|test -c configs/<name>.yaml (each with its own --help)."
+)
+
+
+def simulate(
+    *,
+    hosts: str,
+    potential: str,
+    out: str,
+    spectra_per_host: int = 6,
+    atoms: str = "100-250",
+    workers: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Simulate pairs of spectra into Parquet shards. Stopped and started again, it goes on where it was.
+
+    Args:
+        hosts: JSON list of crystals, a structure file that ase reads, or a folder of them.
+        potential: Path of a NEP potential in GPUMD's text format, or nep89 (fetched once from PyPI).
+        out: Folder for the shards.
+        spectra_per_host: Doped cells tried for each host.
+        atoms: Atoms in a supercell, one number (met within a fifth where the host allows) or a range such as 100-250.
+        workers: Processes; one thread each.
+        seed: With the same hosts, potential and settings the same seed gives the same shards.
+        device: Where the potential is evaluated: cpu or cuda.
+    """
+    from pathlib import Path
+
+    from defectnet.simulate.hosts import read_hosts
+    from defectnet.simulate.rows import Settings, atom_range
+    from defectnet.simulate.runner import simulate as run
+
+    smallest, largest = atom_range(atoms)
+    settings = Settings(seed=seed, spectra_per_host=spectra_per_host, smallest=smallest, largest=largest)
+    totals = run(read_hosts(hosts), potential, Path(out), settings, workers=workers, device=device)
+    print(f"{totals.pop('rows')} rows in {out}")
+    for reason, count in totals.most_common():
+        print(f"  {count} rejected: {reason}")
+
+
+def identify(
+    *,
+    host: str,
+    doped: str,
+    formula: str,
+    candidates: str | None = None,
+    unit: str | None = None,
+    kind: str | None = None,
+    element: str | None = None,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    plot: str | None = None,
+    json: bool = False,
+) -> None:
+    """Identify the dopants of a sample from its spectrum and the host's.
+
+    Args:
+        host: File with the DOS of the pristine crystal.
+        doped: File with the DOS of the doped sample.
+        formula: Formula of the host, such as GaAs.
+        candidates: Elements that may be there, such as Al,In. Without it every element is in question.
+        unit: Energy unit of both files where they do not declare it: meV, THz, cm-1 or eV.
+        kind: Kind of DOS where the files do not declare it: total, neutron-weighted or projected.
+        element: Element that the DOS is projected on, or to select from a file of projected DOS.
+        checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
+        plot: File to draw the spectra and the answer to: .png, .pdf or .svg.
+        json: Print JSON and nothing else.
+    """
+    from defectnet.elements import parse_formula
+    from defectnet.io import read_spectrum
+
+    parse_formula(formula)
+    pair = [read_spectrum(path, unit=unit, kind=kind, element=element) for path in (host, doped)]
+    # Only now, so that a wrong file is reported at once: importing torch takes longer than reading.
+    from defectnet.hub import from_pretrained
+
+    names = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
+    prediction = from_pretrained(checkpoint).predict(pair[0], pair[1], formula, candidates=names)
+    if plot is not None:
+        from defectnet.plotting import plot_pair
+
+        plot_pair(pair[0], pair[1], prediction, plot)
+    if json:
+        from json import dumps
+
+        print(dumps(prediction.to_dict(), indent=2))
+    else:
+        _print(prediction)
+
+
+def checkpoints() -> None:
+    """List the checkpoints that come with the package."""
+    from json import loads
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from defectnet.hub.catalogue import bundled
+
+    table = Table("name", "architecture", box=None, pad_edge=False, header_style="bold")
+    for name, folder in bundled().items():
+        table.add_row(name, loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+    if table.row_count:
+        Console().print(table)
+    else:
+        print("This installation carries no checkpoints; give a folder or org/repo instead.")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"identify": identify, "simulate": simulate, "checkpoints": checkpoints}
+
+
+def answer(prediction: Prediction) -> str:
+    """Say a prediction in one sentence."""
+    if not prediction.present:
+        best = prediction.order[0]
+        return (
+            f"No dopant found in {prediction.formula}: the most probable element, {prediction.elements[best]}, "
+            f"has probability {prediction.probability[best]:.2f}, below the threshold of {prediction.threshold:.2f}."
+        )
+    parts = []
+    for symbol in prediction.present:
+        i = prediction.elements.index(symbol)
+        band = _interval(prediction, i)
+        parts.append(f"{symbol} (about {100 * prediction.concentration[i]:.1f} at.%{', ' + band if band else ''})")
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{prediction.formula} contains {listed}."
+
+
+def _interval(prediction: Prediction, i: int) -> str:
+    low, high = prediction.low[i], prediction.high[i]
+    return "" if low != low else f"{100 * low:.1f} to {100 * high:.1f}"  # NaN where not calibrated
+
+
+def _table(prediction: Prediction) -> Table:
+    from rich.table import Table
+
+    known = prediction.coverage == prediction.coverage
+    interval = f"{prediction.coverage:.0%} interval" if known else "interval"
+    table = Table("element", box=None, pad_edge=False, header_style="bold")
+    for title in ("probability", "at.% if present", interval):
+        table.add_column(title, justify="right")
+    table.add_column("present")
+    rows = prediction.order if prediction.candidates_given else prediction.order[:BLIND_ROWS]
+    for i in rows:
+        present = bool(prediction.probability[i] >= prediction.threshold)
+        table.add_row(
+            prediction.elements[i],
+            f"{prediction.probability[i]:.3f}",
+            f"{100 * prediction.concentration[i]:.2f}",
+            _interval(prediction, i) or "not calibrated",
+            "yes" if present else "no",
+            style="bold" if present else "dim",
+        )
+    return table
+
+
+def _print(prediction: Prediction) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(answer(prediction), style="bold", markup=False)
+    asked = "candidates given" if prediction.candidates_given else f"every element in question, {BLIND_ROWS} shown"
+    console.print(f"{prediction.model}, {asked}, threshold {prediction.threshold:.2f}\n", style="dim", markup=False)
+    console.print(_table(prediction))
+    for warning in prediction.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _parse_and_run(arguments: list[str]) -> None:
+    if arguments and arguments[0] in TRAINING:
+        from defectnet.train import main as train
+
+        # Lightning warns about words that it could have read from the process itself.
+        train(None if arguments == sys.argv[1:] else arguments)
+        return
+    if arguments == ["--version"]:
+        from defectnet import __version__
+
+        print(f"defectnet {__version__}")
+        return
+    from jsonargparse import ArgumentParser, auto_cli
+
+    class Parser(ArgumentParser):
+        """Parser whose switches take no value: ``--json`` instead of ``--json true``."""
+
+        def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("type") is bool and kwargs.get("default") is False:
+                del kwargs["type"]
+                kwargs["action"] = "store_true"
+            args = tuple(a.replace("_", "-") if str(a).startswith("--") else a for a in args)  # as users expect
+            return super().add_argument(*args, **kwargs)
+
+    # dict(): jsonargparse types its argument as a dict of more than functions.
+    auto_cli(
+        dict(COMMANDS),
+        args=arguments,
+        prog="defectnet",
+        description=_DESCRIPTION,
+        as_positional=False,
+        parser_class=Parser,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; anything wrong with the input is one line on stderr and exit code 2.
+
+    Args:
+        arguments: Words of the command line; those of the process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _parse_and_run(words)
+    except (DefectNetError, OSError) as error:
+        print(f"defectnet: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Settings that data, networks and checkpoints share; plain values, written to and read from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectnet.elements import VOCABULARY
+from defectnet.errors import ConfigError
+
+
+class Settings:
+    """Base of frozen dataclasses that travel as JSON objects: strict both ways, so that a typing error is an error."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values: numbers, strings, lists and nested dictionaries."""
+        plain = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {key: _plain(value) for key, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: str = "") -> Self:
+        """Build the settings from what `to_dict` returned; fields left out take their defaults.
+
+        Args:
+            values: A JSON object.
+            where: What the object is called in errors, for instance ``"config.json: net"``.
+
+        Raises:
+            ConfigError: Not an object, an unknown or missing key, a value of the wrong type or out of range.
+        """
+        where = where or cls.__name__
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where} is {type(values).__name__}", fix="It must be an object with named fields")
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key in values:
+            if key not in fields:
+                raise ConfigError(f"{where}.{key} is not a known field", fix=f"Known are {', '.join(fields)}")
+        for name, field in fields.items():
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if required and name not in values:
+                raise ConfigError(f"{where}.{name} is missing", fix=f"Add the field {name}")
+        hints = get_type_hints(cls)
+        return cls(**{key: _typed(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the annotated type, or raise a ConfigError that names the field."""
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return hint.from_dict(value, where=where)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        kinds = get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) == len(value):
+            return tuple(_typed(value[i], kind, f"{where}[{i}]") for i, kind in enumerate(kinds))
+    elif get_origin(hint) is None and isinstance(value, bool) == (hint is bool):
+        if hint is float and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+        if isinstance(value, hint) and hint is not float:
+            return value
+    elif type(None) in get_args(hint):  # `X | None`
+        inner = next(kind for kind in get_args(hint) if kind is not type(None))
+        return None if value is None else _typed(value, inner, where)
+    expected = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}.get(
+        hint, "a list"
+    )
+    raise ConfigError(f"{where} is {value!r:.80}", fix=f"It must be {expected}")
+
+
+def _check(condition: bool, field: str, value: object, fix: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} is {value!r:.80}", fix=fix)
+
+
+@dataclass(frozen=True)
+class Grid(Settings):
+    """Energies relative to the host's band edge.
+
+    Heavy hosts end at 15 meV and diamond at 165: an absolute grid would resolve one and lose the other.
+    Bin i covers `i * width` to `(i + 1) * width`; 1.0 is the edge.
+
+    Attributes:
+        bins: Number of bins, L.
+        reach: Upper end in units of the edge; local modes of light dopants lie above 1.
+    """
+
+    bins: int = 256
+    reach: float = 2.56
+
+    def __post_init__(self) -> None:
+        if self.bins < 16:
+            raise ConfigError(f"grid.bins is {self.bins}", fix="Use at least 16 bins")
+        if not 1.0 < self.reach <= 10.0:
+            raise ConfigError(f"grid.reach is {self.reach}", fix="Use a value above 1 (the host's edge), up to 10")
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, in units of the edge."""
+        return self.reach / self.bins
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """(bins + 1,) bin edges, in units of the host's band edge."""
+        return np.linspace(0.0, self.reach, self.bins + 1, dtype=np.float64)
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """(bins,) bin centres, in units of the host's band edge."""
+        return np.asarray((np.arange(self.bins) + 0.5) * self.width, dtype=np.float64)
+
+
+MODEL_GRID = Grid(bins=256, reach=2.56)
+"""What networks see, by default: 0.01 of the edge."""
+
+STORAGE_GRID = Grid(bins=600, reach=3.0)
+"""What shards store: 0.005 of the edge (0.08 meV in a heavy host, 0.8 meV in diamond)."""
+
+
+@dataclass(frozen=True)
+class ModelSpec(Settings):
+    """What a network reads and answers; two networks with equal specs take the same batches.
+
+    Attributes:
+        grid: Energies of the spectra.
+        elements: The vocabulary, in order; only the package's own is known today, and is stored to notice a change.
+        kinds: Kinds of DOS (`defectnet.spectrum.KINDS`) that the network was trained on; others draw a warning.
+    """
+
+    grid: Grid = MODEL_GRID
+    elements: tuple[str, ...] = VOCABULARY
+    kinds: tuple[str, ...] = ("total",)
+
+    def __post_init__(self) -> None:
+        fix = "Use a checkpoint and a package of the same vocabulary: upgrade the older of the two"
+        different = sorted(set(self.elements) ^ set(VOCABULARY))[:5] or "the order differs"
+        _check(self.elements == VOCABULARY, "spec.elements: difference from this vocabulary", different, fix)
+        ok = bool(self.kinds) and len(set(self.kinds)) == len(self.kinds)
+        _check(ok, "spec.kinds", self.kinds, "Name one kind of DOS or more, each once")
+
+
+@dataclass(frozen=True)
+class DefectNetConfig(Settings):
+    """Size of `defectnet.models.defectnet.DefectNet`.
+
+    Attributes:
+        d_model: Width of the tokens, D.
+        heads: Attention heads; must divide `d_model`.
+        encoder_layers: Blocks over the tokens of spectra and composition.
+        decoder_layers: Blocks over the element queries.
+        patch: Energy bins per token; must divide the grid's bins.
+        mlp_ratio: Hidden width of a block's MLP over `d_model`.
+        dropout: Share of activations dropped in training.
+    """
+
+    d_model: int = 64
+    heads: int = 4
+    encoder_layers: int = 3
+    decoder_layers: int = 2
+    patch: int = 4
+    mlp_ratio: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("d_model", 8, 4096),
+            ("heads", 1, 64),
+            ("encoder_layers", 1, 64),
+            ("decoder_layers", 1, 64),
+            ("patch", 1, 64),
+            ("mlp_ratio", 1, 8),
+        ):
+            value = getattr(self, name)
+            _check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
+        _check(self.d_model % self.heads == 0, "net.heads", self.heads, f"It must divide d_model = {self.d_model}")
+        _check(self.d_model % 2 == 0, "net.d_model", self.d_model, "Use an even number")
+        _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
+
+
+@dataclass(frozen=True)
+class PaperConfig(Settings):
+    """Size of `defectnet.models.paper.PaperDefectNet`; the defaults are the published values.
+
+    Attributes:
+        bins: Bins of both histograms and length of the padded composition, from 0 to the host's edge.
+        channels: Width of the convolutions' output and of the attention; the convolutions grow to it by two
+            doublings.
+        heads: Attention heads; must divide `channels`.
+        hidden: Width of the MLP's two hidden layers.
+        kernel: Kernel of the convolutions; odd.
+    """
+
+    bins: int = 100
+    channels: int = 128
+    heads: int = 8
+    hidden: int = 256
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        elements = len(VOCABULARY)
+        _check(elements <= self.bins <= 4096, "net.bins", self.bins, f"Use {elements} (the vocabulary) to 4096")
+        _check(
+            4 <= self.channels <= 4096 and self.channels % 4 == 0, "net.channels", self.channels, "Use 4, 8, ... 4096"
+        )
+        _check(
+            1 <= self.heads <= 64 and self.channels % self.heads == 0,
+            "net.heads",
+            self.heads,
+            f"It must divide channels = {self.channels}",
+        )
+        _check(1 <= self.hidden <= 8192, "net.hidden", self.hidden, "Use a whole number from 1 to 8192")
+        _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
+
+
+@dataclass(frozen=True)
+class Interval(Settings):
+    """A conformal band: `c - (offset + slope c)` to `c + (offset + slope c)`, cut to 0 and 1.
+
+    Attributes:
+        coverage: Share of true concentrations that the band holds on calibration data, 0 to 1.
+        offset: Half-width at concentration 0, atomic fraction.
+        slope: Growth of the half-width with the concentration.
+    """
+
+    coverage: float
+    offset: float
+    slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(0.0 < self.coverage < 1.0, "interval.coverage", self.coverage, "Use a number between 0 and 1")
+        _check(0.0 <= self.offset <= 1.0, "interval.offset", self.offset, "Use a number from 0 to 1")
+        _check(0.0 <= self.slope <= 100.0, "interval.slope", self.slope, "Use a number from 0 to 100")
+
+
+@dataclass(frozen=True)
+class Calibration(Settings):
+    """Numbers fitted on validation crystals, which turn a network's raw answer into what a user sees.
+
+    `candidates` and `blind` are the two tracks: they have different base rates, hence their own numbers.
+
+    Attributes:
+        temperature_candidates: Identity logits are divided by it where candidates are given.
+        temperature_blind: The same where nothing is named.
+        threshold_candidates: Probability from which an element counts as present where candidates are given.
+        threshold_blind: The same where nothing is named.
+        interval: Band of the concentration; None where it was not fitted.
+    """
+
+    temperature_candidates: float = 1.0
+    temperature_blind: float = 1.0
+    threshold_candidates: float = 0.5
+    threshold_blind: float = 0.5
+    interval: Interval | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("temperature_candidates", "temperature_blind"):
+            value = getattr(self, name)
+            _check(0.01 <= value <= 100.0, f"calibration.{name}", value, "Use a number from 0.01 to 100")
+        for name in ("threshold_candidates", "threshold_blind"):
+            value = getattr(self, name)
+            _check(0.0 < value < 1.0, f"calibration.{name}", value, "Use a number between 0 and 1")

@@ -1,0 +1,334 @@
+"""A streaming data set over a folder of shards: each row once per epoch, over all ranks and workers.
+
+The order of an epoch is a function of (seed, epoch) alone. Shards are shuffled; their rows, in that order, form one
+line, which ranks and then workers cut into equal consecutive parts; each part is shuffled in blocks of `buffer_rows`.
+So at most one block and one row batch of the reader are in memory, a shard is read by more than one worker only where
+a cut falls into it, and an epoch can be entered at any batch without reading what came before its block.
+
+Every rank gets the same number of batches: nothing is dropped or repeated, sizes of batches differ instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from defectnet.batch import Batch, Targets
+from defectnet.config import MODEL_GRID, Grid
+from defectnet.data.candidates import Track, TrackSettings, question
+from defectnet.data.measurement import CLEAN, Measurement, measure, row_rng
+from defectnet.data.shards import DAMAGE, Sample, open_shard, read_shard
+from defectnet.data.splits import SPLITS, Split
+from defectnet.elements import INDEX, VOCABULARY, composition
+from defectnet.errors import ConfigError, DefectNetError, ShardError
+
+
+class Item(NamedTuple):
+    """A batch for training or evaluation.
+
+    Attributes:
+        batch: What the network sees.
+        targets: What is true.
+        rows: (B,) long, positions of the rows in their split (see `ShardIndex`).
+    """
+
+    batch: Batch
+    targets: Targets
+    rows: Tensor
+
+
+class Failure(NamedTuple):
+    """An error on its way out of a worker process, where DataLoader would bury it in a traceback."""
+
+    kind: type[DefectNetError]
+    what: str
+    why: str
+    fix: str
+
+    def error(self) -> DefectNetError:
+        """Return the error again."""
+        return self.kind(self.what, why=self.why, fix=self.fix)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the rows of one split lie.
+
+    Attributes:
+        paths: Shard files, sorted by name.
+        shard: (rows,) index into `paths`.
+        row: (rows,) row number within its shard, ascending within a shard.
+    """
+
+    paths: tuple[Path, ...]
+    shard: NDArray[np.int32]
+    row: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+def index_folder(folder: str | Path, split: Split) -> ShardIndex:
+    """Find the rows of a split, reading one short column of each shard.
+
+    Raises:
+        ShardError: The folder is missing, has no shards, no row of the split, or a shard is not whole.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
+    paths = tuple(sorted(folder.glob("shard-*.parquet")))
+    if not paths:
+        raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
+    shards, rows = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for number, path in enumerate(paths):
+        found = np.flatnonzero(_splits_of(path) == split).astype(np.int32)
+        rows.append(found)
+        shards.append(np.full(len(found), number, np.int32))
+    index = ShardIndex(paths, np.concatenate(shards), np.concatenate(rows))
+    if not len(index):
+        raise ShardError(f"data folder {folder} holds no row of the split {split!r}", fix="Simulate more hosts")
+    return index
+
+
+def _splits_of(path: Path) -> NDArray[np.str_]:
+    with open_shard(path) as file:
+        try:
+            values = file.read(columns=["split"]).column("split").to_pylist()
+        except DAMAGE as error:
+            raise ShardError(
+                f"shard {path} is damaged", why=str(error)[:160], fix="Simulate the shard again"
+            ) from error
+    unknown = sorted({str(value) for value in values} - set(SPLITS))
+    if unknown:
+        raise ShardError(f"shard {path} has the unknown split {unknown[0]!r}", fix=f"Known are {', '.join(SPLITS)}")
+    return np.array(values, dtype=np.str_)
+
+
+@dataclass(frozen=True)
+class View:
+    """How rows become network input.
+
+    Attributes:
+        grid: Common grid.
+        measurement: Forward model of the measurement.
+        track: Whether candidates are named.
+        tracks: How candidate sets are drawn.
+        seed: Set in training: the choices change with (seed, epoch). None in evaluation: they depend on the row alone.
+    """
+
+    grid: Grid = MODEL_GRID
+    measurement: Measurement = CLEAN
+    track: Track = "candidates"
+    tracks: TrackSettings = field(default_factory=TrackSettings)
+    seed: int | None = None
+
+    def collate(self, samples: Sequence[Sample], rows: Sequence[int], epoch: int) -> Item:
+        """Measure samples and stack them."""
+        keys: tuple[str | int, ...] = () if self.seed is None else (self.seed, epoch)
+        pairs = [measure(s, self.measurement, row_rng("measurement", s.row_id, *keys), grid=self.grid) for s in samples]
+        asked = [
+            question(s.host_elements, s.dopants, self.track, self.tracks, row_rng("candidates", s.row_id, *keys))
+            for s in samples
+        ]
+        batch = Batch(
+            host=torch.from_numpy(np.stack([pair.host for pair in pairs])),
+            doped=torch.from_numpy(np.stack([pair.doped for pair in pairs])),
+            edge_mev=torch.tensor([pair.edge_mev for pair in pairs], dtype=torch.float32),
+            composition=torch.from_numpy(np.stack([composition(s.formula) for s in samples]).astype(np.float32)),
+            candidates=torch.from_numpy(np.stack([mask for mask, _ in asked])),
+            candidates_given=torch.tensor([given for _, given in asked]),
+            kind=torch.tensor([pair.kind for pair in pairs]),
+        )
+        return Item(batch, targets_of(samples), torch.tensor(rows))
+
+
+def targets_of(samples: Sequence[Sample]) -> Targets:
+    """Return the true concentrations of samples."""
+    concentration = np.zeros((len(samples), len(VOCABULARY)), dtype=np.float32)
+    for out, sample in zip(concentration, samples, strict=True):
+        for symbol, value in sample.concentrations.items():
+            out[INDEX[symbol]] = value
+    return Targets(torch.from_numpy(concentration))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How rows are shared out and buffered.
+
+    Attributes:
+        batch_size: Largest batch.
+        shuffle: Whether the order changes with the epoch; otherwise rows come as they lie.
+        seed: Seed of the order.
+        buffer_rows: Rows that are shuffled among each other, and held in memory for it.
+        cache_rows: Decoded rows that each worker may keep between epochs (about 20 kB a row); 0 reads every time.
+        rank: This process among `ranks`.
+        ranks: Processes that train together.
+        workers: Loader processes of each rank; 0 and 1 share the rows out alike.
+    """
+
+    batch_size: int = 64
+    shuffle: bool = False
+    seed: int = 0
+    buffer_rows: int = 1024
+    cache_rows: int = 0
+    rank: int = 0
+    ranks: int = 1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.buffer_rows < 1 or self.cache_rows < 0 or self.workers < 0:
+            raise ConfigError(
+                f"data: batch_size {self.batch_size}, buffer_rows {self.buffer_rows}, cache_rows {self.cache_rows}, "
+                f"workers {self.workers}",
+                fix="Use at least 1 for the first two and no negative numbers",
+            )
+        if not 0 <= self.rank < self.ranks:
+            raise ConfigError(f"data: rank is {self.rank} of {self.ranks}", fix="Use 0 <= rank < ranks")
+
+
+class ShardDataset(IterableDataset[Item | Failure]):
+    """Batches of one split, to be read by `defectnet.data.module.ShardLoader`.
+
+    Args:
+        index: Rows of the split.
+        view: How rows become input.
+        stream: Sharing, order and buffering.
+
+    Raises:
+        ConfigError: There are too few rows for every rank to get the same number of batches.
+    """
+
+    def __init__(self, index: ShardIndex, view: View, stream: Stream) -> None:
+        super().__init__()
+        self.index, self.view, self.stream = index, view, stream
+        self._cache: dict[int, Sample] = {}
+        # Shared memory: workers that live on between epochs see it change. [epoch, first batch]
+        self._position = torch.zeros(2, dtype=torch.long)
+        self._position.share_memory_()  # type: ignore[no-untyped-call]
+        for rank in range(stream.ranks):
+            for worker in range(max(stream.workers, 1)):
+                first, last = self._cuts(rank, worker)
+                if last - first < self._batches_of(worker) and stream.ranks > 1:
+                    raise ConfigError(
+                        f"data: {len(index)} rows do not give {stream.ranks} ranks with {stream.workers} workers the "
+                        f"same number of batches of {stream.batch_size}",
+                        fix="Use fewer ranks or workers, or a larger batch_size",
+                    )
+
+    def __len__(self) -> int:
+        """Batches in an epoch on this rank, all workers together."""
+        return sum(self._batches_of(worker) for worker in range(max(self.stream.workers, 1)))
+
+    def enter(self, epoch: int, first_batch: int = 0) -> None:
+        """Say which epoch the next iteration gives, and from which batch of this rank on."""
+        self._position[0], self._position[1] = epoch, first_batch
+
+    def __iter__(self) -> Iterator[Item | Failure]:
+        info = get_worker_info()
+        if info is None:
+            yield from self._turn(0, 1)
+            return
+        try:
+            yield from self._turn(info.id, info.num_workers)
+        except DefectNetError as error:
+            yield Failure(type(error), error.what, error.why, error.fix)
+
+    def _turn(self, worker: int, workers: int) -> Iterator[Item]:
+        if workers != max(self.stream.workers, 1):
+            raise ConfigError(
+                f"data: the loader has {workers} workers, the data set was made for {self.stream.workers}",
+                fix="Give both the same number",
+            )
+        epoch, first = self._position.tolist()
+        # The loader asks its workers in turn, from 0: to go on at batch `first`, the numbers are rotated.
+        part = (worker + first) % workers
+        yield from self.batches(part, epoch, first_batch=-((part - first) // workers))
+
+    def batches(self, worker: int, epoch: int, first_batch: int = 0) -> Iterator[Item]:
+        """Yield the batches of one worker of this rank, from its `first_batch` on."""
+        count = self._batches_of(worker)
+        sizes = self._part_sizes(worker, count)
+        start = sum(sizes[:first_batch])
+        rows = self._rows(worker, epoch)
+        stream = self._samples(rows, start, epoch)
+        for size in sizes[first_batch:]:
+            numbers, samples = zip(*(next(stream) for _ in range(size)), strict=True)
+            yield self.view.collate(samples, numbers, epoch)
+
+    def _cuts(self, rank: int, worker: int) -> tuple[int, int]:
+        first, last = _share(0, len(self.index), rank, self.stream.ranks)
+        return _share(first, last, worker, max(self.stream.workers, 1))
+
+    def _batches_of(self, worker: int) -> int:
+        largest = max(last - first for first, last in (self._cuts(rank, worker) for rank in range(self.stream.ranks)))
+        return -(-largest // self.stream.batch_size)
+
+    def _part_sizes(self, worker: int, count: int) -> list[int]:
+        first, last = self._cuts(self.stream.rank, worker)
+        cuts = [_share(0, last - first, i, count) for i in range(count)]
+        return [end - begin for begin, end in cuts]
+
+    def _rows(self, worker: int, epoch: int) -> NDArray[np.int64]:
+        """Rows of the split that a worker gives out, in order of reading."""
+        first, last = self._cuts(self.stream.rank, worker)
+        if not self.stream.shuffle:
+            return np.arange(first, last)
+        order = row_rng("shards", self.stream.seed, epoch).permutation(len(self.index.paths))
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        return np.argsort(place[self.index.shard], kind="stable")[first:last]
+
+    def _samples(self, rows: NDArray[np.int64], start: int, epoch: int) -> Iterator[tuple[int, Sample]]:
+        """Yield (row, sample) from position `start` on, block by block."""
+        size = self.stream.buffer_rows if self.stream.shuffle else 64
+        for begin in range(start - start % size, len(rows), size):
+            block = rows[begin : begin + size]
+            order = np.arange(len(block))
+            if self.stream.shuffle:
+                order = row_rng("block", self.stream.seed, epoch, int(block[0])).permutation(len(block))
+            held = dict(self._read(block.tolist()))
+            for i in order[max(start - begin, 0) :].tolist():
+                yield int(block[i]), held.pop(int(block[i]))
+
+    def _read(self, rows: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+        """Decode rows of the split; those of one shard must stand together."""
+        wanted = []
+        for number in rows:
+            if number in self._cache:
+                yield number, self._cache[number]
+            else:
+                wanted.append((int(self.index.shard[number]), int(self.index.row[number]), number))
+        for shard, group in groupby(wanted, key=itemgetter(0)):
+            numbers = {row: number for _, row, number in group}
+            yield from self._read_from(self.index.paths[shard], numbers)
+
+    def _read_from(self, path: Path, numbers: dict[int, int]) -> Iterator[tuple[int, Sample]]:
+        left = len(numbers)
+        for row, sample in enumerate(read_shard(path)):
+            if row not in numbers:
+                continue
+            if len(self._cache) < self.stream.cache_rows:
+                self._cache[numbers[row]] = sample
+            yield numbers[row], sample
+            left -= 1
+            if not left:
+                return
+        raise ShardError(f"shard {path} has lost rows since it was indexed", fix="Start again, with the shards at rest")
+
+
+def _share(first: int, last: int, part: int, parts: int) -> tuple[int, int]:
+    """Cut a range into consecutive parts whose sizes differ by at most 1, larger ones first."""
+    size, rest = divmod(last - first, parts)
+    begin = first + part * size + min(part, rest)
+    return begin, begin + size + (part < rest)

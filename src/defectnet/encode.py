@@ -1,0 +1,142 @@
+"""From a pair of spectra and a formula to the tensors that networks see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from defectnet.batch import Batch
+from defectnet.config import Grid
+from defectnet.elements import VOCABULARY, composition, multi_hot, parse_formula
+from defectnet.errors import FormulaError, SpectrumError
+from defectnet.spectrum import EDGE_THRESHOLD, KINDS, Spectrum, band_edge_mev, relative_dos
+
+
+def encode_pair(
+    host: Spectrum, doped: Spectrum, formula: str, *, grid: Grid, candidates: Sequence[str] | None = None
+) -> Batch:
+    """Check a pair and put it on the common grid: energies relative to the host's band edge.
+
+    The two spectra need neither the same grid nor the same unit.
+
+    Args:
+        host: DOS of the pristine crystal.
+        doped: DOS of the doped sample, of the same kind.
+        formula: Formula of the host.
+        grid: Relative energies of the network.
+        candidates: Elements that may be dopants; None asks about every element that is not in the host.
+
+    Returns:
+        A batch of one.
+
+    Raises:
+        SpectrumError: The spectra do not belong together, or a grid ends too early.
+        FormulaError: The formula or a candidate cannot be used.
+    """
+    amounts = parse_formula(formula)
+    mask = candidate_mask(formula, candidates)
+    _check_pair(host, doped, tuple(amounts), formula)
+    edge = band_edge_mev(host.energy_mev, host.dos, source=_role("host", host))
+    _check_reach(host, doped, edge)
+    curves = [relative_dos(s.energy_mev, s.dos, edge, grid) for s in (host, doped)]
+    return Batch(
+        host=torch.from_numpy(curves[0])[None],
+        doped=torch.from_numpy(curves[1])[None],
+        edge_mev=torch.tensor([edge], dtype=torch.float32),
+        composition=torch.from_numpy(composition(formula).astype(np.float32))[None],
+        candidates=torch.from_numpy(mask)[None],
+        candidates_given=torch.tensor([candidates is not None]),
+        kind=torch.tensor([KINDS.index(host.kind)]),
+    )
+
+
+def candidate_mask(formula: str, candidates: Sequence[str] | None) -> NDArray[np.bool_]:
+    """Return the (E,) mask of elements in question.
+
+    An element of the host cannot be told from itself, so it is never a candidate.
+
+    Raises:
+        FormulaError: Candidates are empty, named twice, outside the vocabulary, or elements of the host.
+    """
+    hosts = list(parse_formula(formula))
+    if candidates is None:
+        return ~multi_hot(hosts)
+    if isinstance(candidates, str):
+        raise FormulaError(f"candidates is the text {candidates!r}", fix='Give a list such as ["Al", "In"]')
+    if not candidates:
+        raise FormulaError("candidates is empty", fix="Name one element at least, or leave it out to ask about all")
+    mask = multi_hot(candidates, field="candidates")
+    twice = sorted({symbol for symbol in candidates if list(candidates).count(symbol) > 1})
+    if twice:
+        raise FormulaError(f"candidates names {', '.join(twice)} more than once", fix="Name each element once")
+    inside = [symbol for symbol in candidates if symbol in hosts]
+    if inside:
+        raise FormulaError(
+            f"candidates: {', '.join(inside)} is part of the host {formula}",
+            fix="Name only elements that are not in the host",
+        )
+    return mask
+
+
+def _role(role: str, spectrum: Spectrum) -> str:
+    return f"{role} {spectrum.source}".strip()
+
+
+def _check_pair(host: Spectrum, doped: Spectrum, elements: tuple[str, ...], formula: str) -> None:
+    names = f"{_role('host', host)} and {_role('doped', doped)}"
+    if host.kind != doped.kind:
+        raise SpectrumError(
+            f"{names} are different kinds of DOS",
+            why=f"{host.kind} and {doped.kind}",
+            fix="Give two spectra of one kind, or declare the kind where a file does not",
+        )
+    if host.element != doped.element and host.element and doped.element:
+        raise SpectrumError(
+            f"{names} are projected on different elements",
+            why=f"{host.element} and {doped.element}",
+            fix="Give both spectra projected on the same element",
+        )
+    element = host.element or doped.element
+    if element is not None and element not in elements:
+        raise SpectrumError(
+            f"{names} are projected on {element}, which is not in the host {formula}",
+            fix="Check the formula, or give spectra projected on an element of the host",
+        )
+
+
+def _check_reach(host: Spectrum, doped: Spectrum, edge_mev: float) -> None:
+    start, end = float(doped.energy_mev[0]), float(doped.energy_mev[-1])
+    name = _role("doped", doped)
+    tail = min(float(doped.dos[-1]), float(doped.dos[-3:].mean())) / float(doped.dos.max())
+    if end < 0.95 * edge_mev or tail >= EDGE_THRESHOLD:  # a grid may end right at the edge, which smoothing shifts
+        raise SpectrumError(
+            f"{name}: the grid ends below the band edge",
+            why=f"it ends at {end:.4g} meV with {tail:.0%} of the maximum, the host's edge is at {edge_mev:.4g} meV",
+            fix="Give the doped spectrum until it has fallen to zero; light dopants vibrate above the host's edge",
+        )
+    for role, begin in ((_role("host", host), float(host.energy_mev[0])), (name, start)):
+        if begin > 0.5 * edge_mev:
+            raise SpectrumError(
+                f"{role}: the grid starts at {begin:.4g} meV, above half of the host's edge",
+                why=f"the edge is at {edge_mev:.4g} meV",
+                fix="Give the DOS from low energies on; check the units of both spectra",
+            )
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Stack batches into one, in order.
+
+    Raises:
+        SpectrumError: There is nothing to stack.
+    """
+    if not batches:
+        raise SpectrumError("there are no pairs", fix="Give one pair of spectra at least")
+    return Batch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+
+
+def symbols(mask: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Return the elements that a (E,) mask selects, in the order of the vocabulary."""
+    return tuple(symbol for symbol, chosen in zip(VOCABULARY, mask, strict=True) if chosen)

@@ -1,0 +1,181 @@
+"""From the state of a training run to a checkpoint that can be published: ``defectnet export``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from defectnet.batch import Batch
+from defectnet.config import Calibration
+from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.dataset import ShardIndex
+from defectnet.data.module import LoaderSettings, SpectraDataModule
+from defectnet.data.shards import Sample, read_shard
+from defectnet.elements import VOCABULARY
+from defectnet.encode import stack
+from defectnet.errors import CheckpointError
+from defectnet.files import file_sha256
+from defectnet.hub import save
+from defectnet.models.base import DefectModel
+from defectnet.models.registry import architecture
+from defectnet.tasks.defect import CHECKPOINT_KEY
+from defectnet.tasks.metrics import Answers, answer
+from defectnet.uncertainty.calibration import best_threshold, fit_interval, fit_temperature
+
+CONDITIONS = ("clean", "lab")
+"""Measurements that calibration uses, in equal parts: a user's spectrum may be like either."""
+
+_PREFIX = "model."
+_GOLDEN_ROWS = 4
+
+
+def export(
+    checkpoint: str | Path, folder: str | Path, data: str | Path, *, card: str | None = None, coverage: float = 0.9
+) -> Path:
+    """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
+
+    Args:
+        checkpoint: The .ckpt of a training run.
+        folder: Folder to write, for instance ``checkpoints/defectnet-small``.
+        data: Folder of shards that the network was trained on.
+        card: Text of README.md; by default a short one that says how it was made.
+        coverage: Nominal coverage of the concentration's intervals.
+
+    Returns:
+        The folder; it has been read back and gives the same outputs.
+
+    Raises:
+        CheckpointError: The .ckpt is not whole, or not of this package.
+        ShardError: The data cannot be used.
+    """
+    model = read_run(checkpoint)
+    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=LoaderSettings(cache_rows=100_000))
+    # The published network cannot be asked without candidates: they are its query.
+    tracks = TRACKS if model.loss != "paper" else TRACKS[:1]
+    calibration = calibrate(model, module, tracks, coverage)
+    golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
+    training = training_record(module, Path(checkpoint))
+    text = card or _card(Path(folder).name, model, training)
+    return save(model, folder, golden=golden, card=text, training=training, calibration=calibration)
+
+
+def read_run(checkpoint: str | Path) -> DefectModel:
+    """Read the network of a .ckpt, without running anything that is in it.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds other objects than tensors and plain values, or is not
+            a run of this package.
+    """
+    path = Path(checkpoint)
+    fix = "Give the .ckpt of a `defectnet fit` run"
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist", fix=fix)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        why = str(error).partition("\n")[0][:160]
+        raise CheckpointError(f"{path} is damaged, or no run", why=why, fix=fix) from error
+    config = state.get(CHECKPOINT_KEY) if isinstance(state, dict) else None
+    if not isinstance(config, dict) or not {"architecture", "spec", "net"} <= set(config) or "state_dict" not in state:
+        raise CheckpointError(f"{path} is no training run of defectnet", fix=fix)
+    model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
+    weights = {k.removeprefix(_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(_PREFIX)}
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights do not fit the network", why=str(error)[:160], fix=fix) from error
+    return model.eval()
+
+
+def calibrate(
+    model: DefectModel, module: SpectraDataModule, tracks: Sequence[Track] = TRACKS, coverage: float = 0.9
+) -> Calibration:
+    """Fit temperature and threshold of each track, and the interval, on the validation split under `CONDITIONS`.
+
+    Args:
+        model: Trained network.
+        module: Its data.
+        tracks: Tracks to fit; the others keep neutral numbers.
+        coverage: Nominal coverage of the interval.
+    """
+    numbers: dict[str, Any] = {}
+    amounts: list[tuple[np.ndarray, np.ndarray]] = []
+    for track in tracks:
+        found = [answer(model.predict_batch, module.evaluation("val", track, name)) for name in CONDITIONS]
+        logits = torch.cat([a.output.identity_logits[a.batch.candidates] for a in found])
+        present = torch.cat([a.targets.present[a.batch.candidates] for a in found])
+        temperature = fit_temperature(logits, present)
+        numbers[f"temperature_{track}"] = temperature
+        numbers[f"threshold_{track}"] = best_threshold(torch.sigmoid(logits / temperature), present)
+        amounts += [_amounts(a) for a in found]
+    predicted, true = (np.concatenate(parts) for parts in zip(*amounts, strict=True))
+    return Calibration(**numbers, interval=fit_interval(predicted, true, coverage))
+
+
+def _amounts(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted and true concentrations of the dopants that are there."""
+    present = answers.targets.present
+    pair = answers.output.concentration[present], answers.targets.concentration[present]
+    return pair[0].double().numpy(), pair[1].double().numpy()
+
+
+def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its training: data and their hash, and what hosts were seen."""
+    index = module.index("train")
+    edges: list[float] = []
+    hosts: set[str] = set()
+    elements: set[str] = set()
+    for sample in _rows(index):
+        edges.append(sample.edge_mev)
+        hosts.add(sample.host_id)
+        elements.update(sample.host_elements)
+    digest = hashlib.sha256("".join(file_sha256(path) for path in index.paths).encode()).hexdigest()
+    return {
+        "data_sha256": digest,
+        "train_rows": len(index),
+        "train_hosts": len(hosts),
+        "val_rows": len(module.index("val")),
+        "edge_mev": [min(edges), max(edges)],
+        "host_elements": [symbol for symbol in VOCABULARY if symbol in elements],
+        "run_sha256": file_sha256(checkpoint),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "calibration_conditions": list(CONDITIONS),
+    }
+
+
+def _rows(index: ShardIndex) -> Iterator[Sample]:
+    for number, path in enumerate(index.paths):
+        wanted = set(index.row[index.shard == number].tolist())
+        yield from (sample for row, sample in enumerate(read_shard(path)) if row in wanted)
+
+
+def _first_rows(module: SpectraDataModule, track: Track, condition: str) -> Batch:
+    batch = next(iter(module.evaluation("val", track, condition))).batch
+    return Batch(*(field[:_GOLDEN_ROWS] for field in batch))
+
+
+def _card(name: str, model: DefectModel, training: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"A {type(model).__name__} trained on {training['train_rows']} simulated pairs of "
+            f"{training['train_hosts']} crystals, calibrated on {training['val_rows']} pairs of other crystals under "
+            f"the conditions {' and '.join(CONDITIONS)}.",
+            "",
+            "Not evaluated yet: run `python -m defectnet.benchmark.pilot` and state its numbers here.",
+            "",
+            "```json",
+            json.dumps(model.config["net"], indent=2),
+            "```",
+        ]
+    )

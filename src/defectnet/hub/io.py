@@ -1,0 +1,283 @@
+"""Read and write checkpoint folders: config.json, model.safetensors, golden.safetensors, README.md.
+
+Reading is strict: every tensor and every field is known and has its shape and type, the weights have the hash that
+the config states, and no pickle is ever opened. No class named in a file is imported; names are looked up in
+`defectnet.models.registry`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from defectnet.batch import Batch, Output
+from defectnet.config import Calibration
+from defectnet.elements import INDEX
+from defectnet.errors import CheckpointError, ConfigError
+from defectnet.files import file_sha256
+from defectnet.models.base import DefectModel
+from defectnet.models.registry import architecture
+
+SCHEMA_VERSION: Final = 1
+CONFIG, WEIGHTS, GOLDEN, CARD = "config.json", "model.safetensors", "golden.safetensors", "README.md"
+
+_KEYS: Final = {
+    "schema_version": int,
+    "architecture": str,
+    "spec": dict,
+    "net": dict,
+    "weights_sha256": str,
+    "calibration": dict | None,
+    "training": dict,
+    "defectnet_version": str,
+}
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TOLERANCE: Final = 1e-5
+_AGAIN: Final = "Copy or download the checkpoint again"
+
+
+def load(folder: str | os.PathLike[str]) -> DefectModel:
+    """Load a network from a folder, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: Anything is missing, damaged, unknown, or of another shape than the config says.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    path = folder / CONFIG
+    try:
+        cls = architecture(config["architecture"])
+        model = cls.from_config(config["spec"], config["net"])
+        calibration = config["calibration"]
+        if calibration is not None:
+            model.calibration = Calibration.from_dict(calibration, where="calibration")
+        _check_training(config["training"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+    model.training_info = config["training"]
+    model.load_state_dict(_read_weights(folder / WEIGHTS, config["weights_sha256"], model), strict=True)
+    model.name = folder.resolve().name
+    return model.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json and check its own fields; what lies inside `spec` and `net` is checked where it is used."""
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise CheckpointError(f"folder {folder} does not exist", fix="Check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {CONFIG}", fix="Give the folder of a checkpoint, as `save` wrote it")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except ValueError as error:  # JSON and text encoding alike
+        raise CheckpointError(f"{path} is not valid JSON", why=str(error)[:160], fix=_AGAIN) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object", fix=_AGAIN)
+    schema = config.get("schema_version")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise CheckpointError(f"{path}: schema_version is {schema!r}", fix="Give a checkpoint that defectnet wrote")
+    if schema > SCHEMA_VERSION:
+        writer = str(config.get("defectnet_version", "a newer version"))[:20]
+        raise CheckpointError(
+            f"{path} has schema version {schema}, this defectnet reads up to {SCHEMA_VERSION}",
+            fix=f"Upgrade: pip install 'defectnet>={writer}'",
+        )
+    for key in [*config, *_KEYS]:
+        if key not in _KEYS or key not in config:
+            state = "is missing" if key in _KEYS else "is not a known field"
+            raise CheckpointError(f"{path}: {key} {state}", fix=f"Fields are {', '.join(_KEYS)}. {_AGAIN}")
+        if not isinstance(config[key], _KEYS[key]):
+            raise CheckpointError(f"{path}: {key} is a {type(config[key]).__name__}", fix=_AGAIN)
+    return config
+
+
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _read_weights(path: Path, sha256: str, model: DefectModel) -> dict[str, Tensor]:
+    """Read the weights; names, shapes and types must be those of `model`."""
+    if not path.is_file():
+        pickles = sorted(file.name for file in path.parent.iterdir() if file.suffix in _PICKLES)
+        fix = "Pickle files are never read; convert it with safetensors" if pickles else _AGAIN
+        raise CheckpointError(f"{path} is missing", why=f"found {', '.join(pickles)}" if pickles else "", fix=fix)
+    if file_sha256(path) != sha256:
+        why = f"sha256 is not {sha256[:12]}..., as {CONFIG} states"
+        raise CheckpointError(f"{path} is truncated, changed, or of another checkpoint", why=why, fix=_AGAIN)
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no safetensors file", why=str(error)[:160], fix=_AGAIN) from error
+    wanted = model.state_dict()
+    for name in [*wanted, *found]:
+        if name not in found or name not in wanted:
+            state = "is missing" if name in wanted else "is not part of the network"
+            raise CheckpointError(f"{path}: tensor {name} {state}", fix=_AGAIN)
+        if found[name].shape != wanted[name].shape or found[name].dtype != wanted[name].dtype:
+            why = f"{_form(found[name])}, the config asks for {_form(wanted[name])}"
+            raise CheckpointError(f"{path}: tensor {name} has another shape or type", why=why, fix=_AGAIN)
+        if not torch.isfinite(found[name]).all():
+            raise CheckpointError(
+                f"{path}: tensor {name} holds NaN or infinity", fix="Export an earlier training state"
+            )
+    return found
+
+
+def _form(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+
+
+def _check_training(training: dict[str, Any]) -> None:
+    """Check the two fields of `training` that `predict` uses; the rest is a record."""
+    edges = training.get("edge_mev", [0.0, 1.0])
+    numbers = isinstance(edges, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in edges)
+    if not numbers or len(edges) != 2 or not 0.0 <= edges[0] < edges[1]:
+        raise ConfigError(f"training.edge_mev is {edges!r:.80}", fix="Give the lowest and the highest edge, in meV")
+    hosts = training.get("host_elements", [])
+    if not isinstance(hosts, list | tuple) or any(not isinstance(x, str) or x not in INDEX for x in hosts):
+        raise ConfigError(f"training.host_elements is {hosts!r:.80}", fix="Give a list of symbols of the vocabulary")
+
+
+def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
+    """Read a checkpoint's sample inputs and the outputs that it gave when it was saved.
+
+    Raises:
+        CheckpointError: The file is missing or not whole.
+    """
+    path = Path(folder) / GOLDEN
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is missing or not whole", why=str(error)[:160], fix=_AGAIN) from error
+    wanted = [f"input.{name}" for name in Batch._fields] + [f"output.{name}" for name in Output._fields]
+    if set(found) != set(wanted):
+        odd = ", ".join(sorted(set(found) ^ set(wanted)))
+        raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
+    batch = Batch(*(found[f"input.{name}"] for name in Batch._fields))
+    return batch, Output(*(found[f"output.{name}"] for name in Output._fields))
+
+
+def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> None:
+    """Check that a checkpoint reproduces its golden outputs on this machine.
+
+    Args:
+        folder: The checkpoint.
+        model: The network, if it is loaded already.
+
+    Raises:
+        CheckpointError: It does not load, or an output differs.
+    """
+    model = model or load(folder)
+    batch, wanted = read_golden(folder)
+    found = model.predict_batch(batch)
+    for name in Output._fields:
+        old, new = getattr(wanted, name), getattr(found, name)
+        if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE):
+            why = f"by up to {(old - new).abs().max():.2g}" if old.shape == new.shape else f"{_form(old)}, {_form(new)}"
+            fix = f"{_AGAIN}; if that does not help, report it with the versions of defectnet and torch"
+            raise CheckpointError(f"{Path(folder) / GOLDEN}: {name} is not reproduced", why=why, fix=fix)
+
+
+def save(
+    model: DefectModel,
+    folder: str | os.PathLike[str],
+    *,
+    golden: Batch,
+    card: str,
+    training: dict[str, Any],
+    calibration: dict[str, Any] | Calibration | None = None,
+) -> Path:
+    """Write a checkpoint, load it back, and compare outputs; only then does it take its place.
+
+    Everything is written to a temporary folder beside the target, which is then renamed. An older checkpoint of the
+    same name is replaced as a whole.
+
+    Args:
+        model: The trained network.
+        folder: Where to write; its name is the checkpoint's name.
+        golden: Sample inputs, a few rows, to be stored with the outputs.
+        card: Text of README.md: intended use, data, metrics, where it fails.
+        training: Record of data, recipe and versions, JSON-able; `edge_mev` and `host_elements` draw warnings.
+        calibration: Fields of `defectnet.config.Calibration`; None if not calibrated.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The folder holds something else, or what was written does not reproduce the outputs.
+        ConfigError: A setting has a value that it cannot have.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is no checkpoint", fix="Give a new folder")
+    if not card.strip():
+        raise ConfigError("card is empty", fix="Say what the checkpoint is for, what it was trained on, how good it is")
+    if not len(golden.host):
+        raise ConfigError("golden has no rows", fix="Give one sample at least")
+    settings = calibration if isinstance(calibration, dict | None) else calibration.to_dict()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        _write(temporary, model, golden, card, training, settings)
+        verify(temporary)
+        _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write(
+    folder: Path,
+    model: DefectModel,
+    golden: Batch,
+    card: str,
+    training: dict[str, Any],
+    calibration: dict[str, Any] | None,
+) -> None:
+    """Write the four files."""
+    # Cloned, because buffers may share memory, which safetensors refuses.
+    weights = {name: x.detach().cpu().clone().contiguous() for name, x in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    output = model.predict_batch(golden)
+    tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
+    save_file(tensors | {f"output.{name}": x.contiguous() for name, x in output._asdict().items()}, folder / GOLDEN)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "defectnet_version": version("defectnet"),
+        **model.config,
+        "weights_sha256": file_sha256(folder / WEIGHTS),
+        "calibration": calibration,
+        "training": training,
+    }
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        fix = "Use only numbers, texts, lists and dictionaries"
+        raise ConfigError("training or calibration cannot be written as JSON", why=str(error)[:160], fix=fix) from error
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card.rstrip() + "\n", encoding="utf-8")
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; on failure the old one is put back."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,6 @@
+"""Readers and writers of spectra: one file per format family, chosen by what a file contains."""
+
+from defectnet.io.read import read_spectrum
+from defectnet.io.write import write_spectrum
+
+__all__ = ["read_spectrum", "write_spectrum"]

@@ -1,0 +1,81 @@
+"""What every reader returns: the numbers of a file, and what the file itself declares about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectnet.errors import SpectrumError
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Numbers of a file before any check that they are a DOS.
+
+    Attributes:
+        energy: (n,) energies.
+        dos: (n,) DOS.
+        unit: Energy unit that the file or its format declares; None if neither does.
+        kind: Kind of DOS that the file or its format declares; None if neither does.
+        element: Element that the DOS is projected on, where the file says so.
+        error: (n,) standard deviation of the DOS, where the file has it.
+    """
+
+    energy: FloatArray
+    dos: FloatArray
+    unit: str | None
+    kind: str | None = None
+    element: str | None = None
+    error: FloatArray | None = None
+
+
+def numbers(values: Any, what: str) -> FloatArray:
+    """Return a JSON list as a float array.
+
+    Args:
+        values: What the JSON holds.
+        what: File and field, for the error.
+
+    Raises:
+        SpectrumError: It is no list of numbers.
+    """
+    fix = "Write the file again with the program that made it"
+    if not isinstance(values, list) or not values:
+        raise SpectrumError(f"{what} is missing or empty", fix=fix)
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpectrumError(f"{what} does not hold plain numbers", why=str(error), fix=fix) from error
+
+
+def select_elements(
+    lines: FloatArray, elements: list[str], element: str | None, source: str
+) -> tuple[FloatArray, str | None]:
+    """Sum the DOS of all atoms, or of one element's atoms.
+
+    Args:
+        lines: (atoms, n) DOS of each atom or species.
+        elements: Element of each line.
+        element: Element to select; None sums all.
+        source: File name, for the error.
+
+    Returns:
+        (n,) DOS, and the element that it is projected on.
+
+    Raises:
+        SpectrumError: The element is not in the file.
+    """
+    if element is None:
+        return np.asarray(lines.sum(axis=0)), None
+    chosen = np.array([symbol == element for symbol in elements])
+    if not chosen.any():
+        raise SpectrumError(
+            f"{source} has no DOS projected on {element}",
+            fix=f"Choose one of {', '.join(dict.fromkeys(elements))}, or none for the total",
+        )
+    return np.asarray(lines[chosen].sum(axis=0)), element

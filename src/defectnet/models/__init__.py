@@ -1,0 +1,1 @@
+"""Networks: one interface (`base`), one file each, one literal table (`registry`)."""

@@ -1,0 +1,139 @@
+"""DefectNet: tokens of a pair of spectra and of the host, read by one query per element.
+
+An independent network; it shares the name and the task with Cheng et al., arXiv 2506.00725, but not the design.
+Their published network is `defectnet.models.paper.PaperDefectNet`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from defectnet.batch import Batch, Output
+from defectnet.config import DefectNetConfig, ModelSpec
+from defectnet.elements import properties
+from defectnet.errors import ConfigError
+from defectnet.models.base import ABSENT_LOGIT, DefectModel
+from defectnet.nn.attention import DecoderBlock, EncoderBlock
+from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
+from defectnet.nn.heads import ConcentrationHead, IdentityHead
+from defectnet.spectrum import KINDS
+
+_FLOOR: Final = 1e-2  # added to both spectra before the ratio: 1 % of the mean level, about a measurement's noise
+_CHANNELS: Final = 5
+_GLOBAL_FEATURES: Final = 18
+
+
+def contrast(host: Tensor, doped: Tensor, width: float) -> Tensor:
+    """Make the input channels from a pair of unit-area spectra.
+
+    Args:
+        host: (B, L) DOS of the host per relative energy; its mean inside the band is about 1.
+        doped: (B, L) DOS of the doped sample.
+        width: Width of a bin.
+
+    Returns:
+        (B, 5, L): host, doped, difference, log10 ratio (which keeps local modes above the edge, where the host is
+        empty), and the cumulated difference (which shows small shifts and is robust to noise); each of order 1.
+    """
+    difference = doped - host
+    ratio = torch.log10((doped + _FLOOR) / (host + _FLOOR))
+    cumulated = difference.cumsum(dim=-1) * width
+    return torch.stack([host, doped, 4.0 * difference, ratio, 20.0 * cumulated], dim=1)
+
+
+def element_descriptors() -> Tensor:
+    """Return (E, 5) properties of the vocabulary, each with mean 0 and standard deviation 1.
+
+    Log mass, covalent radius, electronegativity, group, period.
+    """
+    columns = [
+        np.log(properties("mass_u")),
+        properties("covalent_radius_angstrom"),
+        properties("electronegativity"),
+        properties("group"),
+        properties("period"),
+    ]
+    table = np.stack(columns, axis=1)
+    return torch.as_tensor((table - table.mean(axis=0)) / table.std(axis=0), dtype=torch.float32)
+
+
+class DefectNet(DefectModel):
+    """Encoder over tokens, decoder over element queries, two heads.
+
+    Tokens: one per patch of the spectra, one per host element, one for the whole (band edge, kind of DOS, how many
+    candidates). Queries: one per element of the vocabulary; they read the tokens and then each other, where an
+    element that is no candidate is not read. With candidates given, what is not one cannot change the answer.
+
+    Args:
+        spec: What the network reads and answers.
+        net: Its size.
+    """
+
+    net: DefectNetConfig
+    config_type: ClassVar[type[DefectNetConfig]] = DefectNetConfig
+    loss: ClassVar[str] = "hurdle"
+
+    centres: Tensor
+
+    def __init__(self, spec: ModelSpec | None = None, net: DefectNetConfig | None = None) -> None:
+        super().__init__(spec, net)
+        net, grid = self.net, self.spec.grid
+        if grid.bins % net.patch:
+            raise ConfigError(f"net.patch is {net.patch}", fix=f"It must divide the grid's {grid.bins} bins")
+        width, descriptors = net.d_model, element_descriptors()
+        centres = torch.as_tensor(grid.centres.reshape(-1, net.patch).mean(axis=1), dtype=torch.float32)
+        self.register_buffer("centres", centres, persistent=False)  # (T,), a function of the spec
+        self.spectrum = SpectrumEmbedding(_CHANNELS, width, net.patch)
+        self.energy = EnergyEncoding(width)
+        self.host = HostEmbedding(descriptors, width)
+        self.edge = Fourier((_GLOBAL_FEATURES - 2) // 2, longest=16.0, shortest=0.2)
+        self.whole = nn.Linear(_GLOBAL_FEATURES, width)
+        self.kind = nn.Embedding(len(KINDS), width)
+        self.queries = ElementQueries(descriptors, width)
+        size = (width, net.heads, net.mlp_ratio, net.dropout)
+        self.encoder = nn.ModuleList(EncoderBlock(*size) for _ in range(net.encoder_layers))
+        self.encoded = nn.LayerNorm(width)
+        self.decoder = nn.ModuleList(DecoderBlock(*size) for _ in range(net.decoder_layers))
+        self.identity = IdentityHead(width)
+        self.concentration = ConcentrationHead(width)
+
+    def forward(self, batch: Batch) -> Output:
+        """Answer for every element of the vocabulary.
+
+        Args:
+            batch: Spectra (B, L), composition and candidates (B, E); see `defectnet.batch.Batch`.
+
+        Returns:
+            Logits (B, E) and concentrations (B, E) in (0, 0.5). Elements that are no candidates have
+            `ABSENT_LOGIT` and concentration 0; mask them before a loss takes a root or a logarithm.
+        """
+        tokens, readable = self._tokens(batch)  # (B, T, D), (B, T)
+        readable = readable[:, None, None, :]
+        for block in self.encoder:
+            tokens = block(tokens, readable)
+        tokens = self.encoded(tokens)
+        x = self.queries(batch.composition, batch.candidates_given)  # (B, E, D)
+        # A query may always read itself, so that a row without any candidate is not an empty softmax.
+        own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        candidates = (batch.candidates[:, None, :] | own).unsqueeze(1)  # (B, 1, E, E)
+        for block in self.decoder:
+            x = block(x, tokens, readable, candidates)
+        logits = self.identity(x).masked_fill(~batch.candidates, ABSENT_LOGIT)
+        return Output(logits, self.concentration(x).masked_fill(~batch.candidates, 0.0))
+
+    def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return tokens (B, T, D) of spectra, host and whole, and (B, T) bool: false where a host slot is empty."""
+        channels = contrast(batch.host, batch.doped, self.spec.grid.width)
+        spectrum = self.spectrum(channels) + self.energy(self.centres, batch.edge_mev)
+        host, filled = self.host(batch.composition)
+        given = batch.candidates_given.to(channels.dtype)
+        share = batch.candidates.sum(dim=-1).clamp_min(1).to(channels.dtype).log() / 4.0
+        features = torch.cat([self.edge(batch.edge_mev.log()), given[:, None], share[:, None]], dim=-1)
+        whole = (self.whole(features) + self.kind(batch.kind)).unsqueeze(1)
+        ones = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
+        readable = torch.cat([ones.expand(-1, spectrum.shape[1]), filled, ones], dim=1)
+        return torch.cat([spectrum, host, whole], dim=1), readable

@@ -1,0 +1,169 @@
+"""Embeddings: energies, spectra, elements in a host, and elements in question.
+
+Shape letters: B batch, L energy bins, T tokens, D width, E elements, C channels, P properties of an element.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Fourier(nn.Module):
+    """Sines and cosines of a number, at fixed wavelengths in geometric steps.
+
+    Args:
+        bands: Number of wavelengths.
+        longest: Longest wavelength, in the unit of the number.
+        shortest: Shortest wavelength.
+    """
+
+    omega: Tensor
+
+    def __init__(self, bands: int, longest: float, shortest: float) -> None:
+        super().__init__()
+        wavelengths = torch.logspace(math.log10(longest), math.log10(shortest), bands)
+        self.register_buffer("omega", 2.0 * math.pi / wavelengths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (..., 2 * bands)."""
+        phase = x.unsqueeze(-1) * self.omega
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class EnergyEncoding(nn.Module):
+    """Where a token lies: relative to the host's edge, and in absolute energy on a log scale.
+
+    The relative energy says which branch of the host a feature sits in; the absolute energy speaks of mass and
+    stiffness (a local mode of boron is near 65 to 80 meV in silicon and germanium alike).
+
+    Args:
+        width: D.
+        bands: Wavelengths of each of the two encodings.
+    """
+
+    def __init__(self, width: int, bands: int = 8) -> None:
+        super().__init__()
+        self.relative = Fourier(bands, longest=5.12, shortest=0.04)  # twice the reach, down to a token
+        self.logarithmic = Fourier(bands, longest=16.0, shortest=0.1)  # ln meV: five decades, down to 10 %
+        self.project = nn.Linear(4 * bands, width)
+
+    def forward(self, centres: Tensor, edge_mev: Tensor) -> Tensor:
+        """Encode the energies of the tokens.
+
+        Args:
+            centres: (T,) relative energies.
+            edge_mev: (B,) the hosts' band edges.
+
+        Returns:
+            (B, T, D).
+        """
+        absolute = self.logarithmic((edge_mev[:, None] * centres).log())  # (B, T, 2 bands)
+        relative = self.relative(centres).expand(len(edge_mev), -1, -1)
+        out: Tensor = self.project(torch.cat([relative, absolute], dim=-1))
+        return out
+
+
+class SpectrumEmbedding(nn.Module):
+    """Patches of a many-channel spectrum: a convolution at full resolution, then one token per patch.
+
+    Args:
+        channels: C.
+        width: D.
+        patch: Bins per token; divides L.
+        kernel: Width of the first convolution in bins; odd.
+    """
+
+    def __init__(self, channels: int, width: int, patch: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.smooth = nn.Conv1d(channels, width, kernel, padding=kernel // 2)
+        self.patch = nn.Conv1d(width, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, L) -> (B, T, D) with T = L / patch."""
+        out: Tensor = self.patch(nn.functional.gelu(self.smooth(x))).transpose(1, 2)
+        return out
+
+
+class HostEmbedding(nn.Module):
+    """One token per element of the host: who it is, what it is like, how much of it there is.
+
+    Args:
+        descriptors: (E, P) standardised properties of the elements.
+        width: D.
+        slots: Most host elements kept, the most abundant ones.
+    """
+
+    descriptors: Tensor
+
+    def __init__(self, descriptors: Tensor, width: int, slots: int = 6) -> None:
+        super().__init__()
+        self.slots = slots
+        self.register_buffer("descriptors", descriptors)
+        self.element = nn.Embedding(len(descriptors), width)
+        self.project = nn.Linear(descriptors.shape[1] + 2, width)
+        nn.init.normal_(self.element.weight, std=0.3)
+
+    def forward(self, composition: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the host's elements.
+
+        Args:
+            composition: (B, E) atomic fractions.
+
+        Returns:
+            Tokens (B, slots, D), and (B, slots) bool, true where a slot holds an element.
+        """
+        fraction, index = composition.topk(self.slots, dim=-1)
+        features = torch.cat([self.descriptors[index], fraction.unsqueeze(-1), fraction.sqrt().unsqueeze(-1)], dim=-1)
+        tokens: Tensor = self.element(index) + self.project(features)
+        return tokens, fraction > 0
+
+
+class ElementQueries(nn.Module):
+    """One query per element of the vocabulary: a learned vector, its properties, and its relation to the host.
+
+    A dopant shows by its mass and radius *relative to the atom that it replaces*, which is unknown. Two guesses
+    stand in: the average over the host, and the host element nearest in properties (softly chosen).
+
+    Args:
+        descriptors: (E, P) standardised properties of the elements.
+        width: D.
+    """
+
+    descriptors: Tensor
+
+    def __init__(self, descriptors: Tensor, width: int) -> None:
+        super().__init__()
+        size = descriptors.shape[1]
+        self.register_buffer("descriptors", descriptors)
+        self.element = nn.Embedding(len(descriptors), width)
+        self.relation = nn.Sequential(nn.Linear(3 * size + 2, width), nn.GELU(), nn.Linear(width, width))
+        self.flag = nn.Embedding(2, width)
+        nn.init.normal_(self.element.weight, std=0.3)
+        nn.init.normal_(self.flag.weight, std=0.3)
+
+    def forward(self, composition: Tensor, candidates_given: Tensor) -> Tensor:
+        """Build the queries.
+
+        Args:
+            composition: (B, E) atomic fractions of the host.
+            candidates_given: (B,) bool.
+
+        Returns:
+            (B, E, D).
+        """
+        own = self.descriptors.expand(len(composition), -1, -1)  # (B, E, P)
+        average = (composition @ self.descriptors).unsqueeze(1)  # (B, 1, P)
+        # Softmax over host elements of the likeness; an element outside the host has weight exactly 0.
+        likeness = -torch.cdist(self.descriptors, self.descriptors).square()  # (E, E)
+        scores = likeness + composition.clamp_min(1e-30).log().unsqueeze(1)  # (B, E, E)
+        weights = scores.masked_fill(~(composition > 0).unsqueeze(1), -torch.inf).softmax(-1)
+        replaced = weights @ self.descriptors  # (B, E, P)
+        site_fraction = weights @ composition.unsqueeze(-1)  # (B, E, 1)
+        own_fraction = composition.unsqueeze(-1)
+        features = torch.cat([own, own - average, own - replaced, site_fraction, own_fraction], dim=-1)
+        flag = self.flag(candidates_given.long()).unsqueeze(1)
+        out: Tensor = self.element.weight + self.relation(features) + flag
+        return out

@@ -1,0 +1,342 @@
+"""Exact Hessian and dynamical matrix of a NEP, without finite differences.
+
+With `E = sum_i U_i(A_i)` and `A_i = sum_j phi(r_ij)` the second derivative has two parts:
+
+- `J_i^T (d2U_i / dA dA) J_i`, where J_i holds dphi/dr of every neighbour, and minus their sum for the centre;
+- pair terms `sum_a (dU_i/dA_a) d2phi_a/dr dr`, one 3 x 3 block a pair, plus the repulsive pair potential.
+
+Both are batched matrix products over atoms. Every pair keeps its lattice shift, so a phase per pair turns the same
+sum into the dynamical matrix at any wave vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defectnet.simulate.harmonics import VOIGT
+from defectnet.simulate.neighbours import Crystal, Pairs
+from defectnet.simulate.nep import NEP, QUARTIC_WEIGHT, Sums, zbl
+
+CHUNK_BYTES = 256 * 2**20
+"""Upper bound of one temporary block of the product over atoms."""
+
+
+@dataclass(frozen=True)
+class ForceConstants:
+    """Factors from which the Hessian at any wave vector is put together; S additive sums.
+
+    Attributes:
+        atoms: N.
+        curvature: (N, S, S) second derivative of each atomic energy by its additive sums.
+        radial, angular: (P, 3, n) derivatives of the sums by the pair vectors, at the pairs of the two cut-offs.
+        pairs_radial, pairs_angular: Pairs of `radial` and of `angular`.
+        block: (P, 3, 3) pair terms, at `pairs`.
+        pairs: All pairs.
+    """
+
+    atoms: int
+    curvature: Tensor
+    radial: Tensor
+    angular: Tensor
+    pairs_radial: Pairs
+    pairs_angular: Pairs
+    block: Tensor
+    pairs: Pairs
+
+    def hessian(self) -> Tensor:
+        """Return the (3 N, 3 N) Hessian of the cell in eV/angstrom^2, atom index slow."""
+        return self._assemble(None)[0]
+
+    def at(self, q_points: NDArray[np.float64]) -> Tensor:
+        """Return the complex Hessian at wave vectors, (Q, 3 N, 3 N) in eV/angstrom^2.
+
+        Args:
+            q_points: (Q, 3) in units of the reciprocal lattice vectors. The phase is that of the lattice shift.
+        """
+        return self._assemble(torch.as_tensor(q_points, dtype=torch.float64, device=self.block.device))
+
+    def _assemble(self, q_points: Tensor | None) -> Tensor:
+        n = self.atoms
+        size, dtype = (1, torch.float64) if q_points is None else (len(q_points), torch.complex128)
+        out = torch.zeros(size, n * n, 3, 3, dtype=dtype, device=self.block.device)
+        self._add_pair_terms(out, q_points)
+        self._add_many_body(out, q_points)
+        return out.view(size, n, n, 3, 3).transpose(2, 3).reshape(size, 3 * n, 3 * n)
+
+    def _add_pair_terms(self, out: Tensor, q_points: Tensor | None) -> None:
+        i, j, n = self.pairs.centre, self.pairs.neighbour, self.atoms
+        block = self.block.to(out.dtype)
+        for k in range(len(out)):
+            forward = block
+            if q_points is not None:
+                forward = block * _phase(self.pairs.shift, q_points[k])[:, None, None]
+            out[k].index_add_(0, i * n + i, block).index_add_(0, j * n + j, block)
+            out[k].index_add_(0, i * n + j, -forward).index_add_(0, j * n + i, -forward.conj())
+
+    def _add_many_body(self, out: Tensor, q_points: Tensor | None) -> None:
+        """Add J^T H_A J, a chunk of centres at a time; the real product serves every wave vector."""
+        slots = _Slots.of(self.pairs, self.atoms, by_image=q_points is not None)
+        width = slots.width
+        step = max(1, min(self.atoms, CHUNK_BYTES // (out.element_size() * 9 * width**2)))
+        for first in range(0, self.atoms, step):
+            last = min(first + step, self.atoms)
+            jacobian = self._jacobian(first, last, slots)
+            local = (jacobian @ self.curvature[first:last]) @ jacobian.transpose(1, 2)
+            local = local.view(last - first, width, 3, width, 3).transpose(2, 3)  # (C, w, w, 3, 3)
+            used = slots.used[first:last, :, None] & slots.used[first:last, None, :]
+            everything = bool(used.all())
+            blocks = local.reshape(-1, 3, 3) if everything else local[used]
+            atom = slots.atom[first:last]
+            target = (atom[:, :, None] * self.atoms + atom[:, None, :])[used]
+            if q_points is None:
+                out[0].index_add_(0, target, blocks)
+                continue
+            for k, q in enumerate(q_points):
+                phase = _phase(slots.shift[first:last], q)
+                factor = (phase.conj()[:, :, None] * phase[:, None, :])[used]
+                out[k].index_add_(0, target, blocks * factor[:, None, None])
+
+    def _jacobian(self, first: int, last: int, slots: _Slots) -> Tensor:
+        """Return (last - first, 3 width, S): derivatives of the sums by the atoms in the slots of each centre."""
+        n_radial, width = self.radial.shape[2], slots.width
+        shape = ((last - first) * width, 3, self.curvature.shape[1])
+        out = torch.zeros(shape, dtype=torch.float64, device=self.block.device)
+        for pairs, values, target in (
+            (self.pairs_radial, self.radial, out[:, :, :n_radial]),
+            (self.pairs_angular, self.angular, out[:, :, n_radial:]),
+        ):
+            bounds = torch.tensor([first, last], device=pairs.centre.device)
+            low, high = torch.searchsorted(pairs.centre, bounds).tolist()
+            row = (pairs.centre[low:high] - first) * width
+            place = slots.place(pairs, low, high)
+            target.index_add_(0, row + place, values[low:high])
+            target.index_add_(0, row + slots.own[pairs.centre[low:high]], -values[low:high])
+        return out.view(last - first, 3 * width, -1)
+
+
+def _phase(shift: Tensor, q: Tensor) -> Tensor:
+    """Phase of integer lattice shifts (..., 3) at a wave vector (3,)."""
+    return torch.exp(2j * torch.pi * (shift.to(torch.float64) @ q))
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The atoms that each centre's sums depend on; w slots at most.
+
+    Without a wave vector the images of a neighbour share a slot, which makes the product smaller.
+
+    Attributes:
+        by_image: Whether images of a neighbour have slots of their own.
+        atom: (N, w) index of the atom; shift: (N, w, 3) its lattice shift; used: (N, w) whether the slot is.
+        own: (N,) slot of the centre itself.
+        keys: Sorted keys of the used slots; base: (N,) number of used slots before those of each centre.
+        reach: (3,) largest lattice shift, and spans: (5,) multipliers of centre, neighbour and shift in a key.
+    """
+
+    by_image: bool
+    atom: Tensor
+    shift: Tensor
+    used: Tensor
+    own: Tensor
+    keys: Tensor
+    base: Tensor
+    reach: Tensor
+    spans: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.atom.shape[1]
+
+    @classmethod
+    def of(cls, pairs: Pairs, atoms: int, *, by_image: bool) -> _Slots:
+        device = pairs.centre.device
+        shift = pairs.shift * by_image
+        reach = torch.cat([shift.abs(), shift.new_zeros(1, 3)]).amax(0)
+        span = 2 * reach + 1
+        images = span.prod()
+        spans = torch.stack([atoms * images, images, span[1] * span[2], span[2], torch.ones_like(images)])
+        centre = torch.arange(atoms, device=device)
+        own_keys = _keys(centre, centre, shift.new_zeros(atoms, 3), reach, spans)
+        keys = torch.unique(torch.cat([_keys(pairs.centre, pairs.neighbour, shift, reach, spans), own_keys]))
+        owner = keys // spans[0]
+        counts = torch.bincount(owner, minlength=atoms)
+        base = torch.cumsum(counts, 0) - counts
+        place = torch.arange(len(keys), device=device) - base[owner]
+        width = int(counts.max())
+        atom = shift.new_zeros(atoms, width)
+        atom[owner, place] = keys % spans[0] // spans[1]
+        shifts = shift.new_zeros(atoms, width, 3)
+        image = keys % spans[1]
+        shifts[owner, place] = (
+            torch.stack([image // spans[2], image % spans[2] // spans[3], image % spans[3]], 1) - reach
+        )
+        used = torch.zeros(atoms, width, dtype=torch.bool, device=device)
+        used[owner, place] = True
+        own = torch.searchsorted(keys, own_keys) - base
+        return cls(by_image, atom, shifts, used, own, keys, base, reach, spans)
+
+    def place(self, pairs: Pairs, low: int, high: int) -> Tensor:
+        """Return the slot of each pair's neighbour among those of its centre."""
+        centre, shift = pairs.centre[low:high], pairs.shift[low:high] * self.by_image
+        keys = _keys(centre, pairs.neighbour[low:high], shift, self.reach, self.spans)
+        return torch.searchsorted(self.keys, keys) - self.base[centre]
+
+
+def _keys(centre: Tensor, neighbour: Tensor, shift: Tensor, reach: Tensor, spans: Tensor) -> Tensor:
+    """Number (centre, neighbour, shift) so that the order of the numbers is that of the triples."""
+    return centre * spans[0] + neighbour * spans[1] + ((shift + reach) * spans[2:]).sum(1)
+
+
+def force_constants(model: NEP, crystal: Crystal) -> ForceConstants:
+    """Compute the factors of the Hessian of a crystal."""
+    types, pairs = model.types(crystal), model.pairs(crystal)
+    sums = model.sums(types, pairs)
+    _, by_descriptor, bend = model.atomic_energies(types, model.descriptors(sums))
+    f_radial, f_angular = model.sum_gradient(sums, by_descriptor)
+    atoms = len(types)
+    blocks = [
+        (sums.pairs_radial, _radial_second(sums, f_radial)),
+        (sums.pairs_angular, _angular_second(model, sums, f_angular)),
+    ]
+    if model.parameters.zbl_outer > 0:
+        close = pairs.within(model.parameters.zbl_outer)
+        blocks.append((close, _zbl_second(model, types, close)))
+    block = torch.zeros(len(pairs.centre), 3, 3, dtype=torch.float64, device=model.device)
+    for part, values in blocks:
+        block[pairs.distance < _cutoff_of(part, sums, model)] += values
+    return ForceConstants(
+        atoms=atoms,
+        curvature=_curvature(model, sums, types, by_descriptor, bend),
+        radial=_radial_first(sums),
+        angular=_angular_first(model, sums),
+        pairs_radial=sums.pairs_radial,
+        pairs_angular=sums.pairs_angular,
+        block=block,
+        pairs=pairs,
+    )
+
+
+def _cutoff_of(part: Pairs, sums: Sums, model: NEP) -> float:
+    p = model.parameters
+    if part is sums.pairs_radial:
+        return p.cutoff_radial
+    return p.cutoff_angular if part is sums.pairs_angular else p.zbl_outer
+
+
+def _curvature(model: NEP, sums: Sums, types: Tensor, by_descriptor: Tensor, bend: Tensor) -> Tensor:
+    """Second derivative of each atomic energy by its additive sums, (N, S, S)."""
+    w0 = model.w0[types]
+    second = (w0 * bend[:, :, None]).transpose(1, 2) @ w0  # (N, Q, Q)
+    jacobian = _descriptor_jacobian(model, sums)
+    out = jacobian.transpose(1, 2) @ (second @ jacobian)
+    n_r, n_a, h = model.n_radial, model.n_angular, model.n_harmonics
+    rest = by_descriptor[:, n_r:].reshape(len(by_descriptor), -1, n_a)
+    l_max = model.parameters.l_max
+    direct = torch.diag_embed(2.0 * rest[:, :l_max].transpose(1, 2) @ model.members.T)  # (N, n, H, H)
+    following = l_max
+    if model.parameters.with_4body:
+        cubic = 6.0 * torch.einsum("abc,inc->inab", model.cubic, sums.angular[:, :, 3:8])
+        direct[:, :, 3:8, 3:8] += rest[:, following, :, None, None] * cubic
+        following += 1
+    if model.parameters.with_5body:
+        dipole = sums.angular[:, :, :3]
+        square = (dipole**2).sum(2)[:, :, None, None]
+        eye = torch.eye(3, dtype=torch.float64, device=model.device)
+        quartic = QUARTIC_WEIGHT * (4.0 * square * eye + 8.0 * dipole[:, :, :, None] * dipole[:, :, None, :])
+        direct[:, :, :3, :3] += rest[:, following, :, None, None] * quartic
+    for n in range(n_a):
+        block = slice(n_r + n * h, n_r + (n + 1) * h)
+        out[:, block, block] += direct[:, n]
+    return out
+
+
+def _descriptor_jacobian(model: NEP, sums: Sums) -> Tensor:
+    """Derivative of the invariants by the additive sums, (N, Q, S)."""
+    n_r, n_a, h = model.n_radial, model.n_angular, model.n_harmonics
+    l_max = model.parameters.l_max
+    atoms = len(sums.radial)
+    invariants = l_max + model.parameters.with_4body + model.parameters.with_5body
+    rows = torch.zeros(atoms, invariants, n_a, h, dtype=torch.float64, device=model.device)
+    rows[:, :l_max] = 2.0 * (model.members.T[:, None] * sums.angular[:, None])
+    following = l_max
+    if model.parameters.with_4body:
+        quintet = sums.angular[:, :, 3:8]
+        rows[:, following, :, 3:8] = 3.0 * torch.einsum("abc,inb,inc->ina", model.cubic, quintet, quintet)
+        following += 1
+    if model.parameters.with_5body:
+        dipole = sums.angular[:, :, :3]
+        rows[:, following, :, :3] = 4.0 * QUARTIC_WEIGHT * (dipole**2).sum(2, keepdim=True) * dipole
+    angular = torch.diag_embed(rows.permute(0, 1, 3, 2)).permute(0, 1, 3, 4, 2)  # (N, invariant, n, n', H)
+    out = torch.zeros(atoms, n_r + invariants * n_a, n_r + n_a * h, dtype=torch.float64, device=model.device)
+    out[:, :n_r, :n_r] = torch.eye(n_r, dtype=torch.float64, device=model.device)
+    out[:, n_r:, n_r:] = angular.reshape(atoms, invariants * n_a, n_a * h)
+    return out
+
+
+def _radial_first(sums: Sums) -> Tensor:
+    pairs = sums.pairs_radial
+    return (pairs.vector / pairs.distance[:, None])[:, :, None] * sums.g_radial.first[:, None, :]
+
+
+def _angular_first(model: NEP, sums: Sums) -> Tensor:
+    """dphi/dr = (g' - l g / r) u Y + (g / r) grad Y, at unit vectors; (P, 3, n H)."""
+    pairs, g = sums.pairs_angular, sums.g_angular
+    unit = pairs.vector / pairs.distance[:, None]
+    value = g.value / pairs.distance[:, None]  # (P, n)
+    slope = g.first[:, :, None] - value[:, :, None] * model.degree  # (P, n, H)
+    along = unit[:, :, None, None] * (slope * sums.harmonics[:, None, :])[:, None]
+    across = (sums.monomials @ model.tables.gradient).view(-1, 3, 1, model.n_harmonics)
+    return (along + value[:, None, :, None] * across).flatten(2)
+
+
+def _radial_second(sums: Sums, f_radial: Tensor) -> Tensor:
+    pairs, g = sums.pairs_radial, sums.g_radial
+    weight = f_radial[pairs.centre]
+    return _pair_block(pairs, (weight * g.first).sum(1), (weight * g.second).sum(1))
+
+
+def _zbl_second(model: NEP, types: Tensor, pairs: Pairs) -> Tensor:
+    _, first, second = zbl(pairs, model.atomic_numbers(types), model.parameters)
+    return _pair_block(pairs, first, second)
+
+
+def _pair_block(pairs: Pairs, first: Tensor, second: Tensor) -> Tensor:
+    """Second derivative of a function of the distance by the pair vector, (P, 3, 3)."""
+    unit = pairs.vector / pairs.distance[:, None]
+    outer = unit[:, :, None] * unit[:, None, :]
+    eye = torch.eye(3, dtype=unit.dtype, device=unit.device)
+    across = (first / pairs.distance)[:, None, None]
+    return second[:, None, None] * outer + across * (eye - outer)
+
+
+def _angular_second(model: NEP, sums: Sums, f_angular: Tensor) -> Tensor:
+    """Second derivative of sum_a F_a phi_a by the pair vector, (P, 3, 3).
+
+    With phi = g(r) r^-l Y(r) and Y homogeneous of degree l, all parts are taken at the unit vector u:
+    (h'' u u + (h'/r)(1 - u u)) Y + (h'/r)(u grad Y + grad Y u) + (h / r^2) grad grad Y, h-parts times r^l.
+    """
+    pairs, g, degree = sums.pairs_angular, sums.g_angular, model.degree
+    r = pairs.distance[:, None]
+    weight = f_angular[pairs.centre]
+    value, slope, bend = (torch.einsum("pnh,pn->ph", weight, part) for part in (g.value, g.first, g.second))
+    h1 = slope / r - degree * value / r**2  # h' / r
+    h2 = bend - 2.0 * degree * slope / r + degree * (degree + 1.0) * value / r**2  # h''
+    unit = pairs.vector / r
+    outer = unit[:, :, None] * unit[:, None, :]
+    eye = torch.eye(3, dtype=torch.float64, device=model.device)
+    along, across = (h2 * sums.harmonics).sum(1), (h1 * sums.harmonics).sum(1)
+    gradient = (sums.monomials @ model.tables.gradient).view(-1, 3, model.n_harmonics)
+    mixed = unit[:, :, None] * (h1[:, None, :] * gradient).sum(2)[:, None, :]
+    second = (sums.monomials @ model.tables.second).view(-1, 6, model.n_harmonics)
+    curved = ((value / r**2)[:, None, :] * second).sum(2)
+    out = (along - across)[:, None, None] * outer + across[:, None, None] * eye + mixed + mixed.transpose(1, 2)
+    for k, (a, b) in enumerate(VOIGT):
+        out[:, a, b] += curved[:, k]
+        if a != b:
+            out[:, b, a] += curved[:, k]
+    return out

@@ -1,0 +1,292 @@
+"""Neuroevolution potential (NEP): energy, forces and stress, with every derivative in closed form.
+
+The energy of atom i is `U_i(A_i)`: a small network of invariants of *additive* sums `A_i = sum_j phi(r_ij)`
+(Fan et al., PRB 104, 104309 (2021); JCP 157, 114801 (2022)). `defectnet.simulate.hessian` builds on that.
+
+Letters: N atoms, P ordered pairs, n radial functions, H harmonics, S = n_radial + n_angular * H additive sums.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defectnet.errors import SimulationError
+from defectnet.simulate.harmonics import cubic_invariant, harmonic_tables
+from defectnet.simulate.neighbours import Crystal, Pairs, find_pairs
+from defectnet.simulate.nep_file import NEPParameters, read_nep
+
+QUARTIC_WEIGHT = 7.0 / 15.0
+"""Weight of the five-body invariant (sum_m A_1m^2)^2, from the coupling (1 1 1 1) of NEP."""
+
+
+@dataclass(frozen=True)
+class RadialFunctions:
+    """Radial functions at the pairs and their derivatives; each (P, n)."""
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True)
+class Sums:
+    """State of a crystal from which all derivatives follow.
+
+    Attributes:
+        radial: (N, n_r) and angular: (N, n_a, H) additive sums.
+        pairs_radial, pairs_angular: Pairs within the two cut-offs.
+        g_radial, g_angular: Radial functions at those pairs.
+        harmonics: (P, H) at the angular pairs; monomials: (P, C).
+    """
+
+    radial: Tensor
+    angular: Tensor
+    pairs_radial: Pairs
+    pairs_angular: Pairs
+    g_radial: RadialFunctions
+    g_angular: RadialFunctions
+    harmonics: Tensor
+    monomials: Tensor
+
+
+@dataclass(frozen=True)
+class EnergyForcesStress:
+    """What a potential says of a crystal.
+
+    Attributes:
+        energy: eV per cell.
+        forces: (N, 3) eV/angstrom.
+        stress: (3, 3) eV/angstrom^3; ASE's sign: negative under compression.
+    """
+
+    energy: float
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64]
+
+
+class NEP:
+    """A NEP potential, ready to evaluate.
+
+    Args:
+        parameters: From `read_nep`.
+        device: Where to compute; float64 everywhere.
+    """
+
+    def __init__(self, parameters: NEPParameters, device: torch.device | str = "cpu") -> None:
+        self.parameters = parameters
+        self.device = torch.device(device)
+        p = parameters
+        self.w0 = (p.w0 * p.scaler).to(self.device)
+        self.b0, self.w1, self.b1 = p.b0.to(self.device), p.w1.to(self.device), p.b1.to(self.device)
+        self.c_radial, self.c_angular = p.c_radial.to(self.device), p.c_angular.to(self.device)
+        self.tables = harmonic_tables(p.l_max).to(self.device)
+        self.degree = self.tables.degree
+        self.cubic = cubic_invariant().to(self.device)
+        self.n_radial, self.n_angular = p.c_radial.shape[2], p.c_angular.shape[2]
+        self.n_harmonics = len(self.degree)
+        # (H, l_max): which harmonics make up which three-body invariant
+        orders = torch.arange(1, p.l_max + 1, device=self.device)
+        self.members = (self.degree[:, None] == orders).to(torch.float64)
+        self._type = {z: t for t, z in enumerate(p.species)}
+
+    @classmethod
+    def from_file(cls, path: str | Path, device: torch.device | str = "cpu") -> NEP:
+        """Read a potential in GPUMD's text format."""
+        return cls(read_nep(path), device)
+
+    def types(self, crystal: Crystal) -> Tensor:
+        """Return (N,) species indices of the atoms.
+
+        Raises:
+            SimulationError: The potential does not know an element.
+        """
+        missing = sorted({int(z) for z in crystal.numbers} - set(self._type))
+        if missing:
+            raise SimulationError(
+                f"potential {self.parameters.name} does not know the element with Z = {missing[0]}",
+                fix="Leave such hosts out, or use another potential",
+            )
+        return torch.tensor([self._type[int(z)] for z in crystal.numbers], device=self.device)
+
+    def pairs(self, crystal: Crystal) -> Pairs:
+        """List the pairs within the larger cut-off."""
+        cutoff = max(self.parameters.cutoff_radial, self.parameters.cutoff_angular, self.parameters.zbl_outer)
+        return find_pairs(crystal, cutoff, self.device)
+
+    # -- additive sums -----------------------------------------------------------------------------------------
+
+    def sums(self, types: Tensor, pairs: Pairs) -> Sums:
+        """Compute the additive sums of all atoms."""
+        p = self.parameters
+        atoms = len(types)
+        radial, angular = pairs.within(p.cutoff_radial), pairs.within(p.cutoff_angular)
+        g_r = _radial_functions(radial, types, self.c_radial, p.cutoff_radial)
+        g_a = _radial_functions(angular, types, self.c_angular, p.cutoff_angular)
+        monomials = self.tables.monomials(angular.vector / angular.distance[:, None])
+        harmonics = monomials @ self.tables.value
+        products = (g_a.value[:, :, None] * harmonics[:, None, :]).flatten(1)
+        sum_r = _zeros(self, atoms, self.n_radial).index_add_(0, radial.centre, g_r.value)
+        sum_a = _zeros(self, atoms, self.n_angular * self.n_harmonics).index_add_(0, angular.centre, products)
+        return Sums(
+            radial=sum_r,
+            angular=sum_a.view(atoms, self.n_angular, self.n_harmonics),
+            pairs_radial=radial,
+            pairs_angular=angular,
+            g_radial=g_r,
+            g_angular=g_a,
+            harmonics=harmonics,
+            monomials=monomials,
+        )
+
+    def descriptors(self, sums: Sums) -> Tensor:
+        """Return the (N, Q) invariants that enter the networks, unscaled, in the order of the file format."""
+        squares = sums.angular**2 @ self.members  # (N, n, l_max)
+        blocks = [sums.radial, squares.transpose(1, 2).flatten(1)]
+        if self.parameters.with_4body:
+            quintet = sums.angular[:, :, 3:8]
+            blocks.append(torch.einsum("abc,ina,inb,inc->in", self.cubic, quintet, quintet, quintet))
+        if self.parameters.with_5body:
+            blocks.append(QUARTIC_WEIGHT * squares[:, :, 0] ** 2)
+        return torch.cat(blocks, dim=1)
+
+    def atomic_energies(self, types: Tensor, descriptors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the networks.
+
+        Returns:
+            (N,) energies in eV; (N, Q) derivative by the descriptors; (N, neurons) second derivative of the energy
+            by each neuron's argument, from which the (Q, Q) second derivatives follow.
+        """
+        w0 = self.w0[types]
+        hidden = torch.tanh(torch.einsum("imq,iq->im", w0, descriptors) - self.b0[types])
+        slope = self.w1[types] * (1.0 - hidden**2)
+        energy = (self.w1[types] * hidden).sum(1) - self.b1
+        return energy, torch.einsum("im,imq->iq", slope, w0), -2.0 * hidden * slope
+
+    def sum_gradient(self, sums: Sums, by_descriptor: Tensor) -> tuple[Tensor, Tensor]:
+        """Chain dU/dq to the additive sums: (N, n_r) and (N, n_a, H)."""
+        n_r, n_a = self.n_radial, self.n_angular
+        radial = by_descriptor[:, :n_r]
+        rest = by_descriptor[:, n_r:].reshape(len(by_descriptor), -1, n_a)
+        l_max = self.parameters.l_max
+        by_square = rest[:, :l_max].transpose(1, 2)  # (N, n, l_max)
+        following = l_max
+        gradient = torch.zeros_like(sums.angular)
+        if self.parameters.with_4body:
+            quintet = sums.angular[:, :, 3:8]
+            cubic = 3.0 * torch.einsum("abc,inb,inc->ina", self.cubic, quintet, quintet)
+            gradient[:, :, 3:8] = rest[:, following, :, None] * cubic
+            following += 1
+        if self.parameters.with_5body:
+            square = (sums.angular[:, :, :3] ** 2).sum(2)
+            by_square = by_square.clone()
+            by_square[:, :, 0] += 2.0 * QUARTIC_WEIGHT * rest[:, following] * square
+        return radial, gradient + 2.0 * sums.angular * (by_square @ self.members.T)
+
+    # -- energy, forces, stress --------------------------------------------------------------------------------
+
+    def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
+        """Compute energy, forces and stress."""
+        types, pairs = self.types(crystal), self.pairs(crystal)
+        sums = self.sums(types, pairs)
+        energies, by_descriptor, _ = self.atomic_energies(types, self.descriptors(sums))
+        f_radial, f_angular = self.sum_gradient(sums, by_descriptor)
+        radial, angular = sums.pairs_radial, sums.pairs_angular
+        slope = (f_radial[radial.centre] * sums.g_radial.first).sum(1)
+        terms = [(radial, slope[:, None] * (radial.vector / radial.distance[:, None]))]
+        terms.append((angular, self._angular_gradient(sums, f_angular)))
+        energy = energies.sum()
+        if self.parameters.zbl_outer > 0:
+            close = pairs.within(self.parameters.zbl_outer)
+            value, first, _ = zbl(close, self.atomic_numbers(types), self.parameters)
+            energy = energy + value.sum()
+            terms.append((close, first[:, None] * (close.vector / close.distance[:, None])))
+        forces = _zeros(self, len(types), 3)
+        virial = _zeros(self, 3, 3)
+        for part, gradient in terms:  # gradient of the energy by the pair vector
+            forces.index_add_(0, part.centre, gradient).index_add_(0, part.neighbour, -gradient)
+            virial += gradient.T @ part.vector
+        return EnergyForcesStress(
+            energy=float(energy),
+            forces=forces.cpu().numpy(),
+            stress=virial.cpu().numpy() / crystal.volume,
+        )
+
+    def atomic_numbers(self, types: Tensor) -> Tensor:
+        """Return (N,) atomic numbers of species indices, as floats."""
+        species = torch.tensor(self.parameters.species, device=self.device, dtype=torch.float64)
+        return species[types]
+
+    def _angular_gradient(self, sums: Sums, f_angular: Tensor) -> Tensor:
+        """Gradient of sum_a F_a phi_a by the pair vector, (P, 3)."""
+        pairs, g = sums.pairs_angular, sums.g_angular
+        weight = f_angular[pairs.centre]  # (P, n, H)
+        value = torch.einsum("pnh,pn->ph", weight, g.value) / pairs.distance[:, None]
+        slope = torch.einsum("pnh,pn->ph", weight, g.first)
+        unit = pairs.vector / pairs.distance[:, None]
+        along = ((slope - self.degree * value) * sums.harmonics).sum(1)
+        across = (sums.monomials @ self.tables.gradient).view(-1, 3, self.n_harmonics)
+        return along[:, None] * unit + (value[:, None, :] * across).sum(2)
+
+
+def _zeros(model: NEP, *shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64, device=model.device)
+
+
+def _radial_functions(pairs: Pairs, types: Tensor, coefficients: Tensor, cutoff: float) -> RadialFunctions:
+    """Expand in Chebyshev polynomials times a cosine cut-off (NEP, PRB 104, 104309, Eqs. 7 to 9)."""
+    scaled = pairs.distance / cutoff
+    x, dx, d2x = 2.0 * (scaled - 1.0) ** 2 - 1.0, 4.0 * (scaled - 1.0) / cutoff, 4.0 / cutoff**2
+    size = coefficients.shape[3]
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    t, dt, d2t = [one, x], [zero, one], [zero, zero]
+    for k in range(2, size):
+        t.append(2.0 * x * t[k - 1] - t[k - 2])
+        dt.append(2.0 * t[k - 1] + 2.0 * x * dt[k - 1] - dt[k - 2])
+        d2t.append(4.0 * dt[k - 1] + 2.0 * x * d2t[k - 1] - d2t[k - 2])
+    u = 0.5 * (torch.stack(t[:size]) + 1.0)
+    du, d2u = 0.5 * torch.stack(dt[:size]), 0.5 * torch.stack(d2t[:size])
+    d2u = d2u * dx**2 + du * d2x
+    du = du * dx
+    omega = math.pi / cutoff
+    fc = 0.5 * torch.cos(omega * pairs.distance) + 0.5
+    dfc = -0.5 * omega * torch.sin(omega * pairs.distance)
+    d2fc = -(omega**2) * (fc - 0.5)
+    basis = (u * fc, du * fc + u * dfc, d2u * fc + 2.0 * du * dfc + u * d2fc)  # each (k, P)
+    kinds = coefficients.shape[0]
+    c = coefficients.flatten(0, 1)[types[pairs.centre] * kinds + types[pairs.neighbour]]  # (P, n, k)
+    return RadialFunctions(*(torch.einsum("pnk,kp->pn", c, part) for part in basis))
+
+
+def zbl(pairs: Pairs, z: Tensor, parameters: NEPParameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Universal repulsion of Ziegler, Biersack and Littmark, switched off between two radii.
+
+    Returns:
+        Energy of each ordered pair (half a bond's), its first and second derivative by the distance; each (P,).
+    """
+    coulomb = 14.399645  # e^2 / (4 pi eps0) in eV angstrom
+    r = pairs.distance
+    z_i, z_j = z[pairs.centre], z[pairs.neighbour]
+    inverse = (z_i**0.23 + z_j**0.23) * 2.134563  # 1 / screening length
+    strength = 0.5 * coulomb * z_i * z_j
+    phi = dphi = d2phi = torch.zeros_like(r)
+    for weight, rate in ((0.18175, 3.1998), (0.50986, 0.94229), (0.28022, 0.4029), (0.02817, 0.20162)):
+        k = rate * inverse
+        term = weight * torch.exp(-k * r)
+        phi, dphi, d2phi = phi + term, dphi - k * term, d2phi + k**2 * term
+    value = strength * phi / r
+    first = strength * (dphi / r - phi / r**2)
+    second = strength * (d2phi / r - 2.0 * dphi / r**2 + 2.0 * phi / r**3)
+    width = parameters.zbl_outer - parameters.zbl_inner
+    angle = math.pi * ((r - parameters.zbl_inner) / width).clamp(0.0, 1.0)
+    inside = (r > parameters.zbl_inner).to(r.dtype)
+    fc = 0.5 * torch.cos(angle) + 0.5
+    dfc = -0.5 * math.pi / width * torch.sin(angle)
+    d2fc = -0.5 * (math.pi / width) ** 2 * torch.cos(angle) * inside
+    return value * fc, first * fc + value * dfc, second * fc + 2.0 * first * dfc + value * d2fc

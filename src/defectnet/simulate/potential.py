@@ -1,0 +1,171 @@
+"""Potentials behind one protocol, and where their files come from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defectnet.errors import SimulationError
+from defectnet.files import file_sha256
+from defectnet.simulate.hessian import force_constants
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.nep import NEP, EnergyForcesStress
+
+
+class Curvature(Protocol):
+    """Second derivatives of the energy of one crystal."""
+
+    def hessian(self) -> Tensor:
+        """Return the real (3 N, 3 N) Hessian of the cell, eV/angstrom^2."""
+        ...
+
+    def at(self, q_points: NDArray[np.float64]) -> Tensor:
+        """Return the complex Hessian at (Q, 3) wave vectors in reciprocal units; (Q, 3 N, 3 N), eV/angstrom^2."""
+        ...
+
+
+class Potential(Protocol):
+    """What the simulator asks of a potential."""
+
+    name: str
+    sha256: str
+
+    def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
+        """Compute energy, forces and stress."""
+        ...
+
+    def curvature(self, crystal: Crystal) -> Curvature:
+        """Compute the second derivatives."""
+        ...
+
+
+class FastPotential:
+    """A NEP with its exact analytic Hessian.
+
+    Args:
+        model: The potential.
+    """
+
+    def __init__(self, model: NEP) -> None:
+        self.model = model
+        self.name = model.parameters.name
+        self.sha256 = model.parameters.sha256
+
+    def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
+        """Compute energy, forces and stress."""
+        return self.model.evaluate(crystal)
+
+    def curvature(self, crystal: Crystal) -> Curvature:
+        """Compute the factors of the Hessian at any wave vector."""
+        return force_constants(self.model, crystal)
+
+
+@dataclass(frozen=True)
+class PublishedPotential:
+    """A potential that is fetched once and then kept in the cache.
+
+    Attributes:
+        package: PyPI package whose source archive carries the file.
+        member: End of the file's path inside the archive.
+        sha256: Of the file, in hex.
+        licence: Of the file; named when it is fetched.
+        source: Paper.
+    """
+
+    package: str
+    member: str
+    sha256: str
+    licence: str
+    source: str
+
+
+PUBLISHED: dict[str, PublishedPotential] = {
+    "nep89": PublishedPotential(
+        package="NepTrainKit",
+        member="nep89.txt",
+        sha256="75168ece02e840e4a32644f982b78d43cba697f5b64b4c8134ab66c7a8c28be1",
+        licence="GPL-3.0",
+        source="Liang et al., arXiv 2504.21286",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder for fetched potentials: ``$DEFECTNET_CACHE`` or ``~/.cache/defectnet``."""
+    root = os.environ.get("DEFECTNET_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "defectnet"
+
+
+def load_potential(source: str | Path, device: torch.device | str = "cpu") -> FastPotential:
+    """Load a NEP from a path, or a published one by name.
+
+    Args:
+        source: Path of a potential file, or a key of `PUBLISHED` such as ``nep89``.
+        device: Where to compute.
+    """
+    path = fetch_potential(str(source)) if str(source) in PUBLISHED else Path(source)
+    return FastPotential(NEP.from_file(path, device))
+
+
+def fetch_potential(name: str) -> Path:
+    """Return the path of a published potential, fetching it from PyPI the first time.
+
+    Raises:
+        SimulationError: It cannot be fetched, or is not the file it should be.
+    """
+    entry = PUBLISHED[name]
+    target = cache_folder() / "potentials" / Path(entry.member).name
+    if target.is_file() and file_sha256(target) == entry.sha256:
+        return target
+    print(f"Fetching {name} ({entry.source}; licence {entry.licence}) from {entry.package} on PyPI", file=sys.stderr)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+        command += ["--no-binary", ":all:", "--dest", folder, entry.package]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        archives = sorted(Path(folder).glob("*.tar.gz")) + sorted(Path(folder).glob("*.zip"))
+        if not archives:
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SimulationError(
+                f"potential {name} could not be fetched from PyPI",
+                why=last[:200],
+                fix="Check the network, or download the file elsewhere and give its path with --potential",
+            )
+        found = Path(folder) / target.name
+        found.write_bytes(_member(archives[0], entry.member))
+        if file_sha256(found) != entry.sha256:
+            raise SimulationError(
+                f"potential {name}: the file in {archives[0].name} is not the published one (sha256 differs)",
+                fix="Download the file elsewhere and give its path with --potential",
+            )
+        found.replace(target)
+    return target
+
+
+def _member(archive: Path, end: str) -> bytes:
+    """Return the one file of an archive whose path ends in `end`."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as zipped:
+            for name in zipped.namelist():
+                if name.endswith("/" + end):
+                    return zipped.read(name)
+    else:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.isfile() and member.name.endswith("/" + end):
+                    file = tar.extractfile(member)
+                    if file is not None:
+                        return file.read()
+    raise SimulationError(f"{archive.name} holds no {end}", fix="Give the path of a potential file with --potential")

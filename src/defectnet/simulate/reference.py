@@ -1,0 +1,110 @@
+"""The reference path: any ASE calculator, through phonopy's finite displacements. Slow, and exact to the calculator.
+
+It has the same protocol as the fast path, so that relaxation, sampling and rows are shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+from phonopy import Phonopy
+from phonopy.structure.atoms import PhonopyAtoms
+from torch import Tensor
+
+from defectnet.errors import SimulationError
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.nep import EnergyForcesStress
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FiniteDisplacements:
+    """Second derivatives from finite displacements.
+
+    Attributes:
+        phonon: With force constants.
+        masses: (N,) atomic masses, u.
+    """
+
+    phonon: Phonopy
+    masses: FloatArray
+
+    def hessian(self) -> Tensor:
+        """Return the (3 N, 3 N) Hessian of the cell in eV/angstrom^2."""
+        return self.at(np.zeros((1, 3)))[0].real.contiguous()
+
+    def at(self, q_points: FloatArray) -> Tensor:
+        """Return the complex Hessian at (Q, 3) wave vectors in reciprocal units; (Q, 3 N, 3 N), eV/angstrom^2.
+
+        The phase is that of the lattice shift, as in the fast path. Wave vectors that the displaced supercell does
+        not hold are interpolated by phonopy.
+        """
+        root = np.sqrt(np.repeat(self.masses, 3))
+        # phonopy puts the distance of the atoms into the phase; the fast path only the lattice shift.
+        frac = self.phonon.primitive.scaled_positions
+        out = []
+        for q in np.asarray(q_points, dtype=float):
+            matrix = self.phonon.get_dynamical_matrix_at_q(q)
+            phase = np.repeat(np.exp(2j * np.pi * frac @ q), 3)
+            out.append(phase[:, None] * (matrix * root[:, None] * root) * phase.conj()[None, :])
+        return torch.from_numpy(np.array(out, dtype=np.complex128))
+
+
+class ReferencePotential:
+    """An ASE calculator as a potential.
+
+    Args:
+        calculator: Any ASE calculator with energy, forces and stress.
+        name: Of the potential, stored with every row.
+        sha256: Of its weights.
+        supercell: Repetitions of the cell that is displaced; (1, 1, 1) for cells that are supercells already.
+        displacement: Angstrom. Displacements go both ways where symmetry does not make that superfluous.
+    """
+
+    def __init__(
+        self,
+        calculator: Any,
+        *,
+        name: str,
+        sha256: str = "",
+        supercell: tuple[int, int, int] = (1, 1, 1),
+        displacement: float = 0.01,
+    ) -> None:
+        if displacement <= 0 or min(supercell) < 1:
+            raise SimulationError("displacement and supercell must be positive", fix="Use 0.01 angstrom and (1, 1, 1)")
+        self.calculator = calculator
+        self.name = name
+        self.sha256 = sha256
+        self.supercell = supercell
+        self.displacement = displacement
+
+    def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
+        """Compute energy, forces and stress."""
+        atoms = Atoms(crystal.numbers, positions=crystal.positions, cell=crystal.cell, pbc=True)
+        atoms.calc = self.calculator
+        return EnergyForcesStress(
+            energy=float(atoms.get_potential_energy()),
+            forces=np.asarray(atoms.get_forces(), dtype=float),
+            stress=np.asarray(atoms.get_stress(voigt=False), dtype=float),
+        )
+
+    def curvature(self, crystal: Crystal) -> FiniteDisplacements:
+        """Displace the atoms that symmetry leaves, and collect the forces."""
+        cell = PhonopyAtoms(numbers=crystal.numbers, cell=crystal.cell, positions=crystal.positions)
+        phonon = Phonopy(cell, supercell_matrix=np.diag(self.supercell), primitive_matrix=np.eye(3), log_level=0)
+        phonon.generate_displacements(distance=self.displacement, is_plusminus="auto")
+        forces = []
+        for displaced in phonon.supercells_with_displacements or []:
+            if displaced is not None:
+                moved = Crystal(np.asarray(displaced.numbers), np.asarray(displaced.cell), displaced.positions)
+                forces.append(self.evaluate(moved).forces)
+        phonon.forces = forces
+        phonon.produce_force_constants()
+        phonon.symmetrize_force_constants()
+        return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=float))

@@ -1,0 +1,395 @@
+"""Phonon densities of states: validated, converted, resampled, broadened, and put on the common relative grid.
+
+A phonon DOS vanishes as E^2 at zero energy, is nowhere negative, and ends at the band edge. What breaks one of these
+is not a DOS, and is refused with one error that says so.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from defectnet.config import Grid
+from defectnet.elements import element_index
+from defectnet.errors import SpectrumError
+
+FloatArray = NDArray[np.float64]
+
+KINDS: Final[tuple[str, ...]] = ("total", "neutron-weighted", "projected")
+"""How the elements' shares are weighted in a DOS; `Batch.kind` is the index.
+
+total: all atoms alike. neutron-weighted: sigma_k / m_k, as inelastic neutron scattering from powders gives it.
+projected: one element's share only, as nuclear resonant scattering gives it.
+"""
+
+UNITS: Final[dict[str, float]] = {"meV": 1.0, "THz": 4.135667696923859, "cm-1": 0.12398419843320026, "eV": 1000.0}
+"""Energy unit -> meV per unit (CODATA 2018, exact)."""
+
+MIN_POINTS: Final = 16
+NEGATIVE_LIMIT: Final = 0.05  # of the maximum: counting noise of a good measurement stays well within this
+NEGATIVE_AREA_LIMIT: Final = 0.05  # of the area
+IMAGINARY_LIMIT: Final = 0.02  # of the area: smearing of the acoustic modes around zero stays within this
+EDGE_THRESHOLD: Final = 0.05  # of the maximum
+
+_ALIASES: Final = {
+    "mev": "meV",
+    "millielectronvolt": "meV",
+    "thz": "THz",
+    "terahertz": "THz",
+    "cm-1": "cm-1",
+    "1/cm": "cm-1",
+    "cm^-1": "cm-1",
+    "cm^(-1)": "cm-1",
+    "cm^{-1}": "cm-1",
+    "cm**-1": "cm-1",
+    "cm⁻¹": "cm-1",
+    "cm−1": "cm-1",  # noqa: RUF001 - the minus sign that word processors write
+    "invcm": "cm-1",
+    "1/centimeter": "cm-1",
+    "reciprocalcentimeter": "cm-1",
+    "ev": "eV",
+    "electronvolt": "eV",
+}
+
+
+def parse_unit(text: str, *, field: str = "unit") -> str:
+    """Return the unit of `UNITS` that a text such as ``1/cm`` or ``terahertz`` names.
+
+    Args:
+        text: What was written.
+        field: Where it was written, for the error.
+
+    Raises:
+        SpectrumError: No such unit is known. ``MeV`` is refused: it is 10^9 times the unit that was meant.
+    """
+    plain = re.sub(r"[\s_]", "", text)
+    unit = _ALIASES.get(plain.lower())
+    if unit is None or plain == "MeV":
+        raise SpectrumError(f"{field}: unknown unit {text!r}", fix=f"Use one of {', '.join(UNITS)}")
+    return unit
+
+
+def is_unit(text: str) -> bool:
+    """Tell whether a text reads as an energy unit, rightly or wrongly written."""
+    return re.sub(r"[\s_]", "", text).lower() in _ALIASES
+
+
+def parse_kind(text: str, *, field: str = "kind") -> str:
+    """Return the kind of `KINDS` that a text such as ``neutron weighted`` names.
+
+    Raises:
+        SpectrumError: No such kind is known.
+    """
+    plain = re.sub(r"[\s_]+", "-", text.strip().lower())
+    plain = {"partial": "projected"}.get(plain, plain)
+    if plain not in KINDS:
+        raise SpectrumError(f"{field}: unknown kind of DOS {text!r}", fix=f"Use one of {', '.join(KINDS)}")
+    return plain
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """A phonon density of states on a grid of energies; checked when it is made.
+
+    Points below zero energy are cut if next to nothing lies there, and values below zero are set to zero if they
+    are within noise. The arrays are copies and cannot be written to.
+
+    Attributes:
+        energy: (n,) energies in `unit`, strictly increasing, not negative; n is 16 at least.
+        dos: (n,) DOS per `unit`, in any scale; not negative, positive area.
+        unit: One of `UNITS`.
+        kind: One of `KINDS`.
+        element: The element of a projected DOS, where known; None for the other kinds.
+        source: File it came from, named in errors.
+
+    Raises:
+        SpectrumError: The values are no phonon DOS, or a unit or kind is unknown.
+    """
+
+    energy: FloatArray
+    dos: FloatArray
+    unit: str
+    kind: str = "total"
+    element: str | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        unit, kind = (
+            parse_unit(self.unit, field=f"{self.name}, unit"),
+            parse_kind(self.kind, field=f"{self.name}, kind"),
+        )
+        if self.element is not None:
+            element_index(self.element, field=f"{self.name}, element")
+            if kind != "projected":
+                raise SpectrumError(
+                    f"{self.name} names element {self.element}, but its kind is {kind}",
+                    fix='Leave element out, or set kind="projected"',
+                )
+        energy, dos = _checked(self.energy, self.dos, self.name)
+        for array in (energy, dos):
+            array.setflags(write=False)
+        for key, value in {"energy": energy, "dos": dos, "unit": unit, "kind": kind}.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def name(self) -> str:
+        """What errors call this spectrum: its file, or just ``spectrum``."""
+        return self.source or "spectrum"
+
+    @property
+    def energy_mev(self) -> FloatArray:
+        """(n,) energies in meV."""
+        return self.energy * UNITS[self.unit]
+
+    @property
+    def area(self) -> float:
+        """Integral of the DOS over energy, by the trapezoidal rule."""
+        return float(np.trapezoid(self.dos, self.energy))
+
+    def to(self, unit: str) -> Spectrum:
+        """Return the same spectrum in another unit; the DOS is per that unit, so the area is kept."""
+        unit = parse_unit(unit)
+        factor = UNITS[self.unit] / UNITS[unit]
+        return replace(self, energy=self.energy * factor, dos=self.dos / factor, unit=unit)
+
+    def normalised(self) -> Spectrum:
+        """Return the same spectrum with unit area."""
+        return replace(self, dos=self.dos / self.area)
+
+    def resampled(self, energy: ArrayLike) -> Spectrum:
+        """Return the spectrum on other energies, each value the mean over its cell; the area is kept.
+
+        Args:
+            energy: (m,) energies in the spectrum's unit, strictly increasing.
+
+        Raises:
+            SpectrumError: More than 1 % of the area lies outside the new energies.
+        """
+        grid = np.asarray(energy, dtype=np.float64)
+        _check_grid(grid, f"{self.name}, new energies")
+        cells = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2, grid[-1:]])
+        # The widths of these cells are the weights of the trapezoidal rule, so the sum of the cells is the area.
+        shares = np.diff(_integral_at(cells, self.energy, self.dos))
+        lost = 1.0 - shares.sum() / self.area
+        if lost > 0.01:
+            raise SpectrumError(
+                f"{self.name}: {lost:.0%} of the area lies outside the new energies",
+                why=f"{grid[0]:g} to {grid[-1]:g} {self.unit}",
+                fix="Resample on energies that cover the spectrum",
+            )
+        return replace(self, energy=grid, dos=shares / np.diff(cells) / (1.0 - lost))
+
+    def broadened(self, fwhm_mev: float) -> Spectrum:
+        """Return the spectrum seen with a Gaussian resolution; the area is kept.
+
+        The grid grows upwards by four standard deviations, with its last step, so that the band edge may smear out;
+        what would leave it at the lower end stays inside, as at a reflecting wall.
+
+        Args:
+            fwhm_mev: Full width at half maximum in meV; 0 changes nothing.
+
+        Raises:
+            SpectrumError: The width is negative or not finite.
+        """
+        if not (np.isfinite(fwhm_mev) and fwhm_mev >= 0):
+            raise SpectrumError(f"fwhm_mev is {fwhm_mev}", fix="Use a finite width that is not negative")
+        sigma = fwhm_mev / 2.3548200450309493 / UNITS[self.unit]
+        step = np.diff(self.energy)
+        if sigma < 0.1 * step.min():  # the kernel would fall between the points
+            return self
+        extra = int(np.ceil(4.0 * sigma / step[-1]))
+        energy = np.append(self.energy, self.energy[-1] + step[-1] * np.arange(1, extra + 1))
+        mass = self.dos * _trapezoid_weights(self.energy)
+        weight = _trapezoid_weights(energy)
+        dos = np.zeros_like(energy)
+        for start in range(0, len(mass), 512):  # blocks bound the memory for long grids
+            block = slice(start, start + 512)
+            kernel = np.exp(-0.5 * ((energy[:, None] - self.energy[None, block]) / sigma) ** 2)
+            dos += kernel @ (mass[block] / (weight @ kernel))
+        return replace(self, energy=energy, dos=dos)
+
+
+def _checked(energy: ArrayLike, dos: ArrayLike, name: str) -> tuple[FloatArray, FloatArray]:
+    """Check what a DOS must fulfil; return copies without negative energies and values."""
+    try:
+        energy, dos = np.array(energy, dtype=np.float64), np.array(dos, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpectrumError(
+            f"{name}: energies and DOS must be numbers", why=str(error), fix="Give two 1-D arrays"
+        ) from error
+    if energy.ndim != 1 or energy.shape != dos.shape:
+        raise SpectrumError(
+            f"{name}: energies and DOS have shapes {energy.shape} and {dos.shape}",
+            fix="Give two 1-D arrays of one length",
+        )
+    _check_grid(energy, name)
+    if not np.isfinite(dos).all():
+        row = int(np.flatnonzero(~np.isfinite(dos))[0]) + 1
+        raise SpectrumError(f"{name}: the DOS is {dos[row - 1]} at point {row}", fix="Remove or mend that point")
+    peak = float(dos.max())
+    if peak <= 0:
+        raise SpectrumError(f"{name}: the DOS is nowhere positive", fix="Check that the second column is the DOS")
+    _check_negative(energy, dos, name)
+    positive = energy >= 0
+    if np.count_nonzero(positive) < MIN_POINTS:
+        raise SpectrumError(
+            f"{name}: only {np.count_nonzero(positive)} points at positive energies",
+            fix=f"Give {MIN_POINTS} points at least, with energy loss (phonon creation) counted positive",
+        )
+    _check_elastic(energy[positive], dos[positive], name)
+    clipped = np.maximum(dos, 0.0)
+    area = float(np.trapezoid(clipped, energy))
+    below = float(np.trapezoid(clipped[~positive], energy[~positive]))
+    if below > IMAGINARY_LIMIT * area:
+        raise SpectrumError(
+            f"{name}: {below / area:.0%} of the DOS lies at negative energies",
+            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E)",
+            fix="Relax the structure and compute the DOS again; from a measurement give the DOS at positive energies",
+        )
+    return energy[positive].copy(), clipped[positive].copy()
+
+
+def _check_grid(energy: FloatArray, name: str) -> None:
+    if energy.ndim != 1 or len(energy) < MIN_POINTS:
+        raise SpectrumError(f"{name}: {energy.size} points are too few", fix=f"Give {MIN_POINTS} points at least")
+    if not np.isfinite(energy).all():
+        row = int(np.flatnonzero(~np.isfinite(energy))[0]) + 1
+        raise SpectrumError(f"{name}: the energy is {energy[row - 1]} at point {row}", fix="Remove or mend that point")
+    step = np.diff(energy)
+    if (step <= 0).any():
+        row = int(np.flatnonzero(step <= 0)[0]) + 2
+        what = "is there twice" if step[row - 2] == 0 else "is smaller than the one before"
+        raise SpectrumError(
+            f"{name}: energy {energy[row - 1]:g} at point {row} {what}",
+            fix="Sort the points by energy" if step[row - 2] < 0 else "Keep one point for each energy",
+        )
+
+
+def _check_negative(energy: FloatArray, dos: FloatArray, name: str) -> None:
+    """Allow values below zero within noise only; a larger dip is a background that was subtracted too far."""
+    lowest = int(dos.argmin())
+    if dos[lowest] >= 0:
+        return
+    area = float(np.trapezoid(np.maximum(dos, 0.0), energy))
+    lost = float(np.trapezoid(np.maximum(-dos, 0.0), energy)) / area
+    if dos[lowest] < -NEGATIVE_LIMIT * dos.max() or lost > NEGATIVE_AREA_LIMIT:
+        raise SpectrumError(
+            f"{name}: the DOS is negative beyond noise",
+            why=f"{dos[lowest] / dos.max():.0%} of the maximum at energy {energy[lowest]:g}, {lost:.0%} of the area",
+            fix="Subtract less background, or cut the energies where noise is all there is",
+        )
+
+
+def _check_elastic(energy: FloatArray, dos: FloatArray, name: str) -> None:
+    """Refuse S(E): there the elastic line towers at zero energy, where a DOS vanishes as E^2."""
+    if energy[0] > 0.05 * energy[-1]:
+        return  # the grid does not reach down to the elastic line
+    head = float(dos[:2].max())
+    peak = float(dos.max())
+    lowest = np.minimum.accumulate(dos)
+    rises = np.flatnonzero(dos > lowest + 0.05 * peak)  # the first valley ends where the curve rises again
+    valley = float(dos[: rises[0]].min() if len(rises) else dos.min())
+    if head > 0.2 * peak and valley < 0.5 * head:
+        raise SpectrumError(
+            f"{name}: the intensity rises to {head / peak:.0%} of its maximum at zero energy",
+            why="a DOS vanishes there; this looks like S(E) with its elastic line",
+            fix="Subtract the elastic line and convert S(E) to a DOS first",
+        )
+
+
+def _trapezoid_weights(energy: FloatArray) -> FloatArray:
+    step = np.diff(energy)
+    return np.asarray((np.append(step, 0.0) + np.append(0.0, step)) / 2)
+
+
+def _integral_at(at: FloatArray, energy: FloatArray, dos: FloatArray) -> FloatArray:
+    """Integrate the piecewise linear DOS from the grid's start to each of `at`, exactly; nothing lies outside."""
+    step = np.diff(energy)
+    total = np.concatenate([[0.0], np.cumsum(step * (dos[1:] + dos[:-1]) / 2)])
+    at = np.clip(at, energy[0], energy[-1])
+    i = np.minimum(np.searchsorted(energy, at, side="right") - 1, len(step) - 1)
+    t = at - energy[i]
+    slope = (dos[i + 1] - dos[i]) / step[i]
+    return np.asarray(total[i] + t * (dos[i] + 0.5 * slope * t))
+
+
+def band_edge_mev(energy_mev: ArrayLike, dos: ArrayLike, *, source: str = "host") -> float:
+    """Find the upper band edge of a host: the unit of all relative energies, in training and in use.
+
+    It is the highest energy at which the DOS, lightly smoothed, is still 5 % of its maximum. The Gaussian's sigma is
+    1.5 % of the energy below which 95 % of the DOS lie. A stretch above 5 % that holds less than 0.5 % of the area is
+    noise, not a phonon branch (one branch of a 28-atom cell holds 1.2 %), and does not count.
+
+    Args:
+        energy_mev: (n,) energies, increasing.
+        dos: (n,) DOS in any scale, not negative.
+        source: What to call the spectrum in the error.
+
+    Returns:
+        The edge in meV.
+
+    Raises:
+        SpectrumError: The grid ends while the DOS is still above 5 %.
+    """
+    energy, dos = np.asarray(energy_mev, dtype=np.float64), np.asarray(dos, dtype=np.float64)
+    total = np.concatenate([[0.0], np.cumsum(np.diff(energy) * (dos[1:] + dos[:-1]) / 2)])
+    if not total[-1] > 0:
+        raise SpectrumError(f"{source}: the DOS has no area", fix="Give a spectrum that is not zero everywhere")
+    live = float(np.interp(0.95 * total[-1], total, energy))
+    sigma = 0.015 * live
+    top = min(float(energy[-1]), 4.0 * live) + 4.0 * sigma
+    cells = np.linspace(0.0, top, 1025)
+    width = cells[1]
+    density = np.diff(_integral_at(cells, energy, dos)) / width
+    reach = int(np.ceil(4.0 * sigma / width))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) * width / sigma) ** 2)
+    smooth = np.convolve(density, kernel / kernel.sum(), mode="same")
+    limit = EDGE_THRESHOLD * float(smooth.max())
+    if min(float(dos[-1]), float(dos[-3:].mean())) >= limit:
+        raise SpectrumError(
+            f"{source}: the grid ends below the band edge",
+            why=f"the DOS is still {dos[-3:].mean() / smooth.max():.0%} of its maximum at {energy[-1]:.4g} meV",
+            fix="Give the DOS up to energies where it has fallen to zero",
+        )
+    above = np.concatenate([[False], smooth >= limit, [False]])
+    starts, ends = np.flatnonzero(~above[:-1] & above[1:]), np.flatnonzero(above[:-1] & ~above[1:])
+    running = np.concatenate([[0.0], np.cumsum(smooth)])
+    areas = running[ends] - running[starts]
+    last = int(ends[np.flatnonzero(areas >= 0.005 * running[-1])[-1]]) - 1  # last cell above the limit
+    if last + 1 >= len(smooth):
+        return float(top)
+    part = (smooth[last] - limit) / (smooth[last] - smooth[last + 1])
+    return float((last + 0.5 + part) * width)
+
+
+def relative_dos(energy_mev: ArrayLike, dos: ArrayLike, edge_mev: float, grid: Grid) -> NDArray[np.float32]:
+    """Put a DOS on relative energies E / edge, each bin the mean over its width.
+
+    What lies above the grid's reach is cut, and the rest has unit area again. Below the first energy it counts as zero.
+
+    Args:
+        energy_mev: (n,) energies, increasing.
+        dos: (n,) DOS in any scale, not negative.
+        edge_mev: The *host's* band edge in meV, for the doped sample too.
+        grid: Relative energies.
+
+    Returns:
+        (grid.bins,) DOS per relative energy; its sum times `grid.width` is 1.
+
+    Raises:
+        SpectrumError: Nothing lies on the grid.
+    """
+    shares = np.diff(
+        _integral_at(grid.edges * edge_mev, np.asarray(energy_mev, np.float64), np.asarray(dos, np.float64))
+    )
+    total = shares.sum()
+    if not total > 0:
+        raise SpectrumError(
+            f"no part of the DOS lies below {grid.reach:g} times the host's band edge of {edge_mev:.4g} meV",
+            fix="Check the units of both spectra",
+        )
+    return np.asarray(shares / (total * grid.width), dtype=np.float32)

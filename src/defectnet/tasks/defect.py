@@ -1,0 +1,206 @@
+"""The training task: any network of the registry, its loss, its optimiser and its metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from defectnet.batch import Batch, Output, Targets
+from defectnet.config import ModelSpec
+from defectnet.errors import ConfigError
+from defectnet.hub import from_pretrained
+from defectnet.models.base import DefectModel
+from defectnet.models.registry import build_model
+from defectnet.tasks.losses import LossWeights, loss_named
+from defectnet.tasks.metrics import TrackMetrics, track_of
+
+CHECKPOINT_KEY = "defectnet"
+"""Key of a .ckpt under which the network's config lies, as plain values; `defectnet export` reads it."""
+
+TrainingItem = tuple[Batch, Targets, Tensor]
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with a linear warm-up and a cosine decay.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        weight_decay: Decay of matrices; vectors (biases, norms) have none.
+        warmup_share: Share of all steps over which the learning rate rises from 0.
+        final_share: Learning rate at the end, relative to the peak.
+        decay: False keeps the learning rate at its peak after the warm-up.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_share: float = 0.05
+    final_share: float = 0.01
+    decay: bool = True
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ConfigError(
+                f"optimiser: learning_rate {self.learning_rate}, weight_decay {self.weight_decay}",
+                fix="Use a positive learning rate and no negative decay",
+            )
+        for name in ("warmup_share", "final_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"optimiser.{name} is {getattr(self, name)}", fix="Use a share between 0 and 1")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the learning rate at a step, relative to the peak."""
+        warmup = max(1, round(self.warmup_share * steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        if not self.decay:
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return self.final_share + (1.0 - self.final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class DefectTask(LightningModule):
+    """Trains a network to say which elements were substituted in, and how much of each.
+
+    Args:
+        architecture: Name of the network in the registry; left out with `init_from`.
+        net: Fields of the network's size that differ from its defaults.
+        spec: What the network reads and answers; `defectnet fit` takes it from the data.
+        init_from: Checkpoint to start from: a bundled name, a path (./ or /) or org/repo. None starts from scratch.
+        optimiser: Learning rate and its schedule.
+        weights: Weights of the terms of the loss.
+    """
+
+    def __init__(
+        self,
+        architecture: str | None = None,
+        net: dict[str, Any] | None = None,
+        spec: ModelSpec | None = None,
+        init_from: str | None = None,
+        optimiser: OptimiserSettings = OptimiserSettings(),
+        weights: LossWeights = LossWeights(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        if init_from is None:
+            if architecture is None:
+                raise ConfigError("model.architecture is not given", fix="Name a network, or give init_from")
+            self.model = build_model(architecture, spec, net)
+        else:
+            self.model = _pretrained(init_from, architecture, net, spec)
+        self.optimiser, self.weights = optimiser, weights
+        self.metrics = nn.ModuleDict({name: TrackMetrics(self.model.loss) for name in ("candidates", "blind")})
+
+    @classmethod
+    def from_pretrained(cls, source: str, **settings: Any) -> Self:
+        """Return a task on the weights of a checkpoint, in training mode: ready for ``Trainer(devices=N)``.
+
+        Args:
+            source: As for `defectnet.from_pretrained`.
+            **settings: `optimiser` and `weights` of the task.
+        """
+        return cls(init_from=source, **settings)
+
+    def forward(self, batch: Batch) -> Output:
+        """Return what the network says of a batch."""
+        output: Output = self.model(batch)
+        return output
+
+    def training_step(self, item: TrainingItem) -> Tensor:
+        """Return the loss of a batch."""
+        return self._step(item, "train")
+
+    def validation_step(self, item: TrainingItem, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch; the loader of each track comes in turn."""
+        self._step(item, "val")
+
+    def test_step(self, item: TrainingItem, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of the test crystals."""
+        self._step(item, "test")
+
+    def _step(self, item: TrainingItem, stage: str) -> Tensor:
+        batch, targets, _ = item
+        output = self(batch)
+        terms = loss_named(self.model.loss)(output, batch, targets, self.weights)
+        loss = torch.stack(list(terms.values())).sum()
+        size, evaluation = len(batch.host), stage != "train"
+        prefix = f"{stage}/{track_of(batch)}" if evaluation else stage
+        values = {f"{prefix}/loss": loss, **{f"{prefix}/loss_{name}": value for name, value in terms.items()}}
+        common: dict[str, Any] = {"batch_size": size, "on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        self.log_dict(values, sync_dist=True, **common)
+        if evaluation:
+            metrics = self.metrics[track_of(batch)]
+            assert isinstance(metrics, TrackMetrics)
+            metrics.update(output, batch, targets)
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of each track that was asked."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of each track that was asked."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        scores = []
+        for track, metrics in self.metrics.items():
+            assert isinstance(metrics, TrackMetrics)
+            # A rank without rows of a track would hang the others: every rank has rows of every loader, or none has.
+            if metrics.updated:
+                values = metrics.compute()
+                self.log_dict({f"{stage}/{track}/{name}": value for name, value in values.items()})
+                scores.append(values["identity/ap"])
+                metrics.reset()
+        if scores:
+            # One number to choose a checkpoint by, also where the blind track is not asked.
+            self.log(f"{stage}/identity/ap", torch.stack(scores).mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule over the whole run."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.optimiser.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(groups, lr=self.optimiser.learning_rate)
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ConfigError("trainer has no end, so the learning rate has no schedule", fix="Set trainer.max_epochs")
+        schedule = LambdaLR(optimizer, lambda step: self.optimiser.factor(step, int(steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the network's config beside its weights, as plain values, in place of pickled hyperparameters."""
+        checkpoint[CHECKPOINT_KEY] = self.model.config
+
+
+def _pretrained(
+    source: str, architecture: str | None, net: dict[str, Any] | None, spec: ModelSpec | None
+) -> DefectModel:
+    """Load a network to go on training it, and check that it fits what else was asked."""
+    model = from_pretrained(source)
+    if net is not None or architecture not in (None, type(model).__name__):
+        raise ConfigError(
+            f"model.init_from {source!r} is a {type(model).__name__} of its own size",
+            fix="Leave out model.architecture and model.net",
+        )
+    if spec is not None and spec.grid != model.spec.grid:
+        raise ConfigError(
+            f"model.init_from {source!r} was trained on {model.spec.grid}, the data are on {spec.grid}",
+            fix="Set data.grid to the checkpoint's",
+        )
+    if spec is not None:
+        kinds = tuple(dict.fromkeys((*model.spec.kinds, *spec.kinds)))
+        model.spec = replace(model.spec, kinds=kinds)
+    # Numbers fitted to the old weights say nothing of the new ones.
+    model.calibration = None
+    # A loaded network is in evaluation mode, and Lightning would leave it there: no dropout, without an error.
+    return model.train()

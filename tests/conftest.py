@@ -1,0 +1,78 @@
+"""Fixtures that several test files share. Everything is small, seeded and offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from defectnet.batch import Batch
+from defectnet.config import MODEL_GRID
+from defectnet.elements import VOCABULARY
+from defectnet.models.base import DefectModel
+from defectnet.models.registry import ARCHITECTURES, build_model
+
+TINY_NETS: dict[str, dict[str, int | float]] = {
+    "DefectNet": {"d_model": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "patch": 16, "dropout": 0.0},
+    "PaperDefectNet": {"channels": 16, "heads": 2, "hidden": 16},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def make_random_batch(rows: int, seed: int = 0) -> Batch:
+    """Pairs of random spectra with hosts of 1 to 3 elements; odd rows have candidates given, even rows are blind."""
+    rng = torch.Generator().manual_seed(seed)
+    bins, width, elements = MODEL_GRID.bins, MODEL_GRID.width, len(VOCABULARY)
+    relative = torch.as_tensor(MODEL_GRID.centres, dtype=torch.float32)
+    host = torch.rand(rows, bins, generator=rng) * relative**2 * (relative < 1.0)
+    doped = host * (0.7 + 0.6 * torch.rand(rows, bins, generator=rng)) + 0.02 * (relative < 1.5)
+    composition = torch.zeros(rows, elements)
+    for row in range(rows):
+        inside = torch.randperm(elements, generator=rng)[: 1 + row % 3]
+        composition[row, inside] = 1.0 / len(inside)
+    given = torch.arange(rows) % 2 == 1
+    named = torch.rand(rows, elements, generator=rng) < 0.2
+    named[:, torch.randint(elements, (1,), generator=rng)] = True
+    return Batch(
+        host=host / (host.sum(dim=1, keepdim=True) * width),
+        doped=doped / (doped.sum(dim=1, keepdim=True) * width),
+        edge_mev=15.0 + 150.0 * torch.rand(rows, generator=rng),
+        composition=composition,
+        candidates=(composition == 0) & (named | ~given[:, None]),
+        candidates_given=given,
+        kind=torch.zeros(rows, dtype=torch.long),
+    )
+
+
+@pytest.fixture
+def random_batch() -> Callable[..., Batch]:
+    """`random_batch(rows, seed=0)`."""
+    return make_random_batch
+
+
+@pytest.fixture
+def tiny_batch() -> Batch:
+    """Six pairs."""
+    return make_random_batch(6)
+
+
+@pytest.fixture
+def tiny_model() -> Callable[[str], DefectModel]:
+    """`tiny_model(name)`: a small network of that architecture, seeded, in evaluation mode."""
+
+    def build(name: str) -> DefectModel:
+        torch.manual_seed(0)
+        return build_model(name, net=TINY_NETS[name]).eval()
+
+    return build
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def model(request: pytest.FixtureRequest, tiny_model: Callable[[str], DefectModel]) -> DefectModel:
+    """Each architecture in turn, small."""
+    return tiny_model(request.param)

@@ -1,0 +1,271 @@
+import weakref
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from defectnet.data import dataset as dataset_module
+from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
+from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
+from defectnet.data.measurement import AUGMENT, CLEAN
+from defectnet.data.module import LoaderSettings, ShardLoader, SpectraDataModule
+from defectnet.data.shards import read_shard
+from defectnet.data.splits import HELD_OUT, split_of
+from defectnet.elements import INDEX, composition, multi_hot
+from defectnet.errors import ConfigError, ShardError
+from defectnet.tasks.defect import DefectTask
+from make_shards import toy_folder, toy_sample
+
+ROWS = 53
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy_folder(tmp_path_factory.mktemp("toy"), train=ROWS, val=5, test=5, shards=4)
+
+
+def make(folder, *, split="train", view=None, **stream):
+    stream = {"batch_size": 4, "shuffle": True, **stream}
+    return ShardDataset(index_folder(folder, split), view or View(seed=0), Stream(**stream))
+
+
+def epoch_of(folder, ranks, workers, epoch=0, **stream):
+    """Rows of each rank and worker of an epoch."""
+    return [
+        [
+            [
+                item.rows.tolist()
+                for item in make(folder, rank=rank, ranks=ranks, workers=workers, **stream).batches(w, epoch)
+            ]
+            for w in range(workers)
+        ]
+        for rank in range(ranks)
+    ]
+
+
+def rows_of(nested):
+    return [row for rank in nested for worker in rank for batch in worker for row in batch]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 3), (2, 2), (3, 1), (4, 2), (2, 6), (1, 9)])
+def test_every_row_comes_exactly_once_over_all_ranks_and_workers(folder, ranks, workers, shuffle):
+    nested = epoch_of(folder, ranks, workers, shuffle=shuffle, buffer_rows=8)  # up to 12 workers on 4 shards
+    assert sorted(rows_of(nested)) == list(range(ROWS))
+    assert max(len(batch) for rank in nested for worker in rank for batch in worker) <= 4
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 2), (3, 1), (4, 2), (5, 2)])
+def test_every_rank_gets_the_same_number_of_batches(folder, ranks, workers):
+    counts = {sum(len(worker) for worker in rank) for rank in epoch_of(folder, ranks, workers)}
+    assert counts == {len(make(folder, ranks=ranks, workers=workers))}
+    sizes = [len(batch) for rank in epoch_of(folder, ranks, workers) for worker in rank for batch in worker]
+    assert max(sizes) - min(sizes) <= 1 or workers > 1
+
+
+def test_ranks_that_cannot_have_the_same_number_are_one_clear_error(folder):
+    with pytest.raises(ConfigError, match="same number of batches"):
+        make(folder, batch_size=1, ranks=2)
+
+
+def test_epochs_differ_and_a_seed_repeats_them(folder):
+    first, again, second = (rows_of(epoch_of(folder, 1, 1, epoch)) for epoch in (0, 0, 1))
+    other = rows_of(epoch_of(folder, 1, 1, seed=1))
+    assert first == again
+    assert first != second
+    assert first != other
+
+
+def test_rows_are_what_their_number_says(folder):
+    index = index_folder(folder, "train")
+    written = [list(read_shard(path)) for path in index.paths]
+    data = make(folder, view=View(measurement=CLEAN))
+    for item in data.batches(0, 0):
+        for i, row in enumerate(item.rows.tolist()):
+            sample = written[index.shard[row]][index.row[row]]
+            assert sample.split == "train"
+            true = {symbol: item.targets.concentration[i, INDEX[symbol]].item() for symbol in sample.dopants}
+            assert true == pytest.approx(sample.concentrations)
+            assert item.targets.present[i].sum() == len(sample.dopants)
+            assert np.allclose(item.batch.composition[i], composition(sample.formula))
+
+
+def test_augmentation_changes_with_the_epoch_and_evaluation_does_not(folder):
+    training, fixed = View(measurement=AUGMENT, track="mixed", seed=0), View(measurement=AUGMENT, track="candidates")
+    for view, same in ((training, False), (fixed, True)):
+        data = make(folder, view=view, shuffle=False)
+        first, again, later = (next(data.batches(0, epoch)) for epoch in (0, 0, 1))
+        assert torch.equal(first.batch.doped, again.batch.doped)
+        assert torch.equal(first.batch.doped, later.batch.doped) == same
+        assert torch.equal(first.batch.candidates, later.batch.candidates) == same
+
+
+def test_a_row_in_evaluation_does_not_depend_on_its_batch(folder):
+    view = View(measurement=AUGMENT)
+    by_size = []
+    for size in (1, 7):
+        items = list(make(folder, split="val", view=view, batch_size=size, shuffle=False).batches(0, 0))
+        by_size.append(torch.cat([item.batch.doped for item in items]))
+    assert torch.equal(*by_size)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_epoch_can_be_entered_at_any_batch(folder, workers):
+    data = make(folder, workers=workers, buffer_rows=8)
+    for worker in range(workers):
+        whole = [item.rows.tolist() for item in data.batches(worker, 3)]
+        for first in range(len(whole)):
+            assert [item.rows.tolist() for item in data.batches(worker, 3, first)] == whole[first:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_resumes_in_the_middle_of_an_epoch_exactly(folder, workers):
+    def loader():
+        return ShardLoader(make(folder, workers=workers, view=View(measurement=AUGMENT, seed=0)), workers)
+
+    undisturbed = loader()
+    whole = [item for _ in range(2) for item in undisturbed]
+    broken = loader()
+    stream = iter(broken)
+    head = [next(stream) for _ in range(5)]
+    state = broken.state_dict()
+    assert state == {"epoch": 0, "batches": 5}
+    resumed = loader()
+    resumed.load_state_dict(state)
+    tail = [item for _ in range(2) for item in resumed]
+    assert [i.rows.tolist() for i in head + tail] == [i.rows.tolist() for i in whole]
+    assert torch.equal(tail[0].batch.doped, whole[5].batch.doped)
+    del stream
+
+
+def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(folder):
+    loader = ShardLoader(make(folder))
+    whole = [item.rows.tolist() for _ in range(2) for item in loader]
+    resumed = ShardLoader(make(folder))
+    resumed.load_state_dict({"epoch": 0, "batches": len(resumed)})
+    assert [item.rows.tolist() for item in resumed] == whole[len(resumed) :]
+
+
+class Stop(Callback):
+    """Stops, or only writes down what came."""
+
+    def __init__(self, after=None):
+        self.after, self.rows = after, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rows.append(batch[2].tolist())
+        if len(self.rows) == self.after:
+            trainer.save_checkpoint(trainer.default_root_dir + "/stopped.ckpt")
+            trainer.should_stop = True
+
+
+def test_lightning_resumes_a_run_in_the_middle_of_an_epoch(folder, tmp_path):
+    net = {"d_model": 8, "heads": 1, "encoder_layers": 1, "decoder_layers": 1, "patch": 64, "mlp_ratio": 1}
+
+    def fit(after=None, ckpt_path=None):
+        torch.manual_seed(0)
+        seen = Stop(after)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(
+            max_epochs=2, accelerator="cpu", callbacks=[seen], default_root_dir=tmp_path, limit_val_batches=0,
+            enable_model_summary=False, **quiet,
+        )  # fmt: skip
+        task = DefectTask("DefectNet", net={**net, "dropout": 0.0})
+        trainer.fit(task, SpectraDataModule(str(folder), batch_size=8), ckpt_path=ckpt_path)
+        return seen.rows, task.model.state_dict()
+
+    rows, weights = fit()
+    head, _ = fit(after=9)  # 7 batches an epoch: the second of epoch 1
+    tail, resumed = fit(ckpt_path=tmp_path / "stopped.ckpt")
+    assert head[:9] + tail == rows
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_memory_is_bounded_by_one_block(folder, monkeypatch):
+    read, alive, most = dataset_module.read_shard, [], 0
+
+    def watched(path):
+        nonlocal most
+        for sample in read(path):
+            alive.append(weakref.ref(sample))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield sample
+
+    monkeypatch.setattr(dataset_module, "read_shard", watched)
+    assert len(list(make(folder, buffer_rows=8).batches(0, 0))) == len(make(folder))
+    assert len(alive) >= ROWS
+    assert most <= 8 + 4 + 2  # a block, the batch before it, and the rows in the reader's hands
+
+
+def test_the_cache_is_bounded_and_spares_reading(folder, monkeypatch):
+    data = make(folder, cache_rows=20)
+    plain = [
+        rows for epoch in range(2) for rows in rows_of([[[i.rows.tolist() for i in make(folder).batches(0, epoch)]]])
+    ]
+    cached = [row for epoch in range(2) for item in data.batches(0, epoch) for row in item.rows.tolist()]
+    assert cached == plain
+    assert len(data._cache) == 20
+    everything = make(folder, cache_rows=1000)
+    list(everything.batches(0, 0))
+    monkeypatch.setattr(dataset_module, "read_shard", lambda path: pytest.fail("read again"))
+    assert len(list(everything.batches(0, 1))) == len(everything)
+
+
+def test_an_error_in_a_worker_arrives_as_the_same_clear_error(folder):
+    with pytest.raises(ConfigError, match="workers"):
+        next(iter(ShardLoader(make(folder), workers=2)))
+
+
+def test_candidates_hold_the_dopants_and_never_a_host_element():
+    rng, settings = np.random.default_rng(0), TrackSettings()
+    counts = set()
+    for number in range(200):
+        sample = toy_sample(number % 20)
+        mask = candidate_set(sample.host_elements, sample.dopants, settings, rng)
+        assert mask.any()
+        assert not (mask & multi_hot(sample.host_elements)).any()
+        assert mask[multi_hot(sample.dopants)].all()
+        counts.add(int(mask.sum()) - len(sample.dopants))
+    assert counts == set(range(7))
+
+
+def test_likely_distractors_resemble_the_host():
+    def mean_likeness(share):
+        rng, settings = np.random.default_rng(0), TrackSettings(likely_share=share)
+        sets = [candidate_set(("Ga", "As"), (), settings, rng) for _ in range(200)]
+        likeness = LIKENESS[[INDEX["Ga"], INDEX["As"]]].max(axis=0)
+        return np.mean([likeness[mask].mean() for mask in sets])
+
+    assert mean_likeness(1.0) > 2 * mean_likeness(0.0)
+
+
+def test_blind_asks_about_all_but_the_host():
+    mask, given = question(("Ga", "As"), ("Al",), "blind", TrackSettings(), np.random.default_rng(0))
+    assert not given
+    assert mask.sum() == 60
+    shares = [
+        question(("Ga", "As"), ("Al",), "mixed", TrackSettings(blind_share=0.3), np.random.default_rng(i))[1]
+        for i in range(300)
+    ]
+    assert np.mean(shares) == pytest.approx(0.7, abs=0.1)
+
+
+def test_splits_depend_on_the_set_of_elements_alone():
+    assert {split_of(name) for name in HELD_OUT} == {"test"}
+    assert split_of("O-Ti") == split_of("Ti-O")
+    found = [split_of(f"{a}-{b}") for a, b in pairwise(sorted(INDEX) * 1)] + [
+        split_of(f"{a}-{b}-O") for a in INDEX for b in INDEX if a < b < "O"
+    ]
+    assert found.count("train") / len(found) == pytest.approx(0.8, abs=0.03)
+    assert found.count("val") / len(found) == pytest.approx(0.1, abs=0.03)
+
+
+def test_the_module_shares_rows_among_few_workers(folder):
+    module = SpectraDataModule(str(folder), batch_size=2, loader=LoaderSettings(workers=50))
+    loader = module.evaluation("val", "blind", "lab")
+    assert loader.num_workers == 5
+    assert module.spec.kinds == ("total", "neutron-weighted", "projected")
+    with pytest.raises(ShardError, match="does not exist"):
+        SpectraDataModule(str(folder / "nowhere")).setup("fit")

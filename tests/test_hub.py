@@ -1,0 +1,233 @@
+"""Checkpoint folders are written whole, found without guessing, and reproduce their golden outputs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import errors
+
+import defectnet
+from defectnet.config import Calibration
+from defectnet.errors import CheckpointError, ConfigError
+from defectnet.hub import from_pretrained, io, load, read_golden, resolve, save, verify
+
+CALIBRATION = {
+    "temperature_candidates": 1.5,
+    "temperature_blind": 2.0,
+    "threshold_candidates": 0.4,
+    "threshold_blind": 0.6,
+    "interval": {"coverage": 0.9, "offset": 0.01, "slope": 0.2},
+}
+TRAINING = {"data_sha256": "0" * 64, "edge_mev": [10.0, 120.0], "host_elements": ["Ga", "As"], "epochs": 3}
+
+
+@pytest.fixture
+def folder(model, tiny_batch, tmp_path) -> Path:
+    return save(
+        model, tmp_path / "tiny-v1", golden=tiny_batch, card="# Tiny", training=TRAINING, calibration=CALIBRATION
+    )
+
+
+def test_round_trip(folder, model, tiny_batch):
+    assert {file.name for file in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "golden.safetensors",
+        "README.md",
+    }
+    again = from_pretrained(folder)
+    assert type(again) is type(model)
+    assert not again.training
+    assert again.name == "tiny-v1"
+    assert again.calibration == Calibration.from_dict(CALIBRATION)
+    assert again.training_info == TRAINING
+    assert (again.spec, again.net) == (model.spec, model.net)
+    state = again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    for old, new in zip(model.predict_batch(tiny_batch), again.predict_batch(tiny_batch), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_saving_twice_gives_the_same_bytes(folder, model, tiny_batch, tmp_path):
+    other = save(
+        load(folder), tmp_path / "again", golden=tiny_batch, card="# Tiny", training=TRAINING, calibration=CALIBRATION
+    )
+    for file in folder.iterdir():
+        assert file.read_bytes() == (other / file.name).read_bytes()
+
+
+def test_config_says_what_a_reader_needs(folder, model):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["schema_version"] == io.SCHEMA_VERSION
+    assert config["architecture"] == type(model).__name__
+    assert config["spec"]["grid"] == {"bins": 256, "reach": 2.56}
+    assert len(config["spec"]["elements"]) == 62
+    assert config["defectnet_version"] == defectnet.__version__
+
+
+def test_golden_reproduces_and_notices_a_change(folder, tiny_batch):
+    verify(folder)
+    batch, output = read_golden(folder)
+    assert all(torch.equal(a, b) for a, b in zip(batch, tiny_batch, strict=True))
+    assert output.concentration.shape == (6, 62)
+    changed = load(folder)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.01)
+    with pytest.raises(CheckpointError, match="identity_logits is not reproduced"):
+        verify(folder, changed)
+
+
+def test_saving_replaces_a_checkpoint_as_a_whole(folder, model, tiny_batch):
+    (folder / "stale.txt").write_text("left over")
+    save(model, folder, golden=tiny_batch, card="# New card", training={})
+    assert (folder / "README.md").read_text() == "# New card\n"
+    assert not (folder / "stale.txt").exists()
+    assert load(folder).calibration is None
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_failed_save_leaves_the_old_checkpoint(folder, model, tiny_batch):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="NaN"):
+        save(model, folder, golden=tiny_batch, card="# Bad", training={})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_failed_swap_puts_the_old_checkpoint_back(folder, model, tiny_batch, monkeypatch):
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space"):
+        save(model, folder, golden=tiny_batch, card="# New", training={})
+    assert (folder / "README.md").read_text() == "# Tiny\n"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_saving_over_something_else_is_refused(model, tiny_batch, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        save(model, tmp_path / "thesis", golden=tiny_batch, card="# Tiny", training={})
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"card": "  "}, "card is empty"),
+        ({"training": {"when": object()}}, "cannot be written as JSON"),
+        ({"training": {"loss": float("nan")}}, "cannot be written as JSON"),
+        ({"training": {"edge_mev": [50.0, 10.0]}}, "training.edge_mev"),
+        ({"training": {"host_elements": ["Xx"]}}, "training.host_elements"),
+        ({"calibration": {"temperature_blind": 0.0}}, "calibration.temperature_blind"),
+        ({"calibration": {"temprature": 1.0}}, "temprature is not a known field"),
+    ],
+)
+def test_saving_nonsense_is_an_error(model, tiny_batch, tmp_path, change, message):
+    arguments = {"golden": tiny_batch, "card": "# Tiny", "training": {}} | change
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        save(model, tmp_path / "tiny", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Where a source leads
+
+
+@pytest.fixture
+def zoo(folder, monkeypatch) -> Path:
+    """Make the folder the only bundled checkpoint, and a folder of the same name stand in the working directory."""
+    monkeypatch.setattr("defectnet.hub.catalogue.bundled_root", lambda: folder.parent)
+    elsewhere = folder.parent / "elsewhere" / "tiny-v2"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere.parent)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["name", "path", "absolute", "relative", "home"])
+def test_sources(zoo, monkeypatch, form):
+    monkeypatch.setenv("HOME", str(zoo.parent))
+    source = {
+        "name": "tiny-v1",
+        "path": Path("..") / "tiny-v1",
+        "absolute": str(zoo),
+        "relative": "../tiny-v1",
+        "home": "~/tiny-v1",
+    }[form]
+    found, name = resolve(source)
+    assert found.resolve() == zoo
+    assert name == "tiny-v1"
+    assert from_pretrained(source).name == "tiny-v1"
+
+
+def test_bundled_checkpoints_are_listed(zoo):
+    (zoo.parent / ".tiny-v3.1.tmp").mkdir()
+    (zoo.parent / ".tiny-v3.1.tmp" / "config.json").write_text("{}")
+    assert defectnet.list_checkpoints() == ["tiny-v1"]
+
+
+def test_repository(zoo, monkeypatch, caplog):
+    asked = {}
+
+    def download(repo: str, **settings: object) -> str:
+        asked.update(settings, repo=repo)
+        return str(zoo)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = from_pretrained("lab/tiny", revision="v1", cache_dir=zoo.parent, local_files_only=True)
+    assert model.name == "lab/tiny"
+    assert (asked["repo"], asked["revision"], asked["local_files_only"]) == ("lab/tiny", "v1", True)
+    assert not any(name.endswith((".bin", ".pt")) for name in asked["allow_patterns"])
+    with caplog.at_level(logging.INFO):
+        from_pretrained("lab/tiny")
+    assert "resolved to commit" in caplog.text
+
+
+def test_repository_that_is_not_cached_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="'lab/tiny' is not in the cache"):
+        from_pretrained("lab/tiny", cache_dir=tmp_path, local_files_only=True)
+
+
+class _Response:
+    """As much of an HTTP response as the Hub's errors read."""
+
+    headers: dict[str, str] = {}  # noqa: RUF012
+    request = None
+    status_code = 404
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.RepositoryNotFoundError("404", response=_Response()), "does not exist or is not public"),
+        (errors.RevisionNotFoundError("404", response=_Response()), "at revision 'v9' does not exist"),
+        (errors.LocalEntryNotFoundError("offline"), "not in the cache"),
+        (ConnectionResetError("reset by peer"), "could not be fetched .reset by peer."),
+        (errors.HFValidationError("bad name"), "could not be fetched .bad name."),
+    ],
+)
+def test_failed_downloads_are_one_clear_error(monkeypatch, error, message):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_pretrained("lab/tiny", revision="v9")
+    assert caught.value.fix
+
+
+def test_bundled_checkpoints_reproduce_their_golden_outputs():
+    for name in defectnet.list_checkpoints():
+        verify(resolve(name)[0], from_pretrained(name))

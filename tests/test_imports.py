@@ -1,0 +1,130 @@
+"""The layers of the package hold, and `import defectnet` stays light."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import defectnet
+from defectnet.hub import save
+
+PACKAGE = Path(defectnet.__file__).parent
+
+# A file may import from its own entry, and from entries of lower layers.
+LAYERS: dict[str, int] = {
+    **dict.fromkeys(("errors", "elements", "files", "config", "spectrum", "batch", "prediction", "encode"), 0),
+    "io": 1,
+    "nn": 1,
+    "models": 2,
+    "hub": 3,
+    "data": 4,
+    "tasks": 5,
+    "uncertainty": 6,
+    "simulate": 7,
+    "benchmark": 8,
+    **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "train", "export", "app"), 9),
+}
+SIDEWAYS = {0, 9}  # layers whose files may import each other
+LIGHTNING = ("tasks/", "data/module.py", "train.py")
+LIGHT = ("lightning", "pyarrow", "scipy", "ase", "matplotlib", "pandas", "defectnet.simulate", "defectnet.data")
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports, at any depth: in functions and under TYPE_CHECKING too."""
+    package = ["defectnet", *path.relative_to(PACKAGE).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, node.module] if node.module else base)
+            # `from defectnet import elements` imports a module, `from defectnet.elements import INDEX` a name of one.
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "defectnet" else {module}
+    return found
+
+
+def violations(path: Path) -> list[str]:
+    place = path.relative_to(PACKAGE)
+    own = place.parts[0].removesuffix(".py")
+    if own not in LAYERS:
+        return [f"{place}: {own} has no layer"]
+    wrong = []
+    for module in sorted(imports(path)):
+        root, *rest = module.split(".")
+        if root == "lightning" and not place.as_posix().startswith(LIGHTNING):
+            wrong.append(f"{place} imports {module}")
+        if root != "defectnet" or not rest or rest[0] == own:
+            continue
+        target = rest[0] if rest[0] in LAYERS else "__init__"  # a name that the package itself offers
+        allowed = LAYERS[target] < LAYERS[own] or (LAYERS[target] == LAYERS[own] and LAYERS[own] in SIDEWAYS)
+        if not allowed:
+            wrong.append(f"{place} imports {module}: layer {LAYERS[own]} may not see layer {LAYERS[target]}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers(path):
+    assert violations(path) == []
+
+
+def test_the_walk_notices_what_it_should(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_imports.PACKAGE", tmp_path)
+    (tmp_path / "nn").mkdir()
+    cases = {
+        "from defectnet.models import base": 1,
+        "def f():\n    import defectnet.hub.io": 1,
+        "from ..models.base import DefectModel": 1,
+        "from defectnet import io": 1,  # sideways
+        "from defectnet import from_pretrained": 1,
+        "import lightning.pytorch": 1,
+        "from defectnet.errors import ConfigError\nfrom defectnet.nn.heads import IdentityHead\nimport torch": 0,
+    }
+    for code, count in cases.items():
+        (tmp_path / "nn" / "new.py").write_text(code)
+        assert len(violations(tmp_path / "nn" / "new.py")) == count, code
+    (tmp_path / "helpers.py").write_text("")
+    assert violations(tmp_path / "helpers.py") == ["helpers.py: helpers has no layer"]
+
+
+def loaded_after(code: str) -> list[str]:
+    """Run code in a fresh interpreter and return which of `LIGHT` it has loaded."""
+    report = f"import sys, json; print(json.dumps([name for name in {LIGHT!r} if name in sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True, timeout=120
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_import_is_light():
+    assert loaded_after("import defectnet") == []
+
+
+def test_prediction_is_light(tiny_model, tiny_batch, tmp_path):
+    folder = save(tiny_model("DefectNet"), tmp_path / "tiny", golden=tiny_batch, card="# Tiny", training={})
+    code = f"""
+import numpy as np
+import defectnet
+defectnet.list_checkpoints(), defectnet.Spectrum, defectnet.Prediction, defectnet.read_spectrum
+energy = np.linspace(0, 80, 161)
+dos = energy**2 * (energy < 60)
+print(defectnet.from_pretrained({str(folder)!r}).predict((energy, dos), (energy, dos), "Si", unit="meV"))
+"""
+    assert loaded_after(code) == []
+
+
+def test_the_check_of_loaded_modules_can_fail():
+    assert loaded_after("import pandas") != []
+
+
+def test_the_package_offers_what_it_lists():
+    assert set(defectnet.__all__) <= set(dir(defectnet))
+    for name in defectnet.__all__:
+        assert getattr(defectnet, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'from_petrained'"):
+        _ = defectnet.from_petrained

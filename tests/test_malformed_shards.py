@@ -1,0 +1,203 @@
+"""Every broken shard, folder or setting of the data gives one clear error that names it and says what to do."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from defectnet.cli import main
+from defectnet.data.candidates import TrackSettings
+from defectnet.data.dataset import Stream
+from defectnet.data.measurement import Measurement, measurement_named
+from defectnet.data.module import LoaderSettings, SpectraDataModule
+from defectnet.data.shards import SCHEMA
+from defectnet.errors import ConfigError, DefectNetError, ShardError
+from defectnet.tasks.defect import DefectTask, OptimiserSettings
+from make_shards import toy_folder
+
+VERSION = b"defectnet.schema_version"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return toy_folder(tmp_path_factory.mktemp("sound") / "data", train=8, val=3, test=3, shards=2)
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    return shutil.copytree(sound, tmp_path / "data")
+
+
+def rewrite(path, change=lambda table: table, version=None):
+    """Write a shard again with other content; `version` replaces the schema version."""
+    table = pq.read_table(path)
+    metadata = dict(table.schema.metadata)
+    metadata = {k: v for k, v in metadata.items() if k != VERSION} | ({VERSION: version} if version else {})
+    table = change(table)
+    pq.write_table(table.replace_schema_metadata(metadata), path, compression="none", write_page_checksum=True)
+
+
+def column(name, change):
+    """A change of one column, value by value."""
+
+    def apply(table):
+        values = [change(value) for value in table.column(name).to_pylist()]
+        position = table.schema.get_field_index(name)
+        return table.set_column(position, table.schema.field(name), pa.array(values, SCHEMA.field(name).type))
+
+    return lambda path: rewrite(path, apply, b"1")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def flip(path):
+    """Change a byte inside the pages of the doped DOS, where Parquet itself would not notice."""
+    rewrite(path, version=b"1")
+    data = pq.ParquetFile(path).metadata.row_group(0)
+    chunk = next(c for i in range(data.num_columns) if (c := data.column(i)).path_in_schema == "doped_dos")
+    raw = bytearray(path.read_bytes())
+    raw[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size // 2] ^= 0xFF
+    path.write_bytes(raw)
+
+
+def astype(name, kind):
+    def apply(table):
+        position = table.schema.get_field_index(name)
+        return table.set_column(position, name, table.column(name).cast(kind))
+
+    return lambda path: rewrite(path, apply, b"1")
+
+
+SHARDS = {
+    "truncated": (truncate, "truncated or no Parquet"),
+    "empty file": (lambda path: path.write_bytes(b""), "truncated or no Parquet"),
+    "text": (lambda path: path.write_text("energy,dos\n1,2\n"), "truncated or no Parquet"),
+    "no schema version": (lambda path: rewrite(path), "carries no schema version"),
+    "newer version": (lambda path: rewrite(path, version=b"99"), r"schema version 99.*Upgrade defectnet"),
+    "older version": (lambda path: rewrite(path, version=b"0"), r"schema version 0.*Simulate again"),
+    "version is no number": (lambda path: rewrite(path, version=b"one"), "schema version one"),
+    "missing column": (lambda path: rewrite(path, lambda t: t.drop_columns(["doped_dos"]), b"1"), "doped_dos"),
+    "additional column": (
+        lambda path: rewrite(path, lambda t: t.append_column("x", pa.array([1] * len(t))), b"1"),
+        r"other columns.*\(x\)",
+    ),
+    "other type": (astype("atoms", pa.int64()), "column types"),
+    "flipped byte": (flip, "is damaged"),
+    "unknown split": (column("split", lambda _: "holdout"), "unknown split 'holdout'"),
+    "no split": (column("split", lambda _: None), "unknown split 'None'"),
+    "atoms do not add up": (column("atoms", lambda n: n + 1), "counts of atoms do not add up"),
+    "host cell does not add up": (column("host_numbers", lambda n: [*n, 118]), "counts of atoms do not add up"),
+    "dopants contradict": (column("dopant_counts", lambda n: [c + 1 for c in n] or n), "dopants contradict"),
+    "dopant without count": (column("dopants", lambda s: [*s, "Si"]), "dopants and dopant_counts differ"),
+    "element without count": (column("doped_elements", lambda s: s[:-1]), "doped_elements and doped_counts differ"),
+    "short spectrum": (column("host_dos", lambda b: b[:-1]), "host_dos has 1199 bytes"),
+    "empty value": (column("doped_dos", lambda _: None), "doped_dos is empty"),
+    "unknown element": (column("host_elements", lambda s: ["Xx", s[1]]), "'Xx' is not an element"),
+}
+
+
+def read_all(folder, workers=0):
+    module = SpectraDataModule(str(folder), batch_size=4, loader=LoaderSettings(workers=workers))
+    return [item for split in ("train", "val", "test") for item in module.evaluation(split, "candidates")]
+
+
+def one_clear_error(found: pytest.ExceptionInfo[BaseException], name: str) -> None:
+    """Exactly one line that names the file, and a way out."""
+    message = str(found.value)
+    assert name in message
+    assert "\n" not in message
+    assert found.value.fix in message
+
+
+def test_a_sound_folder_is_read(folder):
+    assert sum(len(item.rows) for item in read_all(folder)) == 14
+
+
+@pytest.mark.parametrize("case", SHARDS)
+def test_a_broken_shard(case, folder):
+    spoil, message = SHARDS[case]
+    spoil(folder / "shard-00001.parquet")
+    with pytest.raises(DefectNetError, match=message) as found:
+        read_all(folder)
+    one_clear_error(found, "shard-00001.parquet")
+    if case != "unknown element":
+        assert isinstance(found.value, ShardError)
+
+
+def test_a_broken_shard_is_the_same_error_in_a_worker(folder):
+    flip(folder / "shard-00001.parquet")
+    with pytest.raises(ShardError, match="is damaged") as found:
+        read_all(folder, workers=1)
+    one_clear_error(found, "shard-00001.parquet")
+
+
+def drop_split(folder, split):
+    for path in folder.glob("*.parquet"):
+        rewrite(path, lambda t: t.filter(pa.array([s != split for s in t.column("split").to_pylist()])), b"1")
+
+
+FOLDERS = {
+    "missing": (shutil.rmtree, "does not exist"),
+    "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], r"holds no shard-\*\.parquet"),
+    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "does not exist"),
+    "other names": (
+        lambda folder: [p.rename(p.with_name(f"part{i}.parquet")) for i, p in enumerate(list(folder.iterdir()))],
+        "holds no shard",
+    ),
+    "no validation rows": (lambda folder: drop_split(folder, "val"), "no row of the split 'val'"),
+    "no training rows": (lambda folder: drop_split(folder, "train"), "no row of the split 'train'"),
+    "no test rows": (lambda folder: drop_split(folder, "test"), "no row of the split 'test'"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_broken_folder(case, folder):
+    spoil, message = FOLDERS[case]
+    spoil(folder)
+    with pytest.raises(ShardError, match=message) as found:
+        read_all(folder)
+    one_clear_error(found, str(folder))
+
+
+ARGUMENTS = {
+    "batch_size": (lambda: Stream(batch_size=0), "batch_size 0"),
+    "buffer": (lambda: Stream(buffer_rows=0), "buffer_rows 0"),
+    "cache": (lambda: Stream(cache_rows=-1), "cache_rows -1"),
+    "workers": (lambda: Stream(workers=-1), "workers -1"),
+    "rank": (lambda: Stream(rank=2, ranks=2), "rank is 2 of 2"),
+    "measurement": (lambda: measurement_named("labb"), "'labb' is not known"),
+    "weights": (lambda: Measurement(weights=(1.0, 2.0)), "measurement.weights"),
+    "blind share": (lambda: TrackSettings(blind_share=1.5), "tracks.blind_share is 1.5"),
+    "distractors": (lambda: TrackSettings(max_distractors=0), "tracks.max_distractors is 0"),
+    "learning rate": (lambda: OptimiserSettings(learning_rate=0.0), "learning_rate 0.0"),
+    "warm-up": (lambda: OptimiserSettings(warmup_share=2.0), "optimiser.warmup_share is 2.0"),
+    "architecture": (lambda: DefectTask("DefectNett"), r"'DefectNett' is not known.*DefectNet"),
+    "field of the net": (lambda: DefectTask("DefectNet", net={"width": 3}), "net.width is not a known field"),
+    "value of the net": (lambda: DefectTask("DefectNet", net={"heads": 7}), "net.heads"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_a_wrong_argument(case):
+    make, message = ARGUMENTS[case]
+    with pytest.raises(ConfigError, match=message) as found:
+        make()
+    one_clear_error(found, "")
+
+
+def test_the_command_line_says_it_in_one_line(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    truncate(folder / "shard-00000.parquet")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{architecture: DefectNet}}\ndata: {{folder: {folder}}}\ntrainer: {{logger: false}}\n")
+    with pytest.raises(SystemExit) as found:
+        main(["fit", "-c", str(recipe), "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"])
+    assert found.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("defectnet: shard ")
+    assert "shard-00000.parquet is truncated" in last

@@ -1,0 +1,317 @@
+"""What every network must hold, and what tells the two apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from defectnet.batch import Batch, Output
+from defectnet.config import MODEL_GRID, Calibration, Grid, Interval, ModelSpec
+from defectnet.elements import INDEX, VOCABULARY
+from defectnet.errors import ConfigError
+from defectnet.models.base import ABSENT_LOGIT, Query
+from defectnet.models.paper import PaperDefectNet, rebin_matrix
+from defectnet.models.registry import ARCHITECTURES, build_model
+from defectnet.nn.heads import MAX_CONCENTRATION
+
+
+def rows(batch: Batch, index) -> Batch:
+    return Batch(*(field[index] for field in batch))
+
+
+def assert_close(a: Output, b: Output, tolerance: float = 1e-6) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=0.0, atol=tolerance)
+
+
+def differ(a: Output, b: Output) -> bool:
+    return any((x - y).abs().max() > 1e-4 for x, y in zip(a, b, strict=True))
+
+
+def test_shapes_and_bounds(model, tiny_batch):
+    for output in (model(tiny_batch), model.predict_batch(tiny_batch)):
+        assert output.identity_logits.shape == output.concentration.shape == (6, len(VOCABULARY))
+        assert torch.isfinite(output.identity_logits).all()
+        assert (output.identity_logits >= ABSENT_LOGIT).all()
+    assert ((output.concentration >= 0) & (output.concentration <= 1)).all()
+
+
+def test_elements_that_are_no_candidates_are_absent(model, tiny_batch):
+    output = model(tiny_batch)
+    assert (~tiny_batch.candidates).any()
+    assert (output.identity_logits[~tiny_batch.candidates] == ABSENT_LOGIT).all()
+    assert (output.concentration[~tiny_batch.candidates] == 0).all()
+    assert (output.identity_logits[tiny_batch.candidates] > ABSENT_LOGIT).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 100])
+def test_prediction_does_not_depend_on_batch_size(model, tiny_batch, batch_size):
+    assert_close(model.predict_batch(tiny_batch, batch_size=batch_size), model.predict_batch(tiny_batch))
+
+
+def test_prediction_does_not_depend_on_batch_mates(model, random_batch):
+    sample = random_batch(1, seed=3)
+    alone = model.predict_batch(sample)
+    for seed, count in ((4, 1), (5, 7), (6, 40)):
+        mates = random_batch(count, seed=seed)
+        mixed = Batch(*(torch.cat([a, b, a]) for a, b in zip(mates, sample, strict=True)))
+        assert_close(Output(*(x[count : count + 1] for x in model.predict_batch(mixed))), alone)
+
+
+def test_single_precision_forward_does_not_depend_on_batch_mates(model, tiny_batch):
+    with torch.no_grad():
+        together, alone = model(tiny_batch), [model(rows(tiny_batch, slice(i, i + 1))) for i in range(6)]
+    assert_close(together, Output(*(torch.cat(x) for x in zip(*alone, strict=True))), 1e-5)
+
+
+def test_permuting_rows_permutes_answers(model, tiny_batch):
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    permuted = model.predict_batch(rows(tiny_batch, order))
+    assert_close(permuted, Output(*(x[order] for x in model.predict_batch(tiny_batch))))
+
+
+def test_output_means_the_same_in_training(model, tiny_batch):
+    with torch.no_grad():
+        evaluated = model(tiny_batch)
+        trained = model.train()(tiny_batch)
+    assert_close(trained, evaluated)
+
+
+def test_predict_batch_leaves_mode_and_weights(model, tiny_batch):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    model.predict_batch(tiny_batch)
+    assert model.training
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
+
+
+def test_predict_batch_ignores_dropout(tiny_batch):
+    torch.manual_seed(0)
+    model = build_model("DefectNet", net={"d_model": 16, "heads": 2, "patch": 16, "dropout": 0.5}).train()
+    assert_close(model.predict_batch(tiny_batch), model.predict_batch(tiny_batch), 0.0)
+
+
+def test_gradient_reaches_every_parameter(model, random_batch):
+    batch = random_batch(16)
+    output = model.train()(batch)
+    weight = torch.linspace(-1.0, 2.0, len(VOCABULARY))
+    total = (output.identity_logits * weight).sum() + 10.0 * (output.concentration * weight).sum()
+    total.backward()
+    unreached = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert unreached == []
+
+
+def test_swapping_host_and_doped_changes_the_answer(model, tiny_batch):
+    swapped = tiny_batch._replace(host=tiny_batch.doped, doped=tiny_batch.host)
+    assert differ(model.predict_batch(tiny_batch), model.predict_batch(swapped))
+
+
+def test_candidates_change_the_answer_for_the_others(model, tiny_batch):
+    chosen = tiny_batch.candidates.clone()
+    dropped = int(torch.nonzero(chosen[0])[0])
+    chosen[0, dropped] = False
+    fewer = model.predict_batch(tiny_batch._replace(candidates=chosen))
+    both = chosen[0]
+    change = fewer.identity_logits[0, both] - model.predict_batch(tiny_batch).identity_logits[0, both]
+    assert change.abs().max() > 1e-6
+
+
+def test_no_candidate_at_all_is_not_an_error(model, tiny_batch):
+    none = tiny_batch._replace(candidates=torch.zeros_like(tiny_batch.candidates))
+    output = model.predict_batch(none)
+    assert (output.identity_logits == ABSENT_LOGIT).all()
+    assert (output.concentration == 0).all()
+
+
+def test_config_round_trip(model):
+    again = type(model).from_config(model.config["spec"], model.config["net"])
+    assert again.spec == model.spec
+    assert again.net == model.net
+    assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_default_size_fits_a_megabyte(name):
+    state = build_model(name).state_dict()
+    assert sum(value.numel() * value.element_size() for value in state.values()) < 990_000
+    assert ARCHITECTURES[name].loss in ("hurdle", "paper")
+
+
+def test_other_grids_work(tiny_batch):
+    spec = ModelSpec(grid=Grid(bins=192, reach=3.0))
+    other = tiny_batch._replace(host=tiny_batch.host[:, :192], doped=tiny_batch.doped[:, :192])
+    for name in ARCHITECTURES:
+        assert build_model(name, spec).predict_batch(other).concentration.shape == (6, len(VOCABULARY))
+
+
+def test_wrong_net_for_an_architecture_is_an_error():
+    with pytest.raises(ConfigError, match="net is a DefectNetConfig"):
+        PaperDefectNet(net=ARCHITECTURES["DefectNet"].config_type())
+
+
+# What is particular to DefectNet
+
+
+def test_defectnet_concentration_stays_in_bounds(tiny_model, tiny_batch):
+    model = tiny_model("DefectNet")
+    with torch.no_grad():
+        model.concentration.net[-1].bias.fill_(100.0)
+        high = model(tiny_batch).concentration[tiny_batch.candidates]
+    assert (high <= MAX_CONCENTRATION).all()
+    assert (high > 0.99 * MAX_CONCENTRATION).all()
+
+
+def test_defectnet_never_reads_elements_that_are_no_candidates(tiny_model, tiny_batch):
+    model = tiny_model("DefectNet")
+    before = model.predict_batch(rows(tiny_batch, slice(1, 2)))
+    assert tiny_batch.candidates_given[1]
+    with torch.no_grad():
+        model.queries.element.weight[~tiny_batch.candidates[1]] += 5.0
+    assert_close(model.predict_batch(rows(tiny_batch, slice(1, 2))), before)
+
+
+@pytest.mark.parametrize("field", ["edge_mev", "candidates_given", "kind", "composition"])
+def test_defectnet_uses_every_field(tiny_model, tiny_batch, field):
+    changed = {
+        "edge_mev": tiny_batch.edge_mev * 1.5,
+        "candidates_given": ~tiny_batch.candidates_given,
+        "kind": tiny_batch.kind + 1,
+        "composition": tiny_batch.composition.roll(1, dims=1),
+    }
+    model = tiny_model("DefectNet")
+    assert differ(model.predict_batch(tiny_batch), model.predict_batch(tiny_batch._replace(**{field: changed[field]})))
+
+
+def with_local_mode(batch: Batch) -> Batch:
+    doped = batch.doped.clone()
+    doped[:, 160] += 5.0  # at 1.6 of the band edge
+    return batch._replace(doped=doped)
+
+
+def test_defectnet_sees_local_modes_above_the_edge_and_the_paper_does_not(tiny_model, tiny_batch):
+    new, old = tiny_model("DefectNet"), tiny_model("PaperDefectNet")
+    assert differ(new.predict_batch(tiny_batch), new.predict_batch(with_local_mode(tiny_batch)))
+    assert_close(old.predict_batch(tiny_batch), old.predict_batch(with_local_mode(tiny_batch)))
+
+
+# What is particular to the paper's network
+
+
+def test_rebin_keeps_the_area_below_the_edge():
+    for grid in (MODEL_GRID, Grid(bins=192, reach=3.0), Grid(bins=600, reach=2.0)):
+        density = np.where(grid.edges[1:] <= 1.0 + 1e-9, 1.0 + grid.centres, 0.0)
+        area = (density @ rebin_matrix(grid, 100)).sum() / 100
+        assert area == pytest.approx(density.sum() * grid.width, rel=1e-12)
+
+
+def test_rebin_on_the_default_grid_takes_the_first_hundred_bins():
+    np.testing.assert_allclose(rebin_matrix(MODEL_GRID, 100), np.eye(256, 100), atol=1e-12)
+
+
+def test_paper_input_is_as_published(tiny_model, tiny_batch):
+    channels = tiny_model("PaperDefectNet").preprocess(tiny_batch)
+    assert channels.shape == (6, 3, 100)
+    host = tiny_batch.host[:, :100] / tiny_batch.host[:, :100].mean(dim=1, keepdim=True)
+    doped = tiny_batch.doped[:, :100] / tiny_batch.doped[:, :100].mean(dim=1, keepdim=True)
+    torch.testing.assert_close(channels[:, 0], host)
+    torch.testing.assert_close(channels[:, 1], torch.log10((doped + 0.01) / (host + 0.01)))
+    torch.testing.assert_close(channels[:, 2, :62], tiny_batch.composition)
+    assert (channels[:, 2, 62:] == 0).all()
+
+
+def test_paper_ranks_by_concentration(tiny_model, tiny_batch):
+    output = tiny_model("PaperDefectNet")(tiny_batch)
+    for row in range(len(tiny_batch.host)):
+        chosen = tiny_batch.candidates[row]
+        logits, amounts = output.identity_logits[row, chosen], output.concentration[row, chosen]
+        assert torch.equal(logits.argsort(stable=True), amounts.argsort(stable=True))
+    assert (output.concentration < 0).any()  # the order must hold among negative outputs too
+
+
+# Prediction
+
+ENERGY = np.linspace(0.0, 90.0, 181)
+
+
+def silicon(shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two peaks and an edge near 64 meV, growing as E^2 from zero."""
+    peaks = np.exp(-(((ENERGY - 20.0 - shift) / 5) ** 2)) + np.exp(-(((ENERGY - 60.0 - shift) / 3) ** 2))
+    return ENERGY, peaks * np.minimum(ENERGY / 10.0, 1.0) ** 2
+
+
+def test_predict_from_arrays(model):
+    answer = model.predict(silicon(), silicon(-1.0), "Si", candidates=["Ge", "C"], unit="meV")
+    assert answer.elements == ("C", "Ge")  # in order of atomic number
+    assert answer.candidates_given
+    assert answer.formula == "Si"
+    assert answer.model == type(model).__name__
+    assert np.isnan(answer.low).all()
+    assert "not calibrated" in answer.warnings[0]
+    blind = model.predict(silicon(), silicon(-1.0), "Si", unit="meV")
+    assert not blind.candidates_given
+    assert "Si" not in blind.elements
+    assert len(blind.elements) == len(VOCABULARY) - 1
+
+
+def test_predict_many_equals_predict(model):
+    queries = [
+        Query(silicon(), silicon(-1.0), "Si", ["Ge", "C"]),
+        Query(silicon(), silicon(2.0), "AlP"),
+        (silicon(), silicon(0.5), "SiC", ["N"]),
+    ]
+    many = model.predict_many(queries, unit="meV")
+    for query, answer in zip(queries, many, strict=True):
+        host, doped, formula, candidates = Query(*query)
+        one = model.predict(host, doped, formula, candidates=candidates, unit="meV")
+        assert one.elements == answer.elements
+        np.testing.assert_allclose(one.probability, answer.probability, atol=1e-6)
+        np.testing.assert_allclose(one.concentration, answer.concentration, atol=1e-6)
+    assert model.predict_many([]) == []
+
+
+def test_calibration_is_applied_per_track(tiny_model):
+    model = tiny_model("DefectNet")
+    ask = {
+        track: lambda names=names: model.predict(silicon(), silicon(-1.0), "Si", candidates=names, unit="meV")
+        for track, names in (("candidates", ["Ge", "C"]), ("blind", None))
+    }
+    raw = {track: question() for track, question in ask.items()}
+    model.calibration = Calibration(
+        temperature_candidates=2.0,
+        temperature_blind=0.5,
+        threshold_candidates=0.25,
+        threshold_blind=0.75,
+        interval=Interval(coverage=0.9, offset=0.01, slope=0.5),
+    )
+    for track, temperature, threshold in (("candidates", 2.0, 0.25), ("blind", 0.5, 0.75)):
+        old, new = raw[track], ask[track]()
+        odds = (old.probability / (1 - old.probability)) ** (1 / temperature)
+        np.testing.assert_allclose(new.probability, odds / (1 + odds), rtol=1e-5)
+        np.testing.assert_allclose(new.concentration, old.concentration)
+        np.testing.assert_allclose(new.high, new.concentration + 0.01 + 0.5 * new.concentration)
+        np.testing.assert_allclose(new.low, np.maximum(new.concentration * 0.5 - 0.01, 0.0), atol=1e-12)
+        assert (new.threshold, new.coverage) == (threshold, 0.9)
+        assert new.warnings == ()
+
+
+def test_out_of_domain_warnings(tiny_model):
+    model = tiny_model("DefectNet")
+    model.calibration = Calibration(interval=Interval(0.9, 0.01))
+    model.training_info = {"edge_mev": [10.0, 40.0], "host_elements": ["Ga", "As"]}
+    model.spec = replace(model.spec, kinds=("neutron-weighted",))
+    found = model.predict(silicon(), silicon(-1.0), "Si", unit="meV").warnings
+    assert len(found) == 3
+    for text, word in zip(found, ("a total DOS", "band edge is 6", "contains Si"), strict=True):
+        assert text.startswith("out of domain")
+        assert word in text
+
+
+def test_descriptors_tell_neighbours_apart(tiny_model):
+    table = tiny_model("DefectNet").queries.descriptors
+    torch.testing.assert_close(table.mean(dim=0), torch.zeros(5), atol=1e-5, rtol=0.0)
+    assert table[INDEX["C"], 0] < table[INDEX["Si"], 0] < table[INDEX["Ge"], 0]  # log mass
+    assert torch.cdist(table, table).add(torch.eye(62)).min() > 0.02

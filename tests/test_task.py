@@ -1,0 +1,325 @@
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+
+from defectnet.batch import Batch, Output, Targets
+from defectnet.benchmark.baselines import CompositionOnly, TrainingMean
+from defectnet.benchmark.metrics import CalibratedModel, evaluate
+from defectnet.benchmark.pilot import main as pilot
+from defectnet.cli import main
+from defectnet.config import ModelSpec
+from defectnet.data.candidates import TrackSettings
+from defectnet.data.measurement import CLEAN
+from defectnet.data.module import SpectraDataModule
+from defectnet.elements import VOCABULARY
+from defectnet.errors import CheckpointError, ConfigError
+from defectnet.export import export, read_run
+from defectnet.hub import from_pretrained
+from defectnet.models.base import ABSENT_LOGIT
+from defectnet.tasks.defect import DefectTask, OptimiserSettings
+from defectnet.tasks.losses import LossWeights, expected_concentration, hurdle_loss, loss_named, paper_loss
+from defectnet.tasks.metrics import TrackMetrics
+from defectnet.uncertainty.calibration import best_threshold, fit_interval, fit_temperature
+from make_shards import toy_folder, toy_sample, write_toy_folder
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "d_model": 16,
+    "heads": 2,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "patch": 16,
+    "mlp_ratio": 1,
+    "dropout": 0.0,
+}
+E = len(VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy_folder(tmp_path_factory.mktemp("toy"), train=24, val=24, test=10)
+
+
+def quiet(**settings):
+    return Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        **{"enable_checkpointing": False, **settings},
+    )  # fmt: skip
+
+
+def question(true, candidates, given=True):
+    """One row: true concentrations and candidates by position."""
+    concentration, mask = torch.zeros(1, E), torch.zeros(1, E, dtype=torch.bool)
+    for position, value in true.items():
+        concentration[0, position] = value
+    mask[0, candidates] = True
+    spectra, one = torch.ones(1, 256), torch.ones(1)
+    composition = torch.zeros(1, E)
+    batch = Batch(spectra, spectra, one, composition, mask, torch.tensor([given]), torch.zeros(1, dtype=torch.long))
+    return batch, Targets(concentration)
+
+
+def test_hurdle_loss_is_what_a_hand_computes():
+    batch, targets = question({3: 0.04}, [3, 5])
+    logits = torch.full((1, E), ABSENT_LOGIT)
+    logits[0, 3], logits[0, 5] = math.log(3.0), -math.log(3.0)  # probabilities 3/4 and 1/4
+    amount = torch.zeros(1, E)
+    amount[0, 3], amount[0, 5] = 0.09, 0.08
+    terms = hurdle_loss(Output(logits, amount), batch, targets, LossWeights(1.0, 1.0, 1.0))
+    assert terms["identity"].item() == pytest.approx(2 * math.log(4 / 3))
+    assert terms["amount"].item() == pytest.approx(1.0 - 0.5)  # Huber of 10 (0.3 - 0.2)
+    assert terms["expected"].item() == pytest.approx(100 * (abs(0.75 * 0.09 - 0.04) + 0.25 * 0.08) / 2, rel=1e-5)
+
+
+def test_paper_loss_is_what_a_hand_computes():
+    batch, targets = question({3: 0.04}, [3, 5])
+    amount = torch.full((1, E), 0.1)
+    terms = paper_loss(Output(torch.zeros(1, E), amount), batch, targets, LossWeights())
+    assert terms["expected"].item() == pytest.approx(((10 * 0.06) ** 2 + (10 * 0.1) ** 2) / 2)
+
+
+def test_what_is_not_in_question_has_no_gradient():
+    batch, targets = question({3: 0.04}, [3, 5])
+    for loss in ("hurdle", "paper"):
+        logits = torch.zeros(1, E, requires_grad=True)
+        amount = torch.zeros(1, E).index_fill(1, torch.tensor([3, 5]), 0.02).requires_grad_()
+        sum(loss_named(loss)(Output(logits, amount), batch, targets, LossWeights()).values()).backward()
+        for x in (logits, amount):
+            gradient = torch.zeros_like(x) if x.grad is None else x.grad
+            assert gradient.isfinite().all()
+            assert set(gradient.nonzero()[:, 1].tolist()) <= {3, 5}
+
+
+def test_a_batch_without_dopants_or_named_candidates_has_a_finite_loss():
+    batch, targets = question({}, [3, 5], given=False)
+    terms = hurdle_loss(Output(torch.zeros(1, E), torch.zeros(1, E)), batch, targets, LossWeights())
+    assert all(value.isfinite() for value in terms.values())
+    assert terms["expected"].item() == 0
+
+
+def test_the_expected_concentration_is_defined_once_for_each_loss():
+    output = Output(torch.tensor([[0.0]]), torch.tensor([[0.2]]))
+    assert expected_concentration(output).item() == pytest.approx(0.1)
+    assert expected_concentration(output, "paper").item() == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match="loss"):
+        loss_named("hinge")
+
+
+def test_metrics_of_right_answers_are_1_and_of_wrong_ones_0():
+    batch, targets = question({3: 0.04, 9: 0.1}, [3, 5, 9])
+    for right in (True, False):
+        metrics = TrackMetrics("hurdle")
+        logits = torch.full((1, E), ABSENT_LOGIT)
+        logits[0, [3, 5, 9]] = torch.tensor([20.0, -20.0, 20.0]) * (1 if right else -1)
+        metrics.update(Output(logits, targets.concentration), batch, targets)
+        values = metrics.compute()
+        assert values["identity/f1"].item() == right
+        assert values["identity/exact"].item() == right
+        assert (values["concentration/mae"].item() < 1e-6) == right
+        assert (values["identity/ap"].item() > 0.999) == right
+
+
+def test_the_learning_rate_rises_and_falls():
+    settings = OptimiserSettings(warmup_share=0.1, final_share=0.02)
+    factors = [settings.factor(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[10] == 1.0
+    assert factors[-1] == pytest.approx(0.02)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+    assert OptimiserSettings(decay=False).factor(90, 100) == 1.0
+
+
+def test_a_network_learns_16_pairs_by_heart(tmp_path):
+    samples = [toy_sample(i, "train", dopants=1 + i % 3) for i in range(16)]
+    folder = write_toy_folder(tmp_path, [*samples, toy_sample(900, "val")], shards=1)
+    settings = {"batch_size": 16, "tracks": TrackSettings(blind_share=0.5), "train_measurement": "clean"}
+    data = SpectraDataModule(str(folder), **settings)
+    torch.manual_seed(0)
+    net = {**TINY, "d_model": 32, "decoder_layers": 2}
+    task = DefectTask("DefectNet", net=net, optimiser=OptimiserSettings(learning_rate=4e-3, weight_decay=0.0))
+    quiet(max_epochs=300, limit_val_batches=0, gradient_clip_val=1.0).fit(task, data)
+    for track in ("candidates", "blind"):
+        scores = evaluate(CalibratedModel(task.model), data.evaluation("train", track), track)
+        assert scores["identity"]["f1"] == 1.0, track
+        assert scores["concentration"]["mae_present"] < 1.0
+
+
+@pytest.mark.parametrize("recipe", ["debug", "defectnet-small", "paper-defectnet"])
+def test_a_recipe_runs_through_the_command_line(recipe, folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    small = [f"--data.folder={folder}", "--data.loader.workers=0", "--trainer.fast_dev_run=2", "--data.batch_size=8"]
+    main(["fit", "-c", str(ROOT / f"configs/{recipe}.yaml"), *small])
+    assert "max_steps=2" in caplog.text
+
+
+def test_the_debug_recipe_writes_only_below_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "-c", str(ROOT / "configs/debug.yaml"), f"--data.folder={folder}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    trainer = quiet(max_epochs=3, default_root_dir=root)
+    data = SpectraDataModule(str(folder), batch_size=8)
+    task = DefectTask("DefectNet", net=TINY, spec=data.spec)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(root / "run.ckpt")
+    return root / "run.ckpt", task, trainer
+
+
+def test_validation_logs_both_tracks(run):
+    logged = run[2].callback_metrics
+    names = {"identity/ap", "identity/f1", "identity/exact", "concentration/mae", "concentration/r2", "loss"}
+    for track in ("candidates", "blind"):
+        assert {f"val/{track}/{name}" for name in names} <= set(logged)
+    mean = (logged["val/candidates/identity/ap"] + logged["val/blind/identity/ap"]) / 2
+    assert logged["val/identity/ap"].item() == pytest.approx(mean.item())
+
+
+def test_a_checkpoint_holds_plain_values_only(run):
+    state = torch.load(run[0], weights_only=True)
+    assert state["defectnet"]["architecture"] == "DefectNet"
+    assert "hyper_parameters" not in state
+
+
+def test_export_calibrates_and_gives_the_same_network(run, folder, tmp_path):
+    out = export(run[0], tmp_path / "tiny", folder)
+    model = from_pretrained(out)
+    data = SpectraDataModule(str(folder), val_measurement="lab")
+    item = next(iter(data.evaluation("test", "blind")))
+    for a, b in zip(run[1].model.predict_batch(item.batch), model.predict_batch(item.batch), strict=True):
+        assert torch.equal(a, b)
+    assert model.calibration.temperature_candidates != 1.0
+    assert model.calibration.interval.coverage == 0.9
+    info = model.training_info
+    assert info["train_rows"] == 24
+    assert info["edge_mev"][0] < info["edge_mev"][1]
+    assert model.spec.kinds == data.spec.kinds
+
+
+def test_a_loaded_network_trains_in_training_mode(run, folder, tmp_path):
+    out = export(run[0], tmp_path / "tiny", folder)
+    assert not from_pretrained(out).training
+    task = DefectTask.from_pretrained(str(out), optimiser=OptimiserSettings(learning_rate=1e-4))
+    assert all(module.training for module in task.modules())
+    assert task.model.calibration is None  # it was fitted to other weights
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    quiet(max_epochs=1, limit_val_batches=0).fit(task, SpectraDataModule(str(folder), batch_size=8))
+    assert task.model.training
+    assert any(not torch.equal(before[name], value) for name, value in task.model.state_dict().items())
+
+
+def test_what_does_not_fit_a_loaded_network_is_one_clear_error(run, folder, tmp_path):
+    out = str(export(run[0], tmp_path / "tiny", folder))
+    grid = SpectraDataModule(str(folder)).grid
+    other = ModelSpec(grid=type(grid)(bins=128, reach=2.56))
+    for settings in ({"net": TINY}, {"architecture": "PaperDefectNet"}, {"spec": other}):
+        with pytest.raises(ConfigError, match="init_from"):
+            DefectTask(init_from=out, **settings)
+    with pytest.raises(ConfigError, match="architecture"):
+        DefectTask()
+
+
+@pytest.mark.parametrize("content", [b"", b"no torch file", "missing", {"state_dict": {}}, {"defectnet": 3}])
+def test_a_broken_run_is_one_clear_error(content, tmp_path):
+    path = tmp_path / "run.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"run\.ckpt"):
+        read_run(path)
+
+
+def test_the_benchmark_beats_its_floors_where_the_answer_is_known(folder, tmp_path, run, capsys):
+    data = SpectraDataModule(str(folder), batch_size=32)
+
+    class Oracle(CalibratedModel):
+        loss, calibration = "hurdle", None
+
+        def __init__(self, targets):
+            self.targets = targets
+
+        def predict_batch(self, batch):
+            present = self.targets.present & batch.candidates
+            return Output(torch.where(present, 20.0, ABSENT_LOGIT), self.targets.concentration)
+
+    for track in ("candidates", "blind"):
+        items = list(data.evaluation("test", track))
+        best = evaluate(Oracle(items[0].targets), items, track)
+        for name in ("ap_micro", "ap_macro", "recall_at_k", "f1", "exact"):
+            assert best["identity"][name] == pytest.approx(1.0), name
+        assert best["concentration"]["mae"] == pytest.approx(0.0, abs=1e-6)
+        for floor in (TrainingMean().fit(data), CompositionOnly().fit(data)):
+            scores = evaluate(floor, items, track)
+            assert scores["identity"]["ap_micro"] < 0.9
+            assert sum(part["rows"] for part in scores["by_dopants"].values()) == 10
+    out = tmp_path / "pilot.json"
+    checkpoint = export(run[0], tmp_path / "tiny", folder)
+    pilot(["--data", str(folder), "--checkpoints", str(checkpoint), "--out", str(out)])
+    table = capsys.readouterr().out
+    assert "| tiny |" in table
+    assert "| CompositionOnly |" in table
+    assert out.is_file()
+
+
+def test_the_floors_do_not_read_the_spectra(folder):
+    data = SpectraDataModule(str(folder), batch_size=32)
+    batch = next(iter(data.evaluation("test", "candidates"))).batch
+    swapped = batch._replace(host=batch.doped, doped=batch.host.flip(0), edge_mev=batch.edge_mev * 2)
+    for floor in (TrainingMean().fit(data), CompositionOnly().fit(data)):
+        for a, b in zip(floor.predict_batch(batch), floor.predict_batch(swapped), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_temperature_of_known_odds_is_found():
+    rng = torch.Generator().manual_seed(0)
+    odds = 2.0 * torch.randn(20_000, generator=rng)
+    present = torch.rand(20_000, generator=rng) < torch.sigmoid(odds)
+    for temperature in (0.5, 1.0, 3.0):
+        assert fit_temperature(odds * temperature, present) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_threshold_has_the_best_f1():
+    rng = torch.Generator().manual_seed(0)
+    probability = torch.rand(200, generator=rng).round(decimals=2)
+    present = torch.rand(200, generator=rng) < probability**2
+
+    def f1(threshold):
+        claimed = probability.double() >= threshold
+        return float(2 * (claimed & present).sum() / (claimed.sum() + present.sum()))
+
+    best = best_threshold(probability, present)
+    assert f1(best) == pytest.approx(max(f1(t) for t in np.arange(0.005, 1.0, 0.01)))
+    assert best_threshold(probability, torch.zeros(200, dtype=torch.bool)) == 0.5
+
+
+def test_the_interval_covers_what_it_says_on_new_data():
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        predicted = rng.uniform(0.002, 0.25, n)
+        return predicted, np.clip(predicted + (0.002 + 0.2 * predicted) * rng.standard_normal(n), 0, 1)
+
+    covered = []
+    for _ in range(60):
+        band = fit_interval(*draw(200), coverage=0.8)
+        predicted, true = draw(2000)
+        inside = np.abs(true - predicted) <= band.offset + band.slope * predicted
+        covered.append(inside.mean())
+        assert band.slope > 0
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.02)
+    with pytest.raises(ConfigError, match="too few"):
+        fit_interval(*draw(10))
+
+
+def test_a_batch_of_clean_pairs_is_what_the_name_says(folder):
+    assert SpectraDataModule(str(folder), train_measurement="clean").train_measurement == CLEAN
