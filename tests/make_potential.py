@@ -51,13 +51,13 @@ def write_tiny_nep(
         blocks += [rng.normal(0.0, 0.5, NEURONS * descriptors), rng.normal(0.0, 0.5, 2 * NEURONS)]
     blocks.append(rng.normal(0.0, 0.1, 1))
     blocks.append(rng.normal(0.0, 0.3, 2 * functions * basis * kinds**2))
-    blocks.append(rng.uniform(0.05, 0.2, descriptors))
+    blocks.append(rng.uniform(0.1, 0.4, descriptors))
     header = _header(version, symbols, zbl, CUTOFFS, (functions, functions), (basis, basis), l_max, NEURONS)
     return _write(path, header, np.concatenate(blocks))
 
 
 def write_morse_nep(path: Path, symbols: Sequence[str] = VOCABULARY) -> Path:
-    """Write a NEP that is a Morse potential, but for a small many-body term: face-centred cubic cells of all elements are stable.
+    """Write a NEP that is a Morse potential but for a small many-body term: close-packed crystals are stable.
 
     Stiffness and bond length differ from element to element by some per cent, so that dopants relax. The neuron that
     carries the pair energy works in the linear range of its tanh; a second one adds a little of all three-body

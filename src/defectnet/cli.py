@@ -113,6 +113,24 @@ def identify(
         _print(prediction)
 
 
+def export(*, run: str, out: str, data: str, card: str | None = None, coverage: float = 0.9) -> None:
+    """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
+
+    Args:
+        run: The .ckpt of a `defectnet fit` run.
+        out: Folder to write, such as checkpoints/my-model.
+        data: Folder of the shards that it was trained on.
+        card: Markdown file that becomes the checkpoint's README.md; a short one is written by default.
+        coverage: Nominal coverage of the concentrations' intervals.
+    """
+    from pathlib import Path
+
+    from defectnet.export import export as write
+
+    text = Path(card).read_text(encoding="utf-8") if card else None
+    print(f"wrote {write(run, out, data, card=text, coverage=coverage)}")
+
+
 def checkpoints() -> None:
     """List the checkpoints that come with the package."""
     from json import loads
@@ -131,7 +149,12 @@ def checkpoints() -> None:
         print("This installation carries no checkpoints; give a folder or org/repo instead.")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"identify": identify, "simulate": simulate, "checkpoints": checkpoints}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "identify": identify,
+    "simulate": simulate,
+    "export": export,
+    "checkpoints": checkpoints,
+}
 
 
 def answer(prediction: Prediction) -> str:

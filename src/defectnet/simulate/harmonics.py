@@ -150,4 +150,4 @@ def cubic_invariant() -> Tensor:
         levi[a, b, c] = sign
     # det t = (1/6) eps_abc eps_def t_ad t_be t_cf
     determinant: Tensor = torch.einsum("abc,def,xad,ybe,zcf->xyz", levi, levi, basis, basis, basis)
-    return determinant * (scale / 6.0)
+    return torch.mul(determinant, scale / 6.0)

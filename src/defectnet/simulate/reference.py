@@ -49,7 +49,7 @@ class FiniteDisplacements:
         # phonopy puts the distance of the atoms into the phase; the fast path only the lattice shift.
         frac = self.phonon.primitive.scaled_positions
         out = []
-        for q in np.asarray(q_points, dtype=float):
+        for q in np.asarray(q_points, dtype=np.float64):
             matrix = self.phonon.get_dynamical_matrix_at_q(q)
             phase = np.repeat(np.exp(2j * np.pi * frac @ q), 3)
             out.append(phase[:, None] * (matrix * root[:, None] * root) * phase.conj()[None, :])
@@ -89,9 +89,9 @@ class ReferencePotential:
         atoms = Atoms(crystal.numbers, positions=crystal.positions, cell=crystal.cell, pbc=True)
         atoms.calc = self.calculator
         return EnergyForcesStress(
-            energy=float(atoms.get_potential_energy()),
-            forces=np.asarray(atoms.get_forces(), dtype=float),
-            stress=np.asarray(atoms.get_stress(voigt=False), dtype=float),
+            energy=float(atoms.get_potential_energy()),  # type: ignore[no-untyped-call]
+            forces=np.asarray(atoms.get_forces(), dtype=np.float64),  # type: ignore[no-untyped-call]
+            stress=np.asarray(atoms.get_stress(voigt=False), dtype=np.float64),  # type: ignore[no-untyped-call]
         )
 
     def curvature(self, crystal: Crystal) -> FiniteDisplacements:
@@ -107,4 +107,4 @@ class ReferencePotential:
         phonon.forces = forces
         phonon.produce_force_constants()
         phonon.symmetrize_force_constants()
-        return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=float))
+        return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=np.float64))

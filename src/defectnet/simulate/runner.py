@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -153,8 +155,17 @@ def _counts(extra: dict[str, Any]) -> Counter[str]:
 _MODEL: FastPotential | None = None
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent does: an orphan would go on writing, and then wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(potential: str, device: str) -> None:
     global _MODEL
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # results must not depend on how sums are split over threads
     _MODEL = load_potential(potential, device)
 

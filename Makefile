@@ -1,0 +1,50 @@
+# make demo    set up and identify the dopant of the example pair
+# make test    set up and run the tests
+# make lint    ruff and mypy
+# make docs    refresh what README.md shows of checkpoints and of the example
+# make clean   remove what these made, the virtual environment too
+#
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FORMULA := $(shell sed -n 's/.*"formula": "\(.*\)".*/\1/p' examples/answer.json)
+
+.PHONY: demo test lint docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.stamp-plot
+	@mkdir -p demo
+	@$(BIN)/defectnet identify --host examples/host.csv --doped examples/doped.csv --formula $(FORMULA) \
+		--plot demo/answer.png
+	@echo
+	@echo "Plot: demo/answer.png. What is truly in the sample: examples/README.md"
+
+# Two threads at most: more gain nothing on the small networks and matrices of the tests.
+test: $(VENV)/.stamp-test
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/.stamp-test
+	$(BIN)/python examples/refresh_readme.py
+
+# One stamp for each extra of pyproject.toml: installed again only when these files change.
+$(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "defectnet needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+			"Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu it is the package python3-venv." >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV) demo runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,70 @@
+"""Make the example pair from one row of a data set.
+
+python examples/make_example.py --data data/pilot --row GaAs-zincblende/0004
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from defectnet.config import STORAGE_GRID
+from defectnet.data.measurement import CLEAN, measure, row_rng
+from defectnet.data.shards import Sample, read_shard
+from defectnet.errors import ShardError
+from defectnet.files import replacing
+from defectnet.spectrum import Spectrum
+
+STEP_MEV = 0.25
+REACH = 1.8  # of the band edge: until both spectra have long fallen to zero
+
+
+def find_row(data: Path, row_id: str) -> Sample:
+    """Return one row of a folder of shards."""
+    for path in sorted(data.glob("shard-*.parquet")):
+        for sample in read_shard(path):
+            if sample.row_id == row_id:
+                return sample
+    raise ShardError(f"{data} has no row {row_id}", fix="Give a folder of shards and <host id>/<number>")
+
+
+def measured_pair(sample: Sample) -> dict[str, Spectrum]:
+    """Measure a row at 1 meV resolution without noise, on a plain grid in meV."""
+    measured = measure(sample, CLEAN, row_rng(sample.row_id), grid=STORAGE_GRID)
+    energy = STORAGE_GRID.centres * measured.edge_mev
+    plain = np.arange(0.0, REACH * measured.edge_mev, STEP_MEV)
+    curves = {"host": measured.host, "doped": measured.doped}
+    return {name: Spectrum(energy, dos, "meV").normalised().resampled(plain) for name, dos in curves.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write host.csv, doped.csv and answer.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--row", required=True, help="<host id>/<number>")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
+    chosen = parser.parse_args(arguments)
+    sample = find_row(chosen.data, chosen.row)
+    for name, spectrum in measured_pair(sample).items():
+        rows = [f"{e:.2f},{d:.6f}" for e, d in zip(spectrum.energy, spectrum.dos, strict=True)]
+        with replacing(chosen.out / f"{name}.csv") as temporary:
+            temporary.write_text("\n".join(["energy_meV,dos", *rows]) + "\n", encoding="utf-8")
+    answer = {
+        "formula": sample.formula,
+        "dopants": {symbol: round(share, 6) for symbol, share in sample.concentrations.items()},
+        "row": sample.row_id,
+        "split": sample.split,
+        "atoms": sample.atoms,
+        "potential": sample.potential,
+    }
+    with replacing(chosen.out / "answer.json") as temporary:
+        temporary.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
