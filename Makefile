@@ -2,7 +2,7 @@
 # make test    set up and run the tests
 # make lint    ruff and mypy
 # make docs    refresh what README.md shows of checkpoints and of the example
-# make clean   remove what these made, the virtual environment too
+# make clean   remove what these made, the virtual environment too; not runs/, where training writes
 #
 # Another Python: make demo PYTHON=python3.12
 
@@ -39,12 +39,12 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@touch $@
 
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "defectnet needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "defectnet needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 			"Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu it is the package python3-venv." >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) demo runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ from defectnet.elements import INDEX, VOCABULARY, properties
 FloatArray = NDArray[np.float64]
 
 NEURONS = 10
-CUTOFFS = (5.0, 4.0)
+CUTOFFS = (5.0, 4.0)  # radial and angular, angstrom
 MORSE_CUTOFF = 5.0
 MORSE_BASIS = 8
 
@@ -31,7 +31,7 @@ def write_tiny_nep(
     version: int = 4,
     l_max: str = "4 2 1",
 ) -> Path:
-    """Write a NEP with random parameters: five radial and five angular functions, ten neurons, cut-offs 5 and 4 angstrom.
+    """Write a NEP with random parameters: five radial and five angular functions, ten neurons.
 
     Args:
         path: File to write.

@@ -49,6 +49,12 @@ def test_json_is_all_there_is_on_stdout(work, checkpoint, capsys):
     assert all(0 <= row["probability"] <= 1 for row in answer["elements"])
 
 
+@pytest.mark.parametrize("written", ["Al,In", " Al , In,", "Al In", "Al;In"])
+def test_candidates_may_be_separated_as_in_any_list(work, checkpoint, capsys, written):
+    run(work, checkpoint, "--candidates", written, "--json")
+    assert {row["element"] for row in json.loads(capsys.readouterr().out)["elements"]} == {"Al", "In"}
+
+
 def test_json_agrees_with_python(work, checkpoint, capsys):
     from defectnet import from_pretrained
 
@@ -83,6 +89,8 @@ WRONG = {
     "unknown kind": (["--kind", "x"], "unknown kind of DOS 'x'"),
     "formula": (["--formula", "gaas"], "formula: 'gaas'"),
     "host as candidate": (["--candidates", "Ga"], "candidates: Ga is part of the host"),
+    "small letters": (["--candidates", "al"], "Did you mean Al"),
+    "hydrogen": (["--candidates", "H"], r"vocabulary\. Known are"),
     "no candidates": (["--candidates", ","], "candidates is empty"),
     "checkpoint": (["--checkpoint", "nope"], "nope"),
     "plot": (["--plot", "answer.xyz"], "unknown ending '.xyz'"),

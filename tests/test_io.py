@@ -57,6 +57,12 @@ def test_windows_file_with_mark(tmp_path):
     assert_same(read_spectrum(path), spectrum())
 
 
+def test_empty_cells_of_a_spreadsheet_are_no_column(tmp_path):
+    lines = ["energy_meV,dos,,", *(f"{energy:.8g},{dos:.8g},," for energy, dos in table())]
+    (tmp_path / "x.csv").write_text("\n".join([*lines, ",,,"]), encoding="utf-8")
+    np.testing.assert_allclose(read_spectrum(tmp_path / "x.csv").dos, dos_of(grid()), atol=1e-7)
+
+
 def test_third_column_is_the_error_that_tells_noise(tmp_path):
     rows = table(error=np.full(361, 0.1))
     rows[-30:, 1] = -0.3

@@ -140,6 +140,10 @@ FILES = [
     Case("four columns", text(table(a=grid(), b=grid())), "4 columns of unknown meaning", "Keep energy, DOS"),
     Case("third column", text(table(a=grid()), "E (meV),dos,dos_As"), "the third column is called 'dos_As'", "or call"),
     Case("decimal commas", "E (meV);dos\n0,5;0,1\n", "has decimal commas", "decimal points"),
+    Case(
+        "decimal commas later", "E (meV);dos\n0;0\n0,5;0,1\n", r"decimal commas \(line 3: 0,5;0,1\)", "decimal points"
+    ),
+    Case("decimal commas, blanks", "E(meV) dos\n0,0 0,0\n0,5 0,1\n", "has decimal commas", "decimal points"),
     Case("broken JSON", euphonic()[:-40], "is broken JSON", "Write the file again"),
     Case("JSON list", "[1, 2, 3]", "JSON of no known class", "Give Euphonic's Spectrum1D"),
     Case("JSON without a class", '{"x": [1, 2]}', "JSON of no known class", "Give Euphonic's Spectrum1D"),

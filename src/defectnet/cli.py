@@ -99,7 +99,7 @@ def identify(
     # Only now, so that a wrong file is reported at once: importing torch takes longer than reading.
     from defectnet.hub import from_pretrained
 
-    names = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
+    names = None if candidates is None else candidates.replace(",", " ").replace(";", " ").split()
     prediction = from_pretrained(checkpoint).predict(pair[0], pair[1], formula, candidates=names)
     if plot is not None:
         from defectnet.plotting import plot_pair

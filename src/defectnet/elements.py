@@ -53,7 +53,7 @@ def element_index(symbol: str, *, field: str = "element") -> int:
         FormulaError: The symbol is no element of the vocabulary.
     """
     if symbol not in INDEX:
-        near = get_close_matches(symbol.capitalize(), VOCABULARY, n=1, cutoff=0.6)
+        near = get_close_matches(symbol.capitalize(), VOCABULARY, n=1, cutoff=0.7)  # al is Al, but H is not Hg
         hint = f"Did you mean {near[0]}? " if near else ""
         raise FormulaError(
             f"{field}: {symbol!r} is not an element of the vocabulary",

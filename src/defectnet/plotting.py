@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.errors import ConfigError
+from defectnet.files import replacing
 from defectnet.prediction import Prediction
 from defectnet.spectrum import Spectrum, band_edge_mev
 
@@ -42,7 +42,7 @@ _STYLE: Any = {  # Any: the keys that matplotlib types differ between its versio
 
 
 def plot_pair(
-    host: Spectrum, doped: Spectrum, prediction: Prediction, path: str | os.PathLike[str] | None = None
+    host: Spectrum, doped: Spectrum, prediction: Prediction, path: str | Path | None = None
 ) -> Figure:
     """Draw host and doped spectrum, their difference, and the most probable elements.
 
@@ -82,18 +82,15 @@ def _save(figure: Figure, path: Path) -> None:
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
         raise ConfigError(f"plot {path}: unknown ending {path.suffix!r}", fix="Use .png, .pdf or .svg")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format=suffix)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=suffix)
     except OSError as error:
         raise ConfigError(
             f"plot {path} cannot be written",
             why=error.strerror or "",
             fix="Check that its folder exists and is writable",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unit_area(spectrum: Spectrum, energy_mev: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,8 +1,18 @@
-"""Benchmark results as Markdown tables, for cards and the README."""
+"""Benchmark results as Markdown tables, printed or put into a card.
+
+python -m defectnet.benchmark.report REPORT.json [--into MODEL_CARD.md ...]
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from defectnet.errors import ConfigError
+from defectnet.files import replacing
 
 _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "candidates": (
@@ -71,3 +81,41 @@ def _head(titles: list[str]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def into_block(document: str, name: str, content: str) -> str:
+    """Replace what a document holds between ``<!-- name:start -->`` and ``<!-- name:end -->``.
+
+    Args:
+        document: Markdown text.
+        name: Name of the block.
+        content: Markdown that takes its place.
+
+    Raises:
+        ConfigError: The document has no such block, or more than one.
+    """
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    before, _, rest = document.partition(start)
+    _, _, after = rest.partition(end)
+    if document.count(start) != 1 or document.count(end) != 1 or end not in rest:
+        raise ConfigError(f"the document has not exactly one block {name!r}", fix=f"Put {start} above {end}, once")
+    return f"{before}{start}\n{content.strip()}\n{end}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a saved report as tables, or put them into the block ``results`` of documents."""
+    parser = argparse.ArgumentParser(prog="python -m defectnet.benchmark.report", description=__doc__)
+    parser.add_argument("report", type=Path, help="JSON that defectnet.benchmark.pilot wrote")
+    parser.add_argument("--into", type=Path, nargs="+", default=[], help="Markdown files with a block 'results'")
+    chosen = parser.parse_args(arguments)
+    tables = to_markdown(json.loads(chosen.report.read_text(encoding="utf-8")))
+    if not chosen.into:
+        print(tables)
+    changed = {path: into_block(path.read_text(encoding="utf-8"), "results", tables) for path in chosen.into}
+    for path, text in changed.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

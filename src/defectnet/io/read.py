@@ -48,7 +48,7 @@ def read_spectrum(
     if unit is None:
         raise SpectrumError(
             f"{source} declares no energy unit",
-            fix=f"Say unit=..., one of {', '.join(UNITS)}, or write the header energy_meV,dos or # unit: meV",
+            fix=f"Say unit=... (--unit), one of {', '.join(UNITS)}, or write the header energy_meV,dos or # unit: meV",
         )
     dos = raw.dos
     if raw.error is not None:

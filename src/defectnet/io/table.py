@@ -22,6 +22,7 @@ _COMMENT = ("#", "%", "!")
 _ENTRY = re.compile(r"[#%!\s]*(?:energy[\s_]*)?(unit|kind|element|fraction|quantity)s?\s*[:=]\s*(.+)", re.IGNORECASE)
 _PARTIAL = re.compile(r"\b\d*([A-Z][a-z]?)[\s-]+(?i:partial|projected)\b")
 _ERROR_TITLE = re.compile(r"err|sig|std|unc|dev|±|^e$|^d[yg]?$", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"\d,\d+[;\s]+[-+]?\d|\d[;\s]+[-+]?\d+,\d")
 _FIX_TEXT = "Leave only numbers below the header, two or three in a line"
 
 
@@ -47,13 +48,11 @@ def read(text: str, source: str, element: str | None) -> Raw:
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     comments = [line for _, line in lines if line.startswith(_COMMENT)]
-    body = [(number, line) for number, line in lines if not line.startswith(_COMMENT)]
+    body = _without_empty_cells([entry for entry in lines if not entry[1].startswith(_COMMENT)])
     first = next((i for i, (_, line) in enumerate(body) if _is_number(re.split(r"[,;\s]", line)[0])), None)
     if first is None:
         raise SpectrumError(f"{source} holds no numbers", fix="Give a table of energy and DOS")
     delimiter = next((mark for mark in (";", ",", "\t") if mark in body[first][1]), None)
-    if delimiter == ";" and "," in body[first][1]:
-        raise SpectrumError(f"{source} has decimal commas", fix="Write numbers with decimal points")
     values = _values(body[first:], delimiter, source)
     titles = [_split(line, delimiter, values.shape[1]) for _, line in body[:first]]
     if not titles and comments and ":" not in comments[-1]:  # numpy.savetxt writes titles as a comment
@@ -66,6 +65,14 @@ def read(text: str, source: str, element: str | None) -> Raw:
         )
     error = values[:, 2] if values.shape[1] == 3 else None
     return Raw(values[:, 0], values[:, 1], header.unit, header.kind, header.element or element, error)
+
+
+def _without_empty_cells(rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Drop rows, and columns at the end, that a spreadsheet wrote without any content."""
+    rows = [(number, line) for number, line in rows if line.strip(",; \t")]
+    while rows and all(line.endswith((",", ";")) for _, line in rows):
+        rows = [(number, line[:-1].rstrip()) for number, line in rows]
+    return rows
 
 
 def _split(line: str, delimiter: str | None, columns: int) -> list[str]:
@@ -91,6 +98,10 @@ def _values(rows: list[tuple[int, str]], delimiter: str | None, source: str) -> 
     for number, line in rows:
         cells = [cell.strip(" \t\"'") for cell in line.split(delimiter)]
         wrong = [cell for cell in cells if not _is_number(cell)]
+        if wrong and _DECIMAL_COMMA.search(line):
+            raise SpectrumError(
+                f"{source} has decimal commas", why=f"line {number}: {line}", fix="Write numbers with decimal points"
+            )
         if wrong:
             raise SpectrumError(f"{source}, line {number}: {wrong[0]!r} is not a number", fix=_FIX_TEXT)
         if table and len(cells) != len(table[0]):

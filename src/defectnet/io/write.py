@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from defectnet.errors import SpectrumError
+from defectnet.files import replacing
 from defectnet.spectrum import Spectrum
 
 
@@ -25,16 +26,12 @@ def write_spectrum(path: str | os.PathLike[str], spectrum: Spectrum) -> None:
         lines.append(f"# element: {spectrum.element}")
     lines.append("energy,dos")
     lines += [f"{e!r},{d!r}" for e, d in zip(spectrum.energy.tolist(), spectrum.dos.tolist(), strict=True)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise SpectrumError(
             f"file {path} cannot be written",
             why=error.strerror or "",
             fix="Check that its folder exists and is writable",
         ) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()

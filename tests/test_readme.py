@@ -1,0 +1,115 @@
+"""What README.md shows is what happens."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defectnet import list_checkpoints
+from defectnet.benchmark.report import into_block
+from defectnet.cli import COMMANDS, TRAINING
+from defectnet.errors import ShardError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def load_script():
+    """`load_script(name)`: a script of examples/ as a module."""
+
+    def load(name):
+        spec = util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def refresh(load_script):
+    return load_script("refresh_readme")
+
+
+def test_there_are_python_blocks():
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_python_block_runs_as_pasted(number):
+    done = subprocess.run([sys.executable, "-c", BLOCKS[number]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_blocks_are_current(refresh):
+    assert refresh.refresh(README) == README, "run: make docs"
+
+
+def test_table_names_every_checkpoint(refresh):
+    assert list_checkpoints()
+    rows = refresh.checkpoint_table().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list_checkpoints()
+
+
+def test_stale_table_is_noticed(refresh):
+    stale = into_block(README, "checkpoints", "| name |\n|---|\n| `gone` |")
+    assert refresh.refresh(stale) == refresh.refresh(README) != stale
+
+
+def test_commands_exist():
+    commands = re.findall(r"^ {4}defectnet (\S+)", README, re.MULTILINE)
+    assert commands
+    assert set(commands) <= {*COMMANDS, *TRAINING}
+
+
+def test_options_of_commands_exist():
+    """Every option that README.md names is one of the command's function."""
+    for command, words in re.findall(r"^ {4}defectnet (\S+)(.*)$", README, re.MULTILINE):
+        if command in COMMANDS:
+            known = set(COMMANDS[command].__annotations__)
+            named = {word.removeprefix("--").replace("-", "_") for word in re.findall(r"--\S+", words)}
+            assert named <= known, command
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_example_is_the_same_everywhere():
+    """The example's row may change; then every place where a person reads its formula must."""
+    answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
+    assert answer["split"] == "test"
+    notebook = json.loads((ROOT / "notebooks" / "01_identify.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for code in (BLOCKS, cells):
+        calls = re.findall(r"model\.predict\(.*", "\n".join(code))
+        assert calls
+        assert [call for call in calls if f'"{answer["formula"]}"' not in call] == []
+    assert f"--row {answer['row']}" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+def test_example_is_that_row_of_the_data(load_script, tmp_path):
+    answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
+    words = ["--data", str(ROOT / "data" / "pilot"), "--row", answer["row"], "--out", str(tmp_path)]
+    load_script("make_example").main(words)
+    assert json.loads((tmp_path / "answer.json").read_text(encoding="utf-8")) == answer
+    for name in ("host.csv", "doped.csv"):
+        old, new = (np.loadtxt(folder / name, delimiter=",", skiprows=1) for folder in (EXAMPLES, tmp_path))
+        np.testing.assert_allclose(new, old, atol=2e-6)
+
+
+def test_example_of_an_unknown_row_is_one_clear_error(load_script, tmp_path):
+    with pytest.raises(ShardError, match="has no row Si/9"):
+        load_script("make_example").main(["--data", str(tmp_path), "--row", "Si/9"])

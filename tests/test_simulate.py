@@ -1,0 +1,376 @@
+"""Doping, relaxation, spectra and rows. Cells are tiny, and every element knows every other (see make_potential)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import lzma
+
+import ase.io
+import numpy as np
+import pytest
+from ase import units
+from ase.build import bulk
+from scipy.ndimage import gaussian_filter1d
+
+from crystals import cubic, entry, host, layered, write_hosts
+from defectnet.config import STORAGE_GRID
+from defectnet.data.shards import read_extra, read_shard
+from defectnet.elements import INDEX, NUMBERS, VOCABULARY
+from defectnet.simulate import phonons, rows
+from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness, supercell, supercell_matrix
+from defectnet.simulate.hosts import read_hosts
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
+from defectnet.simulate.potential import load_potential
+from defectnet.simulate.relax import relax
+from defectnet.simulate.rows import Rejected, Settings, atom_range, relax_host, row_generator, simulate_row
+from defectnet.simulate.runner import Shard, make_shard, simulate_host
+from make_potential import write_morse_nep
+
+SETTINGS = Settings(seed=3, spectra_per_host=4, smallest=13, largest=19)
+
+
+@pytest.fixture(scope="module")
+def potential(tmp_path_factory):
+    return load_potential(write_morse_nep(tmp_path_factory.mktemp("nep") / "morse.txt"))
+
+
+@pytest.fixture(scope="module")
+def relaxed(potential):
+    return relax_host(potential, host(layered("AlCu")), SETTINGS)
+
+
+def distance(first, second):
+    """Total-variation distance of two total DOS, after smoothing by 3 bins (0.01 of the edge)."""
+    difference = gaussian_filter1d(first.sum(0), 3) - gaussian_filter1d(second.sum(0), 3)
+    return 0.5 * np.abs(difference).sum() * STORAGE_GRID.width
+
+
+# -- doping ----------------------------------------------------------------------------------------------------
+
+
+def test_recipes():
+    crystal = host(cubic("Al", "Ni")).crystal
+    recipes = [draw_recipe(crystal, np.random.default_rng(seed)) for seed in range(1500)]
+    counts = np.array([len(recipe.dopants) for recipe in recipes])
+    totals = np.array([recipe.total for recipe in recipes if recipe.dopants])
+    assert 0.01 < (counts == 0).mean() < 0.035  # controls
+    assert set(counts) == set(range(7))
+    assert 0.27 < (counts == 1).mean() < 0.36
+    assert LOWEST <= totals.min() < 0.0021
+    assert 0.24 < totals.max() <= HIGHEST
+    assert np.median(totals) == pytest.approx(np.sqrt(LOWEST * HIGHEST), rel=0.15)  # log-uniform
+    seen = {symbol for recipe in recipes for symbol in recipe.dopants}
+    assert seen == set(VOCABULARY) - {"Al", "Ni"}
+    for recipe in recipes:
+        assert len(set(recipe.dopants)) == len(recipe.dopants) == len(recipe.shares) == len(recipe.replaced)
+        assert not recipe.dopants or sum(recipe.shares) == pytest.approx(1.0)
+        assert set(recipe.replaced) <= {"Al", "Ni"}
+    assert draw_recipe(crystal, np.random.default_rng(5)) == recipes[5]
+
+
+def test_likeness_knows_chemistry():
+    fit = likeness(("Ga", "As"))
+    assert fit[INDEX["In"], 0] > fit[INDEX["In"], 1]
+    assert fit[INDEX["P"], 1] > fit[INDEX["P"], 0]
+    assert fit[INDEX["Cs"]].max() < 0.01
+    assert fit[INDEX["Ga"], 0] == fit[INDEX["As"], 1] == pytest.approx(1.001)
+
+
+@pytest.mark.parametrize("name", ["AlCu", "cubic", "primitive"])
+@pytest.mark.parametrize("total", [0.002, 0.04, 0.25])
+def test_cells(name, total):
+    hosts = {"cubic": cubic("Al", "Ni"), "primitive": bulk("Si", "diamond", a=5.43)}
+    crystal = host(hosts.get(name, layered("AlCu"))).crystal
+    recipe = Recipe(("Be", "Ti"), (0.7, 0.3), total, ("Si" if name == "primitive" else "Al",) * 2)
+    for seed in range(8):
+        cell = build(crystal, recipe, np.random.default_rng(seed), 60, 130)
+        assert 60 <= len(cell.crystal) <= 130
+        assert len(cell.crystal) == len(crystal) * round(np.linalg.det(cell.supercell))
+        assert len(set(cell.sites.tolist())) == len(cell.sites) == len(cell.symbols)
+        assert {"Be", "Ti"} == set(cell.symbols)
+        wished = max(2, round(total * len(cell.crystal)))
+        assert len(cell.sites) == min(wished, int(HIGHEST * len(cell.crystal)))
+        pristine = supercell(crystal, cell.supercell)
+        changed = np.flatnonzero(cell.crystal.numbers != pristine.numbers)
+        assert np.array_equal(np.sort(cell.sites), changed)
+        assert [int(z) for z in cell.crystal.numbers[cell.sites]] == [NUMBERS[INDEX[s]] for s in cell.symbols]
+        preferred = int((pristine.numbers == NUMBERS[INDEX[recipe.replaced[0]]]).sum())
+        on_preferred = pristine.numbers[cell.sites] == NUMBERS[INDEX[recipe.replaced[0]]]
+        assert on_preferred.sum() == min(preferred, len(cell.sites))
+        rattle = cell.crystal.positions - pristine.positions
+        assert 0.005 < rattle.std() < 0.015
+        again = build(crystal, recipe, np.random.default_rng(seed), 60, 130)
+        assert np.array_equal(again.crystal.positions, cell.crystal.positions)
+        assert again.symbols == cell.symbols
+
+
+def test_dilute_cells_are_large_and_dense_cells_come_in_all_sizes():
+    crystal = host(layered("AlCu")).crystal
+    sizes = {
+        total: [
+            len(build(crystal, Recipe(("Be",), (1.0,), total, ("Al",)), np.random.default_rng(seed), 60, 130).crystal)
+            for seed in range(30)
+        ]
+        for total in (0.009, 0.2)
+    }
+    assert min(sizes[0.009]) >= 100  # one atom in 111
+    assert min(sizes[0.2]) < 75
+    assert max(sizes[0.2]) > 115
+
+
+def test_a_control_has_no_dopant():
+    cell = build(host(layered("AlCu")).crystal, Recipe((), (), 0.0, ()), np.random.default_rng(0), 13, 19)
+    assert cell.symbols == ()
+    assert len(cell.sites) == 0
+
+
+@pytest.mark.parametrize(
+    "skew", [np.eye(3), np.array([[1.0, 0, 0], [0.9, 1, 0], [0.4, -0.8, 1]])], ids=["plain", "skew"]
+)
+def test_supercells_are_compact(skew):
+    cell = skew @ np.diag([3.0, 3.5, 4.0])
+    matrix = supercell_matrix(cell, 2, 120, (100, 140))
+    assert 100 <= 2 * np.linalg.det(matrix) <= 140
+    lengths = np.linalg.norm(matrix @ cell, axis=1)
+    assert lengths.max() / lengths.min() < 1.4
+
+
+# -- relaxation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["fixed", "volume", "full"])
+def test_relaxation(mode, potential):
+    recipe = Recipe(("Cs", "B"), (0.5, 0.5), 0.15, ("Al", "Cu"))
+    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), 30, 40).crystal
+    start = Crystal(
+        start.numbers, start.cell, start.positions + np.random.default_rng(2).normal(0, 0.05, (len(start), 3))
+    )
+    result = relax(potential, start, cell=mode, tolerance=0.002)
+    assert result.converged
+    assert result.evaluations <= 40
+    before, after = potential.evaluate(start), potential.evaluate(result.crystal)
+    assert np.abs(after.forces).max() == pytest.approx(result.max_force)
+    assert result.max_force < 0.002 < 0.1 < np.abs(before.forces).max()
+    assert after.energy < before.energy - 0.1
+    ratio = np.linalg.solve(start.cell, result.crystal.cell)
+    virial = after.stress * result.crystal.volume / len(start)
+    if mode == "fixed":
+        assert np.array_equal(result.crystal.cell, start.cell)
+    if mode == "volume":
+        assert np.allclose(ratio, ratio[0, 0] * np.eye(3), atol=1e-12)
+        assert abs(ratio[0, 0] - 1) > 1e-3
+        assert abs(np.trace(virial)) < 0.002
+    if mode == "full":
+        assert np.abs(virial).max() < 0.002
+
+
+def test_relaxation_stays_where_it_is_done(potential, relaxed):
+    again = relax(potential, relaxed, cell="full", tolerance=0.001)
+    assert again.converged
+    assert again.evaluations == 1
+    assert np.array_equal(again.crystal.positions, relaxed.positions)
+
+
+def test_hosts_that_leave_their_structure_are_rejected(potential):
+    stretched = layered("AlCu")
+    stretched.set_cell(stretched.cell * 1.2, scale_atoms=True)
+    with pytest.raises(Rejected, match=r"host volume changed|host not relaxed"):
+        relax_host(potential, host(stretched), SETTINGS)
+
+
+def test_hosts_with_soft_modes_are_rejected(potential):
+    """A simple cubic crystal with central forces shears without resistance."""
+    simple = Crystal(np.array([13]), np.eye(3) * 2.6, np.zeros((1, 3)))
+    simple = relax(potential, simple, cell="volume").crystal
+    cell = build(simple, Recipe((), (), 0.0, ()), np.random.default_rng(0), 20, 30)
+    with pytest.raises(Rejected, match="imaginary modes in the host"):
+        rows._host_modes(potential, simple, cell, SETTINGS)
+
+
+# -- spectra ---------------------------------------------------------------------------------------------------
+
+
+def test_unit_of_energy():
+    expected = units._hbar * np.sqrt(units._e / (1e-20 * units._amu)) / units._e * 1000
+    assert pytest.approx(expected, rel=1e-6) == phonons.MEV_PER_ROOT
+
+
+def test_projected_dos_by_hand():
+    """Three modes at 0.5, 1 and 1.5 of the edge; the middle one belongs to the copper atom alone."""
+    crystal = Crystal(np.array([29, 13, 13]), np.eye(3) * 4, np.zeros((3, 3)))
+    weight = np.array([[0.5, 0.25, 0.25], [1.0, 0, 0], [0, 0.5, 0.5]])
+    dos, overflow = projected_dos(Modes(np.array([10.0, 20.0, 30.0]), weight), crystal, 20.0, STORAGE_GRID)
+    assert dos.shape == (2, STORAGE_GRID.bins)
+    assert np.allclose(dos.sum(1) * STORAGE_GRID.width, [2 / 3, 1 / 3])  # Al before Cu
+    mean = (dos * STORAGE_GRID.centres).sum(1) / dos.sum(1)
+    assert mean == pytest.approx([(0.5 * 0.5 + 1.5) / 1.5, (0.5 * 0.5 + 1.0) / 1.5])
+    near_one = np.abs(STORAGE_GRID.centres - 1.0) < 1.5 * STORAGE_GRID.width
+    assert dos[0, near_one].sum() == 0.0
+    assert dos[1, near_one].sum() > 0.0
+    assert overflow == 0.0
+
+
+def test_modes_above_the_grid_and_imaginary_modes():
+    crystal = Crystal(np.array([14]), np.eye(3), np.zeros((1, 3)))
+    found = Modes(np.array([-5.0, -0.1, 10.0, 1000.0]), np.ones((4, 1)))
+    dos, overflow = projected_dos(found, crystal, 20.0, STORAGE_GRID)
+    assert found.imaginary_fraction == 0.25
+    assert overflow == pytest.approx(1 / 3)
+    assert dos[0, -1] * STORAGE_GRID.width == pytest.approx(1 / 3)
+    assert dos[0, 0] * STORAGE_GRID.width == pytest.approx(1 / 3)  # -0.1 meV is noise at zero
+
+
+@pytest.mark.parametrize("matrix", [np.diag([3, 2, 2]), np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]])], ids=str)
+@pytest.mark.parametrize("mesh", ["Gamma", "shifted"])
+def test_folded_host_is_the_supercell(matrix, mesh, potential, relaxed):
+    q_points = q_mesh(400) if mesh == "Gamma" else q_mesh(32)
+    points = [k for q in q_points for k in folded(matrix, q)]
+    small = modes(potential.curvature(relaxed), relaxed, points)
+    repeated = supercell(relaxed, matrix)
+    large = modes(potential.curvature(repeated), repeated, q_points)
+    assert np.allclose(np.sort(small.energy_mev), np.sort(large.energy_mev), atol=1e-6)
+    edge = band_edge(small)
+    first, _ = projected_dos(small, relaxed, edge, STORAGE_GRID)
+    second, _ = projected_dos(large, repeated, edge, STORAGE_GRID)
+    assert np.abs(first - second).max() < 1e-4 * first.max()
+
+
+def test_modes_know_the_masses(potential, relaxed):
+    """Heavier atoms, same springs: for one element energies scale as the root of the mass."""
+    crystal = Crystal(np.array([13, 13]), relaxed.cell, relaxed.positions)
+    curvature = potential.curvature(crystal)
+    q = [np.array([0.25, 0.1, 0.3])]
+    light = modes(curvature, crystal, q)
+    heavy = modes(curvature, Crystal(np.array([79, 79]), crystal.cell, crystal.positions), q)
+    assert np.allclose(heavy.energy_mev * np.sqrt(196.966569 / 26.9815385), light.energy_mev, rtol=1e-6)
+    assert np.allclose(light.weight.sum(1), 1.0)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------
+
+
+def test_control_cells_come_out_as_undoped(potential, relaxed, monkeypatch):
+    monkeypatch.setattr(rows, "draw_recipe", lambda *_: Recipe((), (), 0.0, ()))
+    settings = dataclasses.replace(SETTINGS, smallest=30, largest=60)
+    for number in range(3):
+        row = simulate_row(potential, host(layered("AlCu")), relaxed, number, settings)
+        assert row.dopants == ()
+        assert distance(row.host_dos, row.doped_dos) < 0.02
+    monkeypatch.undo()
+    doped = simulate_row(potential, host(layered("AlCu")), relaxed, _number_with_dopants(relaxed), settings)
+    assert distance(doped.host_dos, doped.doped_dos) > 0.1  # the measure sees a dopant
+
+
+def _number_with_dopants(relaxed):
+    for number in range(100):
+        recipe = draw_recipe(relaxed, row_generator(SETTINGS.seed, f"host/{number:04d}"))
+        if recipe.total > 0.15:
+            return number
+    raise AssertionError("no such recipe")
+
+
+def test_rows_are_a_function_of_the_seed(potential, relaxed):
+    crystal = host(layered("AlCu"))
+    first, again, other = (simulate_row(potential, crystal, relaxed, number, SETTINGS) for number in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, dataclasses.replace(other, row_id=first.row_id))
+    reseeded = simulate_row(potential, crystal, relaxed, 1, dataclasses.replace(SETTINGS, seed=4))
+    assert (first.dopants, first.sites) != (reseeded.dopants, reseeded.sites)
+
+
+def same(first, second):
+    return all(
+        np.array_equal(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)
+    )
+
+
+def test_what_a_row_says(potential, relaxed):
+    row = simulate_row(potential, host(layered("AlCu"), "here"), relaxed, 1, SETTINGS)
+    assert row.row_id == "here/0001"
+    assert (row.formula, row.chemical_system, row.host_elements) == ("AlCu", "Al-Cu", ("Al", "Cu"))
+    assert row.host_dos.sum() * STORAGE_GRID.width == pytest.approx(1.0, abs=1e-5)
+    shares = np.array(row.doped_counts) / row.atoms
+    assert np.allclose(row.doped_dos.sum(1) * STORAGE_GRID.width, shares, atol=1e-5)
+    assert row.host_dos[:, STORAGE_GRID.centres > 1.01].sum() == 0.0  # energies are relative to the host's edge
+    assert row.atoms == 2 * round(np.linalg.det(np.reshape(row.supercell, (3, 3))))
+    assert [row.site_dopants.count(symbol) for symbol in row.dopants] == list(row.dopant_counts)
+    assert (row.seed, row.potential, row.potential_sha256) == (3, "morse", potential.sha256)
+    assert row.max_force_ev_per_angstrom < SETTINGS.tolerance
+    assert np.allclose(np.reshape(row.host_cell, (3, 3)), relaxed.cell)
+
+
+def test_shards_round_trip(potential, tmp_path):
+    far = layered("TiAl")
+    far.set_cell(far.cell * 1.2, scale_atoms=True)
+    hosts = (host(layered("AlCu"), "good"), host(far, "far"))
+    shard = Shard(tmp_path / "shard-00000.parquet", hosts)
+    counts = make_shard(potential, shard, SETTINGS)
+    expected, _ = simulate_host(potential, hosts[0], SETTINGS)
+    found = list(read_shard(shard.path))
+    assert counts["rows"] == len(found) == len(expected) == SETTINGS.spectra_per_host
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours.doped_dos - theirs.doped_dos).max() < 0.01 * theirs.doped_dos.max()
+        plain = {"host_dos": ours.host_dos, "doped_dos": ours.doped_dos}
+        plain |= {name: getattr(ours, name) for name in ("imaginary_fraction", "overflow", "max_force_ev_per_angstrom")}
+        assert same(dataclasses.replace(theirs, **plain), ours)  # but for the quantised and the 32-bit columns
+        assert ours.max_force_ev_per_angstrom == pytest.approx(theirs.max_force_ev_per_angstrom)
+    extra = read_extra(shard.path)
+    assert extra["hosts"] == ["good", "far"]
+    assert [reject["id"] for reject in extra["rejects"]] == ["far"]
+    assert extra["settings"] == SETTINGS.to_dict()
+
+
+def test_an_unknown_dopant_is_a_reject_and_no_stop(tmp_path):
+    """A potential that knows the host alone refuses every doped cell, by name."""
+    narrow = load_potential(write_morse_nep(tmp_path / "narrow.txt", ("Al", "Cu")))
+    found, rejects = simulate_host(narrow, host(layered("AlCu")), SETTINGS)
+    assert len(found) + len(rejects) == SETTINGS.spectra_per_host
+    assert all("does not know the element with Z" in reject["reason"] for reject in rejects)
+    assert rejects
+    assert all(row.dopants == () for row in found)
+
+
+def test_atom_range():
+    assert atom_range("160") == (128, 192)
+    assert atom_range("100-250") == (100, 250)
+
+
+# -- hosts -----------------------------------------------------------------------------------------------------
+
+
+def test_hosts_from_a_json_list(tmp_path):
+    path = write_hosts(tmp_path / "hosts.json", 3)
+    packed = tmp_path / "hosts.json.xz"
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    for source in (path, packed):
+        found = read_hosts(source)
+        assert [h.id for h in found] == ["layered-AlCu", "layered-NiAl", "layered-MgZn"]
+        assert [h.chemical_system for h in found] == ["Al-Cu", "Al-Ni", "Mg-Zn"]
+        assert np.allclose(found[0].crystal.frac, layered("AlCu").get_scaled_positions(), atol=1e-9)
+
+
+def test_hosts_from_structure_files(tmp_path):
+    gallium = bulk("GaAs", "zincblende", a=5.65)
+    ase.io.write(tmp_path / "GaAs.vasp", gallium, format="vasp")
+    ase.io.write(tmp_path / "Ni3Al.cif", cubic("Al", "Ni"))
+    ase.io.write(tmp_path / "POSCAR", layered("MgZn"), format="vasp")
+    (single,) = read_hosts(tmp_path / "GaAs.vasp")
+    assert (single.id, single.formula, len(single.crystal)) == ("GaAs", "GaAs", 2)
+    assert single.crystal.volume == pytest.approx(gallium.get_volume())
+    found = read_hosts(tmp_path)
+    assert [h.id for h in found] == ["GaAs", "Ni3Al", "POSCAR"]
+    assert [h.chemical_system for h in found] == ["As-Ga", "Al-Ni", "Mg-Zn"]
+
+
+def test_hosts_from_a_trajectory(tmp_path):
+    ase.io.write(tmp_path / "two.extxyz", [layered("AlCu"), layered("MgZn")])
+    assert [h.id for h in read_hosts(tmp_path / "two.extxyz")] == ["two-0", "two-1"]
+
+
+def test_a_json_file_of_ase_is_a_structure_file(tmp_path):
+    ase.io.write(tmp_path / "db.json", layered("AlCu"))
+    assert [h.formula for h in read_hosts(tmp_path / "db.json")] == ["AlCu"]
+    (tmp_path / "list.json").write_text(json.dumps([entry(layered("AlCu"), "mp-1")]))
+    assert [h.id for h in read_hosts(tmp_path / "list.json")] == ["mp-1"]
