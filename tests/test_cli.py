@@ -177,11 +177,13 @@ def prediction(probability, **changes):
 
 
 def test_sentence_of_one_of_two_and_of_none():
-    assert cli.answer(prediction((0.9, 0.1))) == "GaAs contains Al (about 3.1 at.%, 2.0 to 4.5)."
-    assert cli.answer(prediction((0.9, 0.95))).startswith("GaAs contains In (about 0.2 at.%, 0.1 to 0.4) and Al (")
+    assert cli.answer(prediction((0.9, 0.1))) == "GaAs contains Al (90%; about 3.1 at.%, 2.0 to 4.5)."
+    assert cli.answer(prediction((0.9, 0.95))).startswith("GaAs contains In (95%; about 0.2 at.%, 0.1 to 0.4) and Al (")
+    assert cli.answer(prediction((0.7, 0.1))).startswith("GaAs probably contains Al (70%;")
+    assert cli.answer(prediction((0.9, 0.3), threshold=0.2)).startswith("GaAs may contain Al (90%;")
     nan = (float("nan"),) * 2
     unknown = prediction((0.9, 0.1), low=nan, high=nan, coverage=float("nan"))
-    assert cli.answer(unknown) == "GaAs contains Al (about 3.1 at.%)."
+    assert cli.answer(unknown) == "GaAs contains Al (90%; about 3.1 at.%)."
     assert cli.answer(prediction((0.2, 0.1))) == (
         "No dopant found in GaAs: the most probable element, Al, has probability 0.20, below the threshold of 0.50."
     )

@@ -20,6 +20,7 @@ DEFAULT_CHECKPOINT = "defectnet-small"
 TRAINING = ("fit", "validate", "test")
 EXIT_ERROR = 2
 BLIND_ROWS = 10
+SURE = 0.9  # least probability of an element that is said to be there without a "probably"
 
 _DESCRIPTION = (
     "Which dopants are in a crystal, and how much: from its phonon density of states. "
@@ -169,9 +170,12 @@ def answer(prediction: Prediction) -> str:
     for symbol in prediction.present:
         i = prediction.elements.index(symbol)
         band = _interval(prediction, i)
-        parts.append(f"{symbol} (about {100 * prediction.concentration[i]:.1f} at.%{', ' + band if band else ''})")
+        amount = f"about {100 * prediction.concentration[i]:.1f} at.%{', ' + band if band else ''}"
+        parts.append(f"{symbol} ({prediction.probability[i]:.0%}; {amount})")
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{prediction.formula} contains {listed}."
+    least = min(prediction.probability[prediction.elements.index(symbol)] for symbol in prediction.present)
+    verb = "contains" if least >= SURE else "probably contains" if least >= 0.5 else "may contain"
+    return f"{prediction.formula} {verb} {listed}."
 
 
 def _interval(prediction: Prediction, i: int) -> str:
@@ -208,7 +212,10 @@ def _print(prediction: Prediction) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(answer(prediction), style="bold", markup=False)
     asked = "candidates given" if prediction.candidates_given else f"every element in question, {BLIND_ROWS} shown"
-    console.print(f"{prediction.model}, {asked}, threshold {prediction.threshold:.2f}\n", style="dim", markup=False)
+    edge = f"host's band edge {prediction.edge_mev:.1f} meV"  # a wrong unit shows here
+    console.print(
+        f"{prediction.model}, {asked}, threshold {prediction.threshold:.2f}, {edge}\n", style="dim", markup=False
+    )
     console.print(_table(prediction))
     for warning in prediction.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)

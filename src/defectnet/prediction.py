@@ -33,6 +33,7 @@ class Prediction:
         candidates_given: True where the user named the elements, false where the whole vocabulary was in question.
         formula: Formula of the host.
         model: Name of the checkpoint or architecture.
+        edge_mev: Band edge as read from the host's spectrum, meV; NaN where it is not known.
         warnings: Reasons to trust the answer less, one sentence each.
     """
 
@@ -47,6 +48,7 @@ class Prediction:
     formula: str
     model: str
     warnings: tuple[str, ...] = ()
+    edge_mev: float = math.nan
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -96,6 +98,7 @@ class Prediction:
             "formula": self.formula,
             "model": self.model,
             "candidates_given": self.candidates_given,
+            "edge_mev": _number(self.edge_mev),
             "threshold": self.threshold,
             "coverage": _number(self.coverage),
             "present": list(self.present),

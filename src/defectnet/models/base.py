@@ -223,6 +223,7 @@ class DefectModel(nn.Module, ABC):
             formula=formula,
             model=self.name,
             warnings=tuple(self._warnings(batch)),
+            edge_mev=float(batch.edge_mev[0]),
         )
 
     def _warnings(self, batch: Batch) -> list[str]:

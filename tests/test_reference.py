@@ -1,0 +1,127 @@
+"""The reference path, and the benchmark that times it: finite displacements agree with the exact Hessian."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calorine.calculators import CPUNEP
+
+from crystals import host, layered
+from defectnet.errors import SimulationError
+from defectnet.simulate.doping import Recipe, build
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.potential import load_potential
+from defectnet.simulate.reference import ReferencePotential
+from defectnet.simulate.relax import relax
+from defectnet.simulate.rows import Settings, relax_host, simulate_row
+from make_potential import write_morse_nep
+
+SETTINGS = Settings(seed=3, smallest=13, largest=19)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_morse_nep(tmp_path_factory.mktemp("nep") / "morse.txt")
+
+
+@pytest.fixture(scope="module")
+def fast(path):
+    return load_potential(path)
+
+
+@pytest.fixture(scope="module")
+def relaxed(fast):
+    return relax_host(fast, host(layered("AlCu")), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def cell(fast):
+    """A relaxed doped cell."""
+    recipe = Recipe(("Ti", "B"), (0.5, 0.5), 0.2, ("Al", "Cu"))
+    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), 13, 19).crystal
+    return relax(fast, start).crystal
+
+
+def reference(path, **options):
+    return ReferencePotential(CPUNEP(str(path)), name="CPUNEP", **options)
+
+
+def test_energy_forces_and_stress(path, fast, cell):
+    moved = cell.moved(np.random.default_rng(0).normal(0.0, 0.05, (len(cell), 3)))
+    ours, theirs = fast.evaluate(moved), reference(path).evaluate(moved)
+    assert ours.energy == pytest.approx(theirs.energy, abs=1e-9)
+    assert np.abs(ours.forces - theirs.forces).max() < 1e-9
+    assert np.abs(ours.stress - theirs.stress).max() < 1e-9
+
+
+def test_hessian_of_a_doped_cell(path, fast, cell):
+    exact = fast.curvature(cell).hessian()
+    found = reference(path, displacement=1e-4).curvature(cell).hessian()
+    assert (found - exact).abs().max() < 1e-5
+    coarse = reference(path, displacement=0.01).curvature(cell).hessian()
+    assert 1e-4 < (coarse - exact).abs().max() < 0.05  # what 0.01 angstrom costs
+
+
+def test_wave_vectors(path, fast, relaxed):
+    """At wave vectors that the displaced supercell holds, both paths agree, phases included."""
+    q = np.array([[0.0, 0.0, 0.0], [0.25, 0.5, 0.5], [-0.25, 0.25, 0.0]])
+    found = reference(path, displacement=1e-4, supercell=(4, 4, 2)).curvature(relaxed).at(q)
+    exact = fast.curvature(relaxed).at(q)
+    assert exact[1].imag.abs().max() > 0.1
+    assert (found - exact).abs().max() < 1e-4
+
+
+def test_rows_from_the_reference_path(path, fast, relaxed):
+    crystal = host(layered("AlCu"))
+    slow = simulate_row(reference(path, supercell=(3, 3, 2)), crystal, relaxed, 1, SETTINGS)
+    quick = simulate_row(fast, crystal, relaxed, 1, SETTINGS)
+    assert slow.potential == "CPUNEP"
+    assert (slow.dopants, slow.sites, slow.supercell) == (quick.dopants, quick.sites, quick.supercell)
+    assert slow.edge_mev == pytest.approx(quick.edge_mev, rel=0.01)
+
+
+def test_displacements_and_supercells_are_checked(path):
+    for options in ({"displacement": 0.0}, {"supercell": (0, 1, 1)}):
+        with pytest.raises(SimulationError, match="must be positive"):
+            reference(path, **options)
+
+
+# -- benchmarks/hessian.py ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    file = Path(__file__).parents[1] / "benchmarks" / "hessian.py"
+    spec = importlib.util.spec_from_file_location("benchmark_hessian", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_benchmark_compares_like_with_like(benchmark, path, fast, cell):
+    hessian = fast.curvature(cell).hessian().numpy()
+    found = benchmark.reference(str(path), cell, hessian, sample=24, step=2e-5)
+    assert found["displacements"] == 6 * len(cell)
+    assert found["displacements_timed"] == 24
+    assert found["columns_compared"] == 12
+    assert found["largest_difference_ev_per_square_angstrom"] < 1e-6
+    assert found["largest_element_ev_per_square_angstrom"] > 1.0
+    wrong = hessian + np.eye(len(hessian))
+    found = benchmark.reference(str(path), cell, wrong, sample=24, step=2e-5)
+    assert found["largest_difference_ev_per_square_angstrom"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_benchmark_cell(benchmark):
+    cell = benchmark.doped_silicon(216, seed=0)
+    assert isinstance(cell, Crystal)
+    assert len(cell) == 216
+    assert (cell.numbers != 14).sum() == 9
+    assert np.allclose(cell.cell, 3 * benchmark.LATTICE_ANGSTROM * np.eye(3))
+
+
+def test_benchmark_refuses_a_potential_without_silicon(benchmark, fast):
+    with pytest.raises(SimulationError, match="does not hold doped silicon"):
+        benchmark.measure(fast, 8, seed=0)
