@@ -86,6 +86,7 @@ def test_undisturbed_run(undisturbed, inputs):
     assert ids == sorted(ids, key=order.index)
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_started_again(inputs, undisturbed, tmp_path):
     """Two workers. Twice the whole group is killed, once the parent alone: its workers must go with it."""
     out = tmp_path / "out"

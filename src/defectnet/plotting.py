@@ -41,9 +41,7 @@ _STYLE: Any = {  # Any: the keys that matplotlib types differ between its versio
 }
 
 
-def plot_pair(
-    host: Spectrum, doped: Spectrum, prediction: Prediction, path: str | Path | None = None
-) -> Figure:
+def plot_pair(host: Spectrum, doped: Spectrum, prediction: Prediction, path: str | Path | None = None) -> Figure:
     """Draw host and doped spectrum, their difference, and the most probable elements.
 
     Args:

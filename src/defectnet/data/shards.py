@@ -178,7 +178,16 @@ def write_shard(path: str | os.PathLike[str], samples: Sequence[Sample], extra: 
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _EXTRA_KEY: json.dumps(extra, sort_keys=True).encode()}
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=19, write_page_checksum=True)
+        # Statistics would repeat whole spectra; the host's spectrum repeats where supercells do.
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            compression_level=19,
+            write_page_checksum=True,
+            write_statistics=False,
+            use_dictionary=["host_dos"],
+        )
 
 
 def _encode(name: str, value: Any) -> Any:

@@ -92,7 +92,16 @@ class _Reader:
             raise self.fail(f"{keyword!r} is followed by something that is no number") from error
         if len(values) not in counts:
             raise self.fail(f"{keyword!r} has {len(values)} values, this reader knows {counts}")
+        if not np.isfinite(values).all():
+            raise self.fail(f"{keyword!r} has a value that is not finite")
         return values
+
+    def counts(self, keyword: str, counts: tuple[int, ...]) -> list[int]:
+        """Read a header line whose values are whole numbers from 0 on."""
+        values = self.header(keyword, counts)
+        if any(value < 0 or value != int(value) for value in values):
+            raise self.fail(f"{keyword!r} has a value that is no whole number from 0 on")
+        return [int(value) for value in values]
 
     def species(self) -> tuple[int, bool, tuple[int, ...]]:
         """Read the first line: version, whether ZBL is used, atomic numbers."""
@@ -108,6 +117,8 @@ class _Reader:
         unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
         if unknown:
             raise self.fail(f"{unknown[0]!r} is no element")
+        if len(set(symbols)) < len(symbols):
+            raise self.fail("an element is named twice")
         return version, zbl, tuple(int(atomic_numbers[symbol]) for symbol in symbols)
 
     def parameters(self, sha256: str) -> NEPParameters:
@@ -116,13 +127,17 @@ class _Reader:
         if zbl and not 0.0 < inner < outer:
             raise self.fail("a flexible ZBL (or cut-offs out of order) is not supported")
         cutoff = self.header("cutoff", (2, 4))
-        n_radial, n_angular = (int(v) + 1 for v in self.header("n_max", (2,)))
-        k_radial, k_angular = (int(v) + 1 for v in self.header("basis_size", (2,)))
-        l_values = [int(v) for v in self.header("l_max", (1, 2, 3))] + [0, 0]
+        if min(cutoff[:2]) <= 0.0:
+            raise self.fail("a cut-off is not above zero")
+        n_radial, n_angular = (v + 1 for v in self.counts("n_max", (2,)))
+        k_radial, k_angular = (v + 1 for v in self.counts("basis_size", (2,)))
+        l_values = [*self.counts("l_max", (1, 2, 3)), 0, 0]
         l_max, four, five = l_values[0], l_values[1] == 2, l_values[2] == 1
         if not 1 <= l_max <= 8 or l_values[1] not in (0, 2) or l_values[2] not in (0, 1):
             raise self.fail("l_max beyond 8, or invariants other than 222 and 1111, are not supported")
-        neurons = int(self.header("ANN", (2,))[0])
+        neurons = self.counts("ANN", (2,))[0]
+        if neurons < 1:
+            raise self.fail("there are no neurons")
         kinds = len(species)
         descriptors = n_radial + n_angular * (l_max + four + five)
         networks = kinds if version == 4 else 1

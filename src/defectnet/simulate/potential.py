@@ -77,7 +77,7 @@ class PublishedPotential:
     """A potential that is fetched once and then kept in the cache.
 
     Attributes:
-        package: PyPI package whose source archive carries the file.
+        package: PyPI package whose source archive carries the file; version: which one.
         member: End of the file's path inside the archive.
         sha256: Of the file, in hex.
         licence: Of the file; named when it is fetched.
@@ -85,6 +85,7 @@ class PublishedPotential:
     """
 
     package: str
+    version: str
     member: str
     sha256: str
     licence: str
@@ -94,6 +95,7 @@ class PublishedPotential:
 PUBLISHED: dict[str, PublishedPotential] = {
     "nep89": PublishedPotential(
         package="NepTrainKit",
+        version="3.1.5",
         member="nep89.txt",
         sha256="75168ece02e840e4a32644f982b78d43cba697f5b64b4c8134ab66c7a8c28be1",
         licence="GPL-3.0",
@@ -116,7 +118,23 @@ def load_potential(source: str | Path, device: torch.device | str = "cpu") -> Fa
         device: Where to compute.
     """
     path = fetch_potential(str(source)) if str(source) in PUBLISHED else Path(source)
-    return FastPotential(NEP.from_file(path, device))
+    return FastPotential(NEP.from_file(path, usable_device(device)))
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """Return a device that this machine has.
+
+    Raises:
+        SimulationError: It has not, or the name is none.
+    """
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise SimulationError(
+            f"device {str(name)!r} cannot be used",
+            why=(str(error).splitlines() or ["no message"])[0][:120],
+            fix="Use cpu, or cuda where torch finds a GPU",
+        ) from error
 
 
 def fetch_potential(name: str) -> Path:
@@ -132,8 +150,9 @@ def fetch_potential(name: str) -> Path:
     print(f"Fetching {name} ({entry.source}; licence {entry.licence}) from {entry.package} on PyPI", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-        command += ["--no-binary", ":all:", "--dest", folder, entry.package]
+        # Only this package as source: pip asks it for metadata, for which it may need wheels of other packages.
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        command += ["--no-binary", entry.package, f"{entry.package}=={entry.version}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         archives = sorted(Path(folder).glob("*.tar.gz")) + sorted(Path(folder).glob("*.zip"))
         if not archives:

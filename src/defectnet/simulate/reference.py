@@ -30,10 +30,12 @@ class FiniteDisplacements:
     Attributes:
         phonon: With force constants.
         masses: (N,) atomic masses, u.
+        frac: (N, 3) fractional coordinates of the crystal; phonopy's own may be other periodic images.
     """
 
     phonon: Phonopy
     masses: FloatArray
+    frac: FloatArray
 
     def hessian(self) -> Tensor:
         """Return the (3 N, 3 N) Hessian of the cell in eV/angstrom^2."""
@@ -47,11 +49,12 @@ class FiniteDisplacements:
         """
         root = np.sqrt(np.repeat(self.masses, 3))
         # phonopy puts the distance of the atoms into the phase; the fast path only the lattice shift.
-        frac = self.phonon.primitive.scaled_positions
         out = []
-        for q in np.asarray(q_points, dtype=np.float64):
-            matrix = self.phonon.get_dynamical_matrix_at_q(q)
-            phase = np.repeat(np.exp(2j * np.pi * frac @ q), 3)
+        q_points = np.asarray(q_points, dtype=np.float64)
+        matrices = self.phonon.run_qpoints(q_points, with_dynamical_matrices=True).dynamical_matrices
+        assert matrices is not None  # asked for
+        for q, matrix in zip(q_points, matrices, strict=True):
+            phase = np.repeat(np.exp(2j * np.pi * self.frac @ q), 3)
             out.append(phase[:, None] * (matrix * root[:, None] * root) * phase.conj()[None, :])
         return torch.from_numpy(np.array(out, dtype=np.complex128))
 
@@ -107,4 +110,4 @@ class ReferencePotential:
         phonon.forces = forces
         phonon.produce_force_constants()
         phonon.symmetrize_force_constants()
-        return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=np.float64))
+        return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=np.float64), crystal.frac)

@@ -57,6 +57,14 @@ class Relaxation:
     evaluations: int
 
 
+VOLUMES = (0.2, 8.0)
+"""Volume relative to the start within which a crystal is believed: a collapsing cell has ever more neighbours."""
+
+
+class _Collapsed(Exception):  # noqa: N818  (a signal, not an error)
+    """Raised when a trial leaves `VOLUMES`."""
+
+
 class _Done(Exception):  # noqa: N818  (a signal, not an error)
     """Raised inside the minimiser when the tolerance is met or the budget is spent."""
 
@@ -64,11 +72,12 @@ class _Done(Exception):  # noqa: N818  (a signal, not an error)
 class _Problem:
     """Energy of a crystal over displacements and strains in preconditioned coordinates."""
 
-    def __init__(self, potential: Potential, start: Crystal, cell: CellMode, tolerance: float) -> None:
+    def __init__(self, potential: Potential, start: Crystal, cell: CellMode, tolerance: float, volume: float) -> None:
         self.potential = potential
         self.start = start
         self.strains = _STRAINS[cell]
         self.tolerance = tolerance
+        self.volume = volume
         self.evaluations = 0
         self.last = Relaxation(start, False, np.inf, np.inf, 0)
 
@@ -77,6 +86,8 @@ class _Problem:
         atoms = 3 * len(self.start)
         deformation = np.eye(3) + np.einsum("k,kab->ab", x[atoms:], self.strains)
         crystal = self.start.moved(x[:atoms].reshape(-1, 3)).strained(deformation)
+        if not VOLUMES[0] < crystal.volume / self.volume < VOLUMES[1]:
+            raise _Collapsed
         result = self.potential.evaluate(crystal)
         self.evaluations += 1
         virial = crystal.volume * result.stress
@@ -132,14 +143,16 @@ def relax(
     Returns:
         The last structure; see `Relaxation.converged`.
     """
-    spent = 0
+    spent, volume = 0, crystal.volume
     for _ in range(rounds):
-        problem = _Problem(potential, crystal, cell, tolerance)
+        problem = _Problem(potential, crystal, cell, tolerance, volume)
         size = 3 * len(crystal) + len(problem.strains)
-        problem.gradient(np.zeros(size))
-        if not problem.last.converged:
-            transform = problem.preconditioner()
-            _minimise(problem, transform, evaluations)
+        try:
+            problem.gradient(np.zeros(size))
+            if not problem.last.converged:
+                _minimise(problem, problem.preconditioner(), evaluations)
+        except _Collapsed:
+            return Relaxation(crystal, False, np.inf, np.inf, spent + problem.evaluations)
         spent += problem.evaluations
         last = problem.last
         crystal = last.crystal

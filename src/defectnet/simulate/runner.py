@@ -237,6 +237,8 @@ def _write_manifest(out: Path, hosts: Sequence[Host], model: FastPotential, sett
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise SimulationError(f"{path} is no JSON", fix="Use an empty --out folder") from error
+        if not isinstance(found, dict):
+            raise SimulationError(f"{path} is no JSON object", fix="Use an empty --out folder")
         different = [key for key in identity if found.get(key) != identity[key]]
         if different:
             raise SimulationError(
