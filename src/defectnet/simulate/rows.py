@@ -92,9 +92,10 @@ def relax_host(potential: Potential, host: Host, settings: Settings) -> Crystal:
     """
     result = relax(potential, host.crystal, cell="full", tolerance=settings.tolerance / 5)
     change = result.crystal.volume / host.crystal.volume - 1.0
-    if not result.converged:
+    collapsed = not np.isfinite(result.max_force)
+    if not result.converged and not collapsed:
         raise Rejected("host not relaxed")
-    if abs(change) > settings.volume_limit:
+    if collapsed or abs(change) > settings.volume_limit:
         raise Rejected("host volume changed")
     return result.crystal
 
