@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d
 
 from defectnet.batch import Batch, Output
 from defectnet.config import DefectNetConfig, ModelSpec
@@ -25,6 +26,7 @@ from defectnet.spectrum import KINDS
 _FLOOR: Final = 1e-2  # added to both spectra before the ratio: 1 % of the mean level, about a measurement's noise
 _CHANNELS: Final = 5
 _GLOBAL_FEATURES: Final = 18
+_SUMMARY: Final = 6
 
 
 def contrast(host: Tensor, doped: Tensor, width: float) -> Tensor:
@@ -43,6 +45,37 @@ def contrast(host: Tensor, doped: Tensor, width: float) -> Tensor:
     ratio = torch.log10((doped + _FLOOR) / (host + _FLOOR))
     cumulated = difference.cumsum(dim=-1) * width
     return torch.stack([host, doped, 4.0 * difference, ratio, 20.0 * cumulated], dim=1)
+
+
+def contrast_summary(host: Tensor, doped: Tensor, centres: Tensor, width: float) -> Tensor:
+    """Sum up how much, and which way, doping changed the spectrum.
+
+    The plain distance of the two spectra alone goes with the total concentration; a small network on little data does
+    not find that out of patches.
+
+    Args:
+        host: (B, L) DOS of the host per relative energy.
+        doped: (B, L) DOS of the doped sample.
+        centres: (L,) relative energies.
+        width: Width of a bin.
+
+    Returns:
+        (B, 6), each of order 1: log distance (total variation) at full resolution and in coarse bins, where noise
+        averages out; shift of the first and second moment; change of the area above the edge and at low energy.
+    """
+    difference = (doped - host) * width
+    coarse = avg_pool1d(difference.unsqueeze(1), 8, ceil_mode=True).squeeze(1) * 8.0
+    return torch.stack(
+        [
+            (0.5 * difference.abs().sum(-1) + 1e-3).log() + 2.0,
+            (0.5 * coarse.abs().sum(-1) + 1e-3).log() + 2.0,
+            10.0 * difference @ centres,
+            10.0 * difference @ centres.square(),
+            10.0 * difference @ (centres > 1.02).to(difference.dtype),
+            10.0 * difference @ (centres < 0.3).to(difference.dtype),
+        ],
+        dim=-1,
+    )
 
 
 def element_descriptors() -> Tensor:
@@ -65,8 +98,9 @@ class DefectNet(DefectModel):
     """Encoder over tokens, decoder over element queries, two heads.
 
     Tokens: one per patch of the spectra, one per host element, one for the whole (band edge, kind of DOS, how many
-    candidates). Queries: one per element of the vocabulary; they read the tokens and then each other, where an
-    element that is no candidate is not read. With candidates given, what is not one cannot change the answer.
+    candidates). Queries: one per element of the vocabulary, each with a summary of the contrast; they read the tokens
+    and then each other, where an element that is no candidate is not read. With candidates given, what is not one
+    cannot change the answer.
 
     Args:
         spec: What the network reads and answers.
@@ -78,6 +112,7 @@ class DefectNet(DefectModel):
     loss: ClassVar[str] = "hurdle"
 
     centres: Tensor
+    bins: Tensor
 
     def __init__(self, spec: ModelSpec | None = None, net: DefectNetConfig | None = None) -> None:
         super().__init__(spec, net)
@@ -87,6 +122,8 @@ class DefectNet(DefectModel):
         width, descriptors = net.d_model, element_descriptors()
         centres = torch.as_tensor(grid.centres.reshape(-1, net.patch).mean(axis=1), dtype=torch.float32)
         self.register_buffer("centres", centres, persistent=False)  # (T,), a function of the spec
+        bins = torch.as_tensor(grid.centres, dtype=torch.float32)
+        self.register_buffer("bins", bins, persistent=False)  # (L,)
         self.spectrum = SpectrumEmbedding(_CHANNELS, width, net.patch)
         self.energy = EnergyEncoding(width)
         self.host = HostEmbedding(descriptors, width)
@@ -94,6 +131,7 @@ class DefectNet(DefectModel):
         self.whole = nn.Linear(_GLOBAL_FEATURES, width)
         self.kind = nn.Embedding(len(KINDS), width)
         self.queries = ElementQueries(descriptors, width)
+        self.summary = nn.Linear(_SUMMARY, width)
         size = (width, net.heads, net.mlp_ratio, net.dropout)
         self.encoder = nn.ModuleList(EncoderBlock(*size) for _ in range(net.encoder_layers))
         self.encoded = nn.LayerNorm(width)
@@ -117,6 +155,8 @@ class DefectNet(DefectModel):
             tokens = block(tokens, readable)
         tokens = self.encoded(tokens)
         x = self.queries(batch.composition, batch.candidates_given)  # (B, E, D)
+        summary = contrast_summary(batch.host, batch.doped, self.bins, self.spec.grid.width)
+        x = x + self.summary(summary).unsqueeze(1)
         # A query may always read itself, so that a row without any candidate is not an empty softmax.
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         candidates = (batch.candidates[:, None, :] | own).unsqueeze(1)  # (B, 1, E, E)
