@@ -47,6 +47,21 @@ def contrast(host: Tensor, doped: Tensor, width: float) -> Tensor:
     return torch.stack([host, doped, 4.0 * difference, ratio, 20.0 * cumulated], dim=1)
 
 
+def log_shift(host: Tensor, doped: Tensor, centres: Tensor, width: float) -> Tensor:
+    """Return the change of the mean logarithm of the energy, (B,).
+
+    In a harmonic crystal the mean of ln E over all modes is half of ln det(force constants) less ln(masses), each per
+    atom: it falls by half of the change of the mean log mass, whatever the modes look like, and the rest is stiffness.
+
+    Args:
+        host: (B, L) DOS of the host per relative energy, unit area.
+        doped: (B, L) DOS of the doped sample.
+        centres: (L,) relative energies; below 0.05 the logarithm is held, where noise would rule.
+        width: Width of a bin.
+    """
+    return (doped - host) @ centres.clamp_min(0.05).log() * width
+
+
 def contrast_summary(host: Tensor, doped: Tensor, centres: Tensor, width: float) -> Tensor:
     """Sum up how much, and which way, doping changed the spectrum.
 
@@ -130,7 +145,8 @@ class DefectNet(DefectModel):
         self.edge = Fourier((_GLOBAL_FEATURES - 2) // 2, longest=16.0, shortest=0.2)
         self.whole = nn.Linear(_GLOBAL_FEATURES, width)
         self.kind = nn.Embedding(len(KINDS), width)
-        self.queries = ElementQueries(descriptors, width)
+        log_mass = torch.as_tensor(np.log(properties("mass_u")), dtype=torch.float32)
+        self.queries = ElementQueries(descriptors, log_mass, width)
         self.summary = nn.Linear(_SUMMARY, width)
         size = (width, net.heads, net.mlp_ratio, net.dropout)
         self.encoder = nn.ModuleList(EncoderBlock(*size) for _ in range(net.encoder_layers))
@@ -154,7 +170,8 @@ class DefectNet(DefectModel):
         for block in self.encoder:
             tokens = block(tokens, readable)
         tokens = self.encoded(tokens)
-        x = self.queries(batch.composition, batch.candidates_given)  # (B, E, D)
+        shift = log_shift(batch.host, batch.doped, self.bins, self.spec.grid.width)
+        x = self.queries(batch.composition, batch.candidates_given, shift)  # (B, E, D)
         summary = contrast_summary(batch.host, batch.doped, self.bins, self.spec.grid.width)
         x = x + self.summary(summary).unsqueeze(1)
         # A query may always read itself, so that a row without any candidate is not an empty softmax.

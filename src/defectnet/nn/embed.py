@@ -127,29 +127,36 @@ class ElementQueries(nn.Module):
     A dopant shows by its mass and radius *relative to the atom that it replaces*, which is unknown. Two guesses
     stand in: the average over the host, and the host element nearest in properties (softly chosen).
 
+    The shift of the mean log energy speaks of mass (see `defectnet.models.defectnet.log_shift`). For each element and
+    each of the two guesses the query holds the concentration that this shift would mean if the element were alone.
+
     Args:
         descriptors: (E, P) standardised properties of the elements.
+        log_mass: (E,) logarithm of the atomic masses.
         width: D.
     """
 
     descriptors: Tensor
+    log_mass: Tensor
 
-    def __init__(self, descriptors: Tensor, width: int) -> None:
+    def __init__(self, descriptors: Tensor, log_mass: Tensor, width: int) -> None:
         super().__init__()
         size = descriptors.shape[1]
         self.register_buffer("descriptors", descriptors)
+        self.register_buffer("log_mass", log_mass)
         self.element = nn.Embedding(len(descriptors), width)
-        self.relation = nn.Sequential(nn.Linear(3 * size + 2, width), nn.GELU(), nn.Linear(width, width))
+        self.relation = nn.Sequential(nn.Linear(3 * size + 6, width), nn.GELU(), nn.Linear(width, width))
         self.flag = nn.Embedding(2, width)
         nn.init.normal_(self.element.weight, std=0.3)
         nn.init.normal_(self.flag.weight, std=0.3)
 
-    def forward(self, composition: Tensor, candidates_given: Tensor) -> Tensor:
+    def forward(self, composition: Tensor, candidates_given: Tensor, shift: Tensor) -> Tensor:
         """Build the queries.
 
         Args:
             composition: (B, E) atomic fractions of the host.
             candidates_given: (B,) bool.
+            shift: (B,) change of the mean log energy.
 
         Returns:
             (B, E, D).
@@ -163,7 +170,14 @@ class ElementQueries(nn.Module):
         replaced = weights @ self.descriptors  # (B, E, P)
         site_fraction = weights @ composition.unsqueeze(-1)  # (B, E, 1)
         own_fraction = composition.unsqueeze(-1)
-        features = torch.cat([own, own - average, own - replaced, site_fraction, own_fraction], dim=-1)
+        mean = (composition @ self.log_mass).unsqueeze(1).expand(-1, len(self.log_mass))
+        heavier = torch.stack([mean, weights @ self.log_mass], dim=-1)
+        heavier = self.log_mass[:, None] - heavier  # (B, E, 2) against the average and against what is replaced
+        # Per unit of concentration the mean log energy falls by half of this; the ratio is damped where masses agree.
+        implied = -2.0 * shift[:, None, None] * heavier / (heavier.square() + 0.05)
+        features = torch.cat(
+            [own, own - average, own - replaced, site_fraction, own_fraction, heavier, 10.0 * implied], dim=-1
+        )
         flag = self.flag(candidates_given.long()).unsqueeze(1)
         out: Tensor = self.element.weight + self.relation(features) + flag
         return out
