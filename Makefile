@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FORMULA := $(shell sed -n 's/.*"formula": "\(.*\)".*/\1/p' examples/answer.json)
+CANDIDATES := $(shell sed -n 's/.*"candidates": "\(.*\)".*/\1/p' examples/answer.json)
 
 .PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
@@ -17,7 +18,7 @@ FORMULA := $(shell sed -n 's/.*"formula": "\(.*\)".*/\1/p' examples/answer.json)
 demo: $(VENV)/.stamp-plot
 	@mkdir -p demo
 	@$(BIN)/defectnet identify --host examples/host.csv --doped examples/doped.csv --formula $(FORMULA) \
-		--plot demo/answer.png
+		--candidates $(CANDIDATES) --plot demo/answer.png
 	@echo
 	@echo "Plot: demo/answer.png. What is truly in the sample: examples/README.md"
 

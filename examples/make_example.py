@@ -20,7 +20,7 @@ from defectnet.files import replacing
 from defectnet.spectrum import Spectrum
 
 STEP_MEV = 0.25
-REACH = 1.8  # of the band edge: until both spectra have long fallen to zero
+REACH = 2.5  # of the band edge: until both spectra have long fallen to zero
 
 
 def find_row(data: Path, row_id: str) -> Sample:
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--row", required=True, help="<host id>/<number>")
+    parser.add_argument("--candidates", default="Al,In,P,Sb", help="what the demo names as possible dopants")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     chosen = parser.parse_args(arguments)
     sample = find_row(chosen.data, chosen.row)
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             temporary.write_text("\n".join(["energy_meV,dos", *rows]) + "\n", encoding="utf-8")
     answer = {
         "formula": sample.formula,
+        "candidates": chosen.candidates,
         "dopants": {symbol: round(share, 6) for symbol, share in sample.concentrations.items()},
         "row": sample.row_id,
         "split": sample.split,

@@ -35,8 +35,9 @@ def checkpoint_table() -> str:
 
 def example_output() -> str:
     """Return the example's command and what it prints, as a Markdown code block."""
-    formula = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))["formula"]
-    pair = ["--host", "examples/host.csv", "--doped", "examples/doped.csv", "--formula", formula]
+    answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
+    pair = ["--host", "examples/host.csv", "--doped", "examples/doped.csv", "--formula", answer["formula"]]
+    pair += ["--candidates", answer["candidates"]]
     screen = StringIO()
     with redirect_stdout(screen):
         command_line(["identify", *(str(README.parent / word) if word.endswith(".csv") else word for word in pair)])

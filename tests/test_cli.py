@@ -181,6 +181,9 @@ def test_sentence_of_one_of_two_and_of_none():
     assert cli.answer(prediction((0.9, 0.95))).startswith("GaAs contains In (95%; about 0.2 at.%, 0.1 to 0.4) and Al (")
     assert cli.answer(prediction((0.7, 0.1))).startswith("GaAs probably contains Al (70%;")
     assert cli.answer(prediction((0.9, 0.3), threshold=0.2)).startswith("GaAs may contain Al (90%;")
+    assert cli.answer(prediction((0.2, 0.1), threshold=0.1)) == (
+        "No dopant of GaAs stands out; the most probable are Al (20%), In (10%)."
+    )
     nan = (float("nan"),) * 2
     unknown = prediction((0.9, 0.1), low=nan, high=nan, coverage=float("nan"))
     assert cli.answer(unknown) == "GaAs contains Al (90%; about 3.1 at.%)."

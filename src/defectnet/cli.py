@@ -21,6 +21,7 @@ TRAINING = ("fit", "validate", "test")
 EXIT_ERROR = 2
 BLIND_ROWS = 10
 SURE = 0.9  # least probability of an element that is said to be there without a "probably"
+UNSURE = 0.3  # where no element reaches this, none is named as found, whatever the threshold
 
 _DESCRIPTION = (
     "Which dopants are in a crystal, and how much: from its phonon density of states. "
@@ -166,6 +167,9 @@ def answer(prediction: Prediction) -> str:
             f"No dopant found in {prediction.formula}: the most probable element, {prediction.elements[best]}, "
             f"has probability {prediction.probability[best]:.2f}, below the threshold of {prediction.threshold:.2f}."
         )
+    if max(prediction.probability) < UNSURE:
+        likely = [f"{prediction.elements[i]} ({prediction.probability[i]:.0%})" for i in prediction.order[:3]]
+        return f"No dopant of {prediction.formula} stands out; the most probable are {', '.join(likely)}."
     parts = []
     for symbol in prediction.present:
         i = prediction.elements.index(symbol)
@@ -191,7 +195,7 @@ def _table(prediction: Prediction) -> Table:
     table = Table("element", box=None, pad_edge=False, header_style="bold")
     for title in ("probability", "at.% if present", interval):
         table.add_column(title, justify="right")
-    table.add_column("present")
+    table.add_column("above threshold")
     rows = prediction.order if prediction.candidates_given else prediction.order[:BLIND_ROWS]
     for i in rows:
         present = bool(prediction.probability[i] >= prediction.threshold)
