@@ -76,11 +76,10 @@ def folded(supercell: NDArray[np.int64], q: FloatArray) -> list[FloatArray]:
     count = round(abs(np.linalg.det(supercell)))
     inverse = np.linalg.inv(supercell)
     # Reciprocal lattice vectors of the supercell, modulo those of the cell: a group of `count` elements.
-    reach = range(count)
     found: dict[tuple[int, ...], FloatArray] = {}
-    for shift in itertools.chain([(0, 0, 0)], _boxes(reach)):
-        vector = inverse @ np.array(shift, dtype=float)
-        key = tuple(int(v) for v in np.round((vector % 1.0) * count * 4).astype(int) % (count * 4))
+    for shift in _boxes(range(count)):
+        # Components are multiples of 1 / count: whole numbers identify the vector.
+        key = tuple(int(v) % count for v in np.round(inverse @ np.array(shift) * count))
         if key not in found:
             found[key] = inverse @ (q + np.array(shift))
         if len(found) == count:
