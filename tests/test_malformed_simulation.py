@@ -243,15 +243,22 @@ def test_folder_of_another_data_set(text, command, tmp_path):
     assert [path.name for path in out.iterdir()] == ["dataset.json"]
 
 
-@pytest.mark.parametrize("option", [{"seed": 1}, {"atoms": "14-20"}, {"spectra_per_host": 2}])
-def test_other_arguments_into_the_same_folder(option, inputs, command, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "difference"),
+    [
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"atoms": "14-20"}, "smallest is 13 there and 14 here"),
+        ({"spectra_per_host": 2}, "spectra_per_host is 1 there and 2 here"),
+    ],
+)
+def test_other_arguments_into_the_same_folder(option, difference, inputs, command, tmp_path):
     settings = Settings(spectra_per_host=1, smallest=13, largest=19)
     path = tmp_path / "out" / "dataset.json"
     path.parent.mkdir()
     _write_manifest(path.parent, read_hosts(inputs[0]), load_potential(inputs[1]), settings)
     manifest = json.loads(path.read_text())
     found = command(**option)
-    assert "describes another data set (settings differs)" in found
+    assert f"describes another data set ({difference})" in found
     assert json.loads(path.read_text()) == manifest
 
 

@@ -239,16 +239,27 @@ def _write_manifest(out: Path, hosts: Sequence[Host], model: FastPotential, sett
             raise SimulationError(f"{path} is no JSON", fix="Use an empty --out folder") from error
         if not isinstance(found, dict):
             raise SimulationError(f"{path} is no JSON object", fix="Use an empty --out folder")
-        different = [key for key in identity if found.get(key) != identity[key]]
+        different = _differences(found, identity)
         if different:
             raise SimulationError(
                 f"{path} describes another data set",
-                why=f"{different[0]} differs",
+                why=different[0],
                 fix="Use the same arguments as before, or an empty --out folder",
             )
         return
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Say which entries of two descriptions of a data set differ."""
+    out = []
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            out += _differences(found[key], value)
+        elif found.get(key) != value:
+            out.append(f"{key} is {found.get(key)} there and {value} here")
+    return out
 
 
 def _hosts_sha256(hosts: Sequence[Host]) -> str:
