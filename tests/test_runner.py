@@ -16,7 +16,7 @@ from crystals import write_hosts
 from defectnet.data.shards import read_extra, read_shard
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.rows import Settings
-from defectnet.simulate.runner import HOSTS_PER_SHARD, simulate
+from defectnet.simulate.runner import HOSTS_PER_SHARD, one_thread_in_children, simulate
 from make_potential import write_morse_nep
 
 HOSTS = 20
@@ -138,3 +138,14 @@ def test_nothing_is_done_twice(inputs, undisturbed, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, workers=2) == undisturbed[1]
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_workers_compute_on_one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'])"
+    with one_thread_in_children():
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.split() == ["1", "1"]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ

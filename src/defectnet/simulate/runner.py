@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -155,6 +156,26 @@ def _counts(extra: dict[str, Any]) -> Counter[str]:
 _MODEL: FastPotential | None = None
 
 
+@contextmanager
+def one_thread_in_children() -> Iterator[None]:
+    """Give processes that are started meanwhile one thread for linear algebra.
+
+    Libraries read these variables when they are loaded. Sums that are split over threads end in other last digits, and
+    a relaxation can carry these into another stored spectrum.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _end_with_parent() -> None:
     """End this process when its parent does: an orphan would go on writing, and then wait for ever."""
     parent = parent_process()
@@ -166,7 +187,7 @@ def _end_with_parent() -> None:
 def _start_worker(potential: str, device: str) -> None:
     global _MODEL
     Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)  # results must not depend on how sums are split over threads
+    torch.set_num_threads(1)  # as `one_thread_in_children` does for NumPy and SciPy
     _MODEL = load_potential(potential, device)
 
 
@@ -187,7 +208,8 @@ def _run(
         initargs=(potential, device),
     )
     with pool:
-        running: dict[Future[Counter[str]], Shard] = {pool.submit(_work, shard, settings): shard for shard in todo}
+        with one_thread_in_children():  # submitting starts the processes
+            running: dict[Future[Counter[str]], Shard] = {pool.submit(_work, shard, settings): shard for shard in todo}
         try:
             while running:
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
