@@ -25,7 +25,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from defectnet.errors import DefectNetError, SimulationError
-from defectnet.simulate.doping import Recipe, build
+from defectnet.simulate.doping import Recipe, build, supercell_matrix
 from defectnet.simulate.hosts import host_from_atoms
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.phonons import modes
@@ -52,7 +52,8 @@ def peak_memory_gb() -> float:
 def doped_silicon(atoms: int, seed: int) -> Crystal:
     """Return a cubic cell with about `atoms` atoms, 4 % of them Ge, C and B, before relaxation."""
     host = host_from_atoms(bulk("Si", "diamond", a=LATTICE_ANGSTROM), "silicon")
-    return build(host.crystal, RECIPE, np.random.default_rng(seed), atoms, atoms).crystal
+    matrix = supercell_matrix(host.crystal.cell, len(host.crystal), atoms, (atoms, atoms))
+    return build(host.crystal, RECIPE, np.random.default_rng(seed), matrix).crystal
 
 
 def measure(potential: FastPotential, atoms: int, seed: int) -> tuple[dict[str, Any], Crystal, np.ndarray]:

@@ -1,22 +1,28 @@
+import shutil
+import sys
 import weakref
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 from lightning import Callback, Trainer
 
 from defectnet.data import dataset as dataset_module
 from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
-from defectnet.data.measurement import AUGMENT, CLEAN
+from defectnet.data.measurement import AUGMENT, CLEAN, LAB
 from defectnet.data.module import LoaderSettings, ShardLoader, SpectraDataModule
-from defectnet.data.shards import read_shard
+from defectnet.data.shards import read_rows, read_shard
+from defectnet.data.source import HubData, fetch, parse_source, push_dataset
 from defectnet.data.splits import HELD_OUT, split_of
 from defectnet.elements import INDEX, composition, multi_hot
 from defectnet.errors import ConfigError, ShardError
 from defectnet.tasks.defect import DefectTask
-from make_shards import toy_folder, toy_sample
+from make_shards import toy_folder, toy_sample, write_toy_folder
 
 ROWS = 53
 
@@ -111,6 +117,41 @@ def test_a_row_in_evaluation_does_not_depend_on_its_batch(folder):
     assert torch.equal(*by_size)
 
 
+@pytest.mark.parametrize("measurement", [CLEAN, LAB, AUGMENT])
+def test_a_row_in_training_does_not_depend_on_its_batch_or_on_who_reads_it(folder, measurement):
+    view, seen = View(measurement=measurement, track="mixed", seed=3), []
+    for stream in ({"batch_size": 1}, {"batch_size": 53, "shuffle": False}, {"ranks": 2, "workers": 2}):
+        found = {}
+        for rank in range(stream.get("ranks", 1)):
+            for worker in range(stream.get("workers", 1)):
+                for item in make(folder, view=view, rank=rank, **stream).batches(worker, 1):
+                    fields = (*item.batch, item.targets.concentration)
+                    found |= {row: [x[i] for x in fields] for i, row in enumerate(item.rows.tolist())}
+        seen.append(found)
+    for row, fields in seen[0].items():
+        for other in seen[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(fields, other[row], strict=True))
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_two_ranks_of_two_workers_stopped_in_an_epoch_and_resumed_lose_no_row(folder, stop):
+    def loader(rank):
+        data = make(folder, ranks=2, workers=2, rank=rank, buffer_rows=8, view=View(seed=0))
+        return ShardLoader(data, workers=2)
+
+    rows = []
+    for rank in range(2):
+        before = loader(rank)
+        stream = iter(before)
+        head = [next(stream).rows.tolist() for _ in range(stop)]
+        state = before.state_dict()
+        del stream, before
+        after = loader(rank)
+        after.load_state_dict(state)
+        rows += [row for batch in (*head, *(item.rows.tolist() for item in after)) for row in batch]
+    assert sorted(rows) == list(range(ROWS))
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_epoch_can_be_entered_at_any_batch(folder, workers):
     data = make(folder, workers=workers, buffer_rows=8)
@@ -184,19 +225,40 @@ def test_lightning_resumes_a_run_in_the_middle_of_an_epoch(folder, tmp_path):
 
 
 def test_memory_is_bounded_by_one_block(folder, monkeypatch):
-    read, alive, most = dataset_module.read_shard, [], 0
+    read, alive, most = dataset_module.read_rows, [], 0
 
-    def watched(path):
+    def watched(path, wanted):
         nonlocal most
-        for sample in read(path):
-            alive.append(weakref.ref(sample))
+        for number, row in read(path, wanted):
+            alive.append(weakref.ref(row))
             most = max(most, sum(ref() is not None for ref in alive))
-            yield sample
+            yield number, row
 
-    monkeypatch.setattr(dataset_module, "read_shard", watched)
-    assert len(list(make(folder, buffer_rows=8).batches(0, 0))) == len(make(folder))
-    assert len(alive) >= ROWS
+    monkeypatch.setattr(dataset_module, "read_rows", watched)
+    data = make(folder, buffer_rows=8)
+    for epoch in range(3):
+        assert len(list(data.batches(0, epoch))) == len(data)
+    assert len(alive) == 3 * ROWS
     assert most <= 8 + 4 + 2  # a block, the batch before it, and the rows in the reader's hands
+
+
+def test_a_row_in_brief_is_what_the_sample_says_and_holds_no_other_row(folder):
+    path = index_folder(folder, "train").paths[-1]
+    samples = list(read_shard(path))
+    rows = dict(read_rows(path, range(1, 100, 2), batch_rows=5))
+    assert list(rows) == list(range(1, len(samples), 2))
+    for number, row in rows.items():
+        sample = samples[number]
+        assert (row.row_id, row.formula, row.edge_mev) == (sample.row_id, sample.formula, sample.edge_mev)
+        assert [INDEX[s] for s in (*sample.host_elements, *sample.doped_elements)] == row.elements.tolist()
+        assert row.hosts == len(sample.host_elements)
+        squares = row.codes.astype(float) ** 2
+        dos = squares * (row.areas / squares.sum(axis=1) / 0.005)[:, None]
+        assert np.allclose(dos, np.concatenate([sample.host_dos, sample.doped_dos]), rtol=1e-5)
+        assert dict(zip(row.dopants.tolist(), row.concentration.tolist(), strict=True)) == pytest.approx(
+            {INDEX[symbol]: value for symbol, value in sample.concentrations.items()}
+        )
+        assert all(x.base is None or x.base.nbytes == x.nbytes for x in (row.codes, row.areas, row.dopants))
 
 
 def test_the_cache_is_bounded_and_spares_reading(folder, monkeypatch):
@@ -209,7 +271,7 @@ def test_the_cache_is_bounded_and_spares_reading(folder, monkeypatch):
     assert len(data._cache) == 20
     everything = make(folder, cache_rows=1000)
     list(everything.batches(0, 0))
-    monkeypatch.setattr(dataset_module, "read_shard", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(dataset_module, "read_rows", lambda *_: pytest.fail("read again"))
     assert len(list(everything.batches(0, 1))) == len(everything)
 
 
@@ -269,3 +331,173 @@ def test_the_module_shares_rows_among_few_workers(folder):
     assert module.spec.kinds == ("total", "neutron-weighted", "projected")
     with pytest.raises(ShardError, match="does not exist"):
         SpectraDataModule(str(folder / "nowhere")).setup("fit")
+
+
+# Variants
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    """Each row as it is, clustered every third time, and once more with another stiffness, in every split."""
+    samples = []
+    for i, split in enumerate(("train", "val", "test") * 3):
+        sample = replace(toy_sample(i, split), placement="random" if i % 3 else "clustered")
+        samples += [sample, replace(sample, row_id=f"{sample.row_id}/stiffness-1", variant="stiffness-1")]
+    return write_toy_folder(tmp_path_factory.mktemp("varied"), samples)
+
+
+@pytest.mark.parametrize("variants", [True, False])
+def test_variants_are_for_training_alone(varied, variants):
+    module = SpectraDataModule(str(varied), batch_size=2, variants=variants)
+    assert set(module.index("train").variant) == ({"as-is", "stiffness-1"} if variants else {"as-is"})
+    assert sum(len(item.rows) for item in module.train_dataloader()) == (6 if variants else 3)
+    for split in ("val", "test"):
+        index = module.index(split)
+        assert set(index.variant) == {"as-is"}
+        assert sum(len(item.rows) for item in module.evaluation(split, "blind")) == len(index) == 3
+
+
+def test_the_index_knows_the_placement_of_every_row(varied):
+    index = index_folder(varied, "test")
+    written = [list(read_shard(path)) for path in index.paths]
+    assert [written[s][r].placement for s, r in zip(index.shard, index.row, strict=True)] == index.placement.tolist()
+    assert len(set(index_folder(varied, "train").placement)) == 1
+
+
+# Data on the Hub
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("lab/pairs", HubData("lab/pairs")),
+        ("hf://datasets/lab/pairs", HubData("lab/pairs")),
+        ("hf://datasets/lab/pairs@v1", HubData("lab/pairs", "v1")),
+        ("hf://datasets/lab/pairs@refs%2Fpr%2F1/sim/v1", HubData("lab/pairs", "refs/pr/1", "sim/v1")),
+        ("hf://datasets/lab/pairs/sim/", HubData("lab/pairs", None, "sim")),
+        ("./lab/pairs", Path("lab/pairs")),
+        ("here/pairs", Path("here/pairs")),
+        (Path("lab/pairs"), Path("lab/pairs")),
+        ("pairs", Path("pairs")),
+        ("a/b/c", Path("a/b/c")),
+        ("~/pairs", Path("~/pairs").expanduser()),
+    ],
+)
+def test_what_a_text_names_is_not_guessed(text, source, tmp_path, monkeypatch):
+    (tmp_path / "here" / "pairs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse_source(text) == source
+
+
+@pytest.mark.parametrize("text", ["hf://lab/pairs", "hf://datasets/pairs", "hf://datasets/a/b@", "hf:a/b"])
+def test_a_broken_address_is_one_clear_error(text):
+    with pytest.raises(ShardError, match="no address of a data set"):
+        SpectraDataModule(text)
+
+
+@pytest.mark.parametrize("sub", ["", "sim/v1"])
+def test_data_of_the_hub_give_the_same_rows(folder, tmp_path, monkeypatch, sub):
+    shutil.copytree(folder, tmp_path / sub, dirs_exist_ok=True)
+    asked = []
+
+    def download(repo, **settings):
+        asked.append({"repo": repo, **settings})
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    name = "hf://datasets/lab/pairs@v2" + (f"/{sub}" if sub else "")
+    modules = SpectraDataModule(name, batch_size=4), SpectraDataModule(str(folder), batch_size=4)
+    hub, local = ([item.rows.tolist() for item in module.train_dataloader()] for module in modules)
+    assert hub == local
+    assert len(asked) == 1
+    assert (asked[0]["repo"], asked[0]["repo_type"], asked[0]["revision"]) == ("lab/pairs", "dataset", "v2")
+    begin = f"{sub}/" if sub else ""
+    assert asked[0]["allow_patterns"] == [begin + "shard-*.parquet", begin + "dataset.json"]
+
+
+def test_only_prepare_data_uses_the_network_under_a_trainer(folder, monkeypatch):
+    asked = []
+
+    def download(repo, **settings):
+        asked.append(settings["local_files_only"])
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    module = SpectraDataModule("lab/pairs")
+    module.prepare_data()
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.setup("fit")
+    module.index("train")
+    assert asked == [False, True]
+
+
+class _Response:
+    headers: dict[str, str] = {}  # noqa: RUF012
+    request = None
+    status_code = 404
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.RepositoryNotFoundError("404", response=_Response()), "'lab/pairs'.*does not exist or is not public"),
+        (errors.RevisionNotFoundError("404", response=_Response()), "at revision 'v9' does not exist"),
+        (errors.LocalEntryNotFoundError("offline"), "not in the cache"),
+        (ConnectionResetError("reset by peer"), "could not be fetched .reset by peer."),
+    ],
+)
+def test_a_failed_download_is_one_clear_error(monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ShardError, match=message) as caught:
+        SpectraDataModule("hf://datasets/lab/pairs@v9").prepare_data()
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_are_not_cached_are_an_error_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ShardError, match="'lab/pairs' is not in the cache"):
+        fetch(HubData("lab/pairs"), local_files_only=True)
+
+
+def test_only_sound_shards_are_uploaded(folder, tmp_path, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, repo, **settings):
+            calls.append(("create", repo, settings["repo_type"]))
+
+        def upload_folder(self, **settings):
+            calls.append(("upload", settings["repo_id"], settings["repo_type"]))
+            return type("Commit", (), {"commit_url": "https://hub/commit/1"})()
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert push_dataset(folder, "lab/pairs") == "https://hub/commit/1"
+    assert calls == [("create", "lab/pairs", "dataset"), ("upload", "lab/pairs", "dataset")]
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "shard-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ShardError, match=r"shard-00001.parquet is truncated"):
+        push_dataset(broken, "lab/pairs")
+    with pytest.raises(ShardError, match="holds no shard"):
+        push_dataset(tmp_path, "lab/pairs")
+    assert len(calls) == 2
+
+
+def test_the_leak_check_finds_a_copied_spectrum(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import leakage
+
+    sys.modules.pop("leakage")
+    samples = [toy_sample(i, "train") for i in range(12)]
+    other = toy_sample(50, "test")
+    copy = replace(other, row_id="copy/0", host_id="copy", host_dos=samples[4].host_dos)
+    folder = write_toy_folder(tmp_path / "data", [*samples, other, copy])
+    report = leakage.report(leakage.read_hosts(sorted(folder.glob("*.parquet"))), 1)
+    assert set(report["shared_chemical_systems"].values()) == {0}
+    assert report["hosts"] == {"train": 12, "val": 0, "test": 2}
+    (pair,) = report["nearest_pairs_of_test"]
+    assert "copy" in pair["test"]
+    assert "toy-4" in pair["train"]
+    assert pair["distance"] < 0.01

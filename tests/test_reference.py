@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.potential import load_potential
 from defectnet.simulate.reference import ReferencePotential
 from defectnet.simulate.relax import Relaxation, relax
-from defectnet.simulate.rows import Settings, relax_host, row_generator, simulate_row
+from defectnet.simulate.rows import HostSimulation, Settings, relax_host, row_generator
 from make_potential import write_morse_nep
 
 SETTINGS = Settings(seed=3, smallest=13, largest=19)
@@ -44,7 +45,7 @@ def relaxed(fast):
 def cell(fast):
     """A relaxed doped cell."""
     recipe = Recipe(("Ti", "B"), (0.5, 0.5), 0.2, ("Al", "Cu"))
-    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), 13, 19).crystal
+    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), np.diag([2, 2, 2])).crystal
     return relax(fast, start).crystal
 
 
@@ -63,7 +64,7 @@ def test_energy_forces_and_stress(path, fast, cell):
 def test_hessian_of_a_doped_cell(path, fast, cell):
     exact = fast.curvature(cell).hessian()
     found = reference(path, displacement=1e-4).curvature(cell).hessian()
-    assert (found - exact).abs().max() < 1e-5
+    assert (found - exact).abs().max() < 1e-4  # symmetry is taken to hold where it nearly does
     coarse = reference(path, displacement=0.01).curvature(cell).hessian()
     assert 1e-4 < (coarse - exact).abs().max() < 0.05  # what 0.01 angstrom costs
 
@@ -79,11 +80,12 @@ def test_wave_vectors(path, fast, relaxed):
 
 def test_rows_from_the_reference_path(path, fast, relaxed):
     crystal = host(layered("AlCu"))
-    slow = simulate_row(reference(path, supercell=(3, 3, 2)), crystal, relaxed, 1, SETTINGS)
-    quick = simulate_row(fast, crystal, relaxed, 1, SETTINGS)
+    settings = dataclasses.replace(SETTINGS, host_imaginary_limit=0.1, imaginary_limit=0.1)
+    slow = HostSimulation(reference(path), crystal, relaxed, settings, preconditioner=fast).row(1).samples[0]
+    quick = HostSimulation(fast, crystal, relaxed, settings).row(1).samples[0]
     assert slow.potential == "CPUNEP"
     assert (slow.dopants, slow.sites, slow.supercell) == (quick.dopants, quick.sites, quick.supercell)
-    assert slow.edge_mev == pytest.approx(quick.edge_mev, rel=0.01)
+    assert slow.edge_mev == pytest.approx(quick.edge_mev, rel=0.03)  # interpolated from a cell of 16 atoms
 
 
 def test_displacements_and_supercells_are_checked(path):

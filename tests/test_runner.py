@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,14 +15,15 @@ import pytest
 
 from crystals import write_hosts
 from defectnet.data.shards import read_extra, read_shard
+from defectnet.simulate.executors import LocalExecutor
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.rows import Settings
-from defectnet.simulate.runner import HOSTS_PER_SHARD, one_thread_in_children, simulate
+from defectnet.simulate.runner import PARTS, simulate
 from make_potential import write_morse_nep
 
 HOSTS = 20
-SHARDS = HOSTS // HOSTS_PER_SHARD
-SETTINGS = Settings(seed=11, spectra_per_host=2, smallest=13, largest=19)
+SETTINGS = Settings(seed=11, spectra_per_host=2, hosts_per_shard=4, smallest=13, largest=19)
+SHARDS = HOSTS // SETTINGS.hosts_per_shard
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def undisturbed(inputs, tmp_path_factory):
     """Folder of a run that nobody disturbed, with its totals."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     hosts, potential = inputs
-    return out, simulate(read_hosts(hosts), str(potential), out, SETTINGS, workers=1)
+    return out, simulate(read_hosts(hosts), str(potential), out, SETTINGS)
 
 
 def contents(folder):
@@ -47,7 +49,9 @@ def start(inputs, out, workers):
     """Start the command in a session of its own; its progress comes on stderr, one line a shard."""
     hosts, potential = inputs
     words = ["--hosts", str(hosts), "--potential", str(potential), "--out", str(out), "--workers", str(workers)]
-    words += ["--spectra-per-host", "2", "--atoms", "13-19", "--seed", "11"]
+    recipe = out.with_name("recipe.json")
+    recipe.write_text(json.dumps(SETTINGS.to_dict()))
+    words += ["--recipe", str(recipe)]
     return subprocess.Popen(
         [sys.executable, "-m", "defectnet.cli", "simulate", *words],
         stdout=subprocess.PIPE,
@@ -98,6 +102,7 @@ def test_killed_three_times_and_started_again(inputs, undisturbed, tmp_path):
         assert process.returncode == -signal.SIGKILL
     assert 3 <= len(list(out.glob("shard-*.parquet"))) <= SHARDS
     (out / ".shard-00004.parquet.12345.tmp").write_bytes(b"left over by a kill")
+    (out / PARTS / "shard-00000").mkdir(parents=True, exist_ok=True)  # by a kill after the shard was written
     process = start(inputs, out, workers=2)
     stdout, _ = process.communicate(timeout=300)
     assert process.returncode == 0
@@ -125,7 +130,7 @@ def test_damaged_shard_is_named_and_rebuilt(damage, inputs, undisturbed, tmp_pat
     out = shutil.copytree(undisturbed[0], tmp_path / "out")
     damage(out / "shard-00002.parquet")
     assert contents(out) != contents(undisturbed[0])
-    totals = simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, workers=1)
+    totals = simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS)
     lines = [line for line in capfd.readouterr().err.splitlines() if "Rebuilding" in line]
     assert len(lines) == 1
     assert str(out / "shard-00002.parquet") in lines[0]
@@ -136,16 +141,5 @@ def test_damaged_shard_is_named_and_rebuilt(damage, inputs, undisturbed, tmp_pat
 def test_nothing_is_done_twice(inputs, undisturbed, tmp_path):
     out = shutil.copytree(undisturbed[0], tmp_path / "out")
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, workers=2) == undisturbed[1]
+    assert simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, executor=LocalExecutor(2)) == undisturbed[1]
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-
-
-def test_workers_compute_on_one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'])"
-    with one_thread_in_children():
-        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert child.stdout.split() == ["1", "1"]
-    assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert "OPENBLAS_NUM_THREADS" not in os.environ

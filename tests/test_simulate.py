@@ -9,23 +9,27 @@ import lzma
 import ase.io
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk
 from scipy.ndimage import gaussian_filter1d
 
 from crystals import cubic, entry, host, layered, write_hosts
 from defectnet.config import STORAGE_GRID
-from defectnet.data.shards import read_extra, read_shard
+from defectnet.data.shards import read_extra, read_shard, write_shard
+from defectnet.data.splits import split_of
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY
+from defectnet.errors import SimulationError
 from defectnet.simulate import phonons, rows
 from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness, supercell, supercell_matrix
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
 from defectnet.simulate.potential import load_potential
+from defectnet.simulate.regenerate import differences, regenerate
 from defectnet.simulate.relax import relax
-from defectnet.simulate.rows import Rejected, Settings, atom_range, relax_host, row_generator, simulate_row
-from defectnet.simulate.runner import Shard, make_shard, simulate_host
+from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
+from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host
+from defectnet.simulate.stiffness import SPREAD, Computed, Stiffened, World
 from make_potential import write_morse_nep
 
 SETTINGS = Settings(seed=3, spectra_per_host=4, smallest=13, largest=19)
@@ -58,9 +62,12 @@ def test_recipes():
     assert 0.01 < (counts == 0).mean() < 0.035  # controls
     assert set(counts) == set(range(7))
     assert 0.27 < (counts == 1).mean() < 0.36
-    assert LOWEST <= totals.min() < 0.0021
+    assert LOWEST <= totals.min() < 0.0022
     assert 0.24 < totals.max() <= HIGHEST
-    assert np.median(totals) == pytest.approx(np.sqrt(LOWEST * HIGHEST), rel=0.15)  # log-uniform
+    for count in (1, 2):  # log-uniform
+        alone = totals[counts[counts > 0] == count]
+        lowest = count * LOWEST
+        assert np.log(alone / lowest).mean() == pytest.approx(0.5 * np.log(HIGHEST / lowest), rel=0.1)
     seen = {symbol for recipe in recipes for symbol in recipe.dopants}
     assert seen == set(VOCABULARY) - {"Al", "Ni"}
     for recipe in recipes:
@@ -85,7 +92,8 @@ def test_cells(name, total):
     crystal = host(hosts.get(name, layered("AlCu"))).crystal
     recipe = Recipe(("Be", "Ti"), (0.7, 0.3), total, ("Si" if name == "primitive" else "Al",) * 2)
     for seed in range(8):
-        cell = build(crystal, recipe, np.random.default_rng(seed), 60, 130)
+        matrix = supercell_matrix(crystal.cell, len(crystal), 90, (60, 130))
+        cell = build(crystal, recipe, np.random.default_rng(seed), matrix)
         assert 60 <= len(cell.crystal) <= 130
         assert len(cell.crystal) == len(crystal) * round(np.linalg.det(cell.supercell))
         assert len(set(cell.sites.tolist())) == len(cell.sites) == len(cell.symbols)
@@ -101,27 +109,33 @@ def test_cells(name, total):
         assert on_preferred.sum() == min(preferred, len(cell.sites))
         rattle = cell.crystal.positions - pristine.positions
         assert 0.005 < rattle.std() < 0.015
-        again = build(crystal, recipe, np.random.default_rng(seed), 60, 130)
+        again = build(crystal, recipe, np.random.default_rng(seed), matrix)
         assert np.array_equal(again.crystal.positions, cell.crystal.positions)
         assert again.symbols == cell.symbols
 
 
-def test_dilute_cells_are_large_and_dense_cells_come_in_all_sizes():
+def test_clustered_dopants_sit_side_by_side():
     crystal = host(layered("AlCu")).crystal
-    sizes = {
-        total: [
-            len(build(crystal, Recipe(("Be",), (1.0,), total, ("Al",)), np.random.default_rng(seed), 60, 130).crystal)
-            for seed in range(30)
-        ]
-        for total in (0.009, 0.2)
-    }
-    assert min(sizes[0.009]) >= 100  # one atom in 111
-    assert min(sizes[0.2]) < 75
-    assert max(sizes[0.2]) > 115
+    matrix = supercell_matrix(crystal.cell, len(crystal), 120, (100, 140))
+    recipe = Recipe(("Be", "Ti"), (0.5, 0.5), 0.04, ("Al", "Cu"))
+    near = {}
+    for placement in ("random", "clustered"):
+        distances = []
+        for seed in range(12):
+            cell = build(crystal, dataclasses.replace(recipe, placement=placement), np.random.default_rng(seed), matrix)
+            assert cell.placement == placement
+            assert set(cell.symbols) == {"Be", "Ti"}
+            atoms = Atoms(cell.crystal.numbers, positions=cell.crystal.positions, cell=cell.crystal.cell, pbc=True)
+            between = atoms.get_all_distances(mic=True)[np.ix_(cell.sites, cell.sites)]
+            distances.append(np.sort(between, axis=1)[:, 1].mean())  # to the nearest other dopant
+        near[placement] = np.mean(distances)
+    assert near["clustered"] < 0.8 * near["random"]
+    alone = build(crystal, Recipe(("Be",), (1.0,), 0.005, ("Al",), "clustered"), np.random.default_rng(0), matrix)
+    assert (len(alone.sites), alone.placement) == (1, "random")
 
 
 def test_a_control_has_no_dopant():
-    cell = build(host(layered("AlCu")).crystal, Recipe((), (), 0.0, ()), np.random.default_rng(0), 13, 19)
+    cell = build(host(layered("AlCu")).crystal, Recipe((), (), 0.0, ()), np.random.default_rng(0), np.diag([2, 2, 2]))
     assert cell.symbols == ()
     assert len(cell.sites) == 0
 
@@ -143,7 +157,7 @@ def test_supercells_are_compact(skew):
 @pytest.mark.parametrize("mode", ["fixed", "volume", "full"])
 def test_relaxation(mode, potential):
     recipe = Recipe(("Cs", "B"), (0.5, 0.5), 0.15, ("Al", "Cu"))
-    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), 30, 40).crystal
+    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), np.diag([3, 3, 2])).crystal
     start = Crystal(
         start.numbers, start.cell, start.positions + np.random.default_rng(2).normal(0, 0.05, (len(start), 3))
     )
@@ -184,9 +198,8 @@ def test_hosts_with_soft_modes_are_rejected(potential):
     """A simple cubic crystal with central forces shears without resistance."""
     simple = Crystal(np.array([13]), np.eye(3) * 2.6, np.zeros((1, 3)))
     simple = relax(potential, simple, cell="volume").crystal
-    cell = build(simple, Recipe((), (), 0.0, ()), np.random.default_rng(0), 20, 30)
     with pytest.raises(Rejected, match="imaginary modes in the host"):
-        rows._host_modes(potential, simple, cell, SETTINGS)
+        simulation(potential, simple, dataclasses.replace(SETTINGS, smallest=20, largest=30)).row(0)
 
 
 # -- spectra ---------------------------------------------------------------------------------------------------
@@ -251,15 +264,23 @@ def test_modes_know_the_masses(potential, relaxed):
 # -- rows ------------------------------------------------------------------------------------------------------
 
 
+def simulation(potential, relaxed, settings=SETTINGS, name="host"):
+    return HostSimulation(potential, host(layered("AlCu"), name), relaxed, settings)
+
+
 def test_control_cells_come_out_as_undoped(potential, relaxed, monkeypatch):
-    monkeypatch.setattr(rows, "draw_recipe", lambda *_: Recipe((), (), 0.0, ()))
-    settings = dataclasses.replace(SETTINGS, smallest=30, largest=60)
+    monkeypatch.setattr(rows, "draw_recipe", lambda *_, **__: Recipe((), (), 0.0, ()))
+    settings = dataclasses.replace(SETTINGS, smallest=30, largest=60, stiffness_share=1.0)
     for number in range(3):
-        row = simulate_row(potential, host(layered("AlCu")), relaxed, number, settings)
-        assert row.dopants == ()
-        assert distance(row.host_dos, row.doped_dos) < 0.02
+        pristine, *stiffened = simulation(potential, relaxed, settings).row(number).samples
+        assert pristine.dopants == ()
+        assert distance(pristine.host_dos, pristine.doped_dos) < 0.02
+        for row in stiffened:  # host and doped cell live in the same world
+            assert row.variant.startswith("stiffness-")
+            assert distance(row.host_dos, row.doped_dos) < 0.02
+            assert distance(row.host_dos, pristine.host_dos) > 0.1
     monkeypatch.undo()
-    doped = simulate_row(potential, host(layered("AlCu")), relaxed, _number_with_dopants(relaxed), settings)
+    doped = simulation(potential, relaxed, settings).row(_number_with_dopants(relaxed)).samples[0]
     assert distance(doped.host_dos, doped.doped_dos) > 0.1  # the measure sees a dopant
 
 
@@ -272,12 +293,105 @@ def _number_with_dopants(relaxed):
 
 
 def test_rows_are_a_function_of_the_seed(potential, relaxed):
-    crystal = host(layered("AlCu"))
-    first, again, other = (simulate_row(potential, crystal, relaxed, number, SETTINGS) for number in (1, 1, 2))
+    first, again = (simulation(potential, relaxed).row(1).samples[0] for _ in range(2))
+    other = simulation(potential, relaxed).row(2).samples[0]
     assert same(first, again)
     assert not same(first, dataclasses.replace(other, row_id=first.row_id))
-    reseeded = simulate_row(potential, crystal, relaxed, 1, dataclasses.replace(SETTINGS, seed=4))
+    reseeded = simulation(potential, relaxed, dataclasses.replace(SETTINGS, seed=4)).row(1).samples[0]
     assert (first.dopants, first.sites) != (reseeded.dopants, reseeded.sites)
+
+
+def test_a_row_can_be_made_again_from_what_is_stored(potential, relaxed, tmp_path):
+    made = simulation(potential, relaxed).row(_number_with_dopants(relaxed)).samples
+    write_shard(tmp_path / "shard.parquet", made, {})
+    (stored,) = read_shard(tmp_path / "shard.parquet")
+    again = regenerate(stored, potential, SETTINGS)
+    assert distance(again.doped_dos, made[0].doped_dos) < 1e-6  # before it was rounded
+    assert differences(stored, again) == []
+    other = dataclasses.replace(
+        again, sites=tuple(site + 1 for site in again.sites), doped_dos=again.doped_dos[:, ::-1]
+    )
+    assert differences(stored, other) == ["doped_dos", "sites"]
+
+
+def test_a_stiffened_row_can_be_made_again(potential, relaxed, tmp_path):
+    settings = dataclasses.replace(SETTINGS, stiffness_share=1.0)
+    made = simulation(potential, relaxed, settings).row(1).samples
+    write_shard(tmp_path / "shard.parquet", made, {})
+    stored = list(read_shard(tmp_path / "shard.parquet"))
+    assert len(stored) > 1
+    assert differences(stored[-1], regenerate(stored[-1], potential, settings)) == []
+    with pytest.raises(SimulationError, match="cannot be made again"):
+        regenerate(stored[-1], potential, SETTINGS)
+
+
+def test_large_cells_hold_the_dilute_dopants(potential, relaxed):
+    settings = dataclasses.replace(
+        SETTINGS, smallest=20, largest=30, lowest=0.03, dilute_smallest=60, dilute_largest=80, dilute_share=0.5,
+        dilute_lowest=0.01,
+    )  # fmt: skip
+    sizes = set()
+    for number in range(8):
+        row = simulation(potential, relaxed, settings).row(number).samples[0]
+        sizes.add(row.atoms)
+        assert row.atoms >= 60 or min(row.concentrations.values(), default=1.0) >= 0.03
+    assert len(sizes) == 2  # a host has one supercell of either kind
+    assert 20 <= min(sizes) <= 30
+    assert 60 <= max(sizes) <= 80
+
+
+def test_stiffened_rows_are_for_training_only(potential, relaxed):
+    settings = dataclasses.replace(SETTINGS, stiffness_share=1.0)
+    found = {}
+    for name in ("AlCu", "TiCu", "TiAl", "CuNi", "AlNi", "TiNi", "BeCu", "BeAl"):
+        crystal = Crystal(host(layered(name)).crystal.numbers, relaxed.cell, relaxed.positions)
+        crystal = relax(potential, crystal, cell="full", tolerance=1e-3).crystal
+        found[name] = HostSimulation(potential, host(layered(name), name), crystal, settings).row(1).samples
+    by_split = {split_of(rows_of[0].chemical_system): rows_of for rows_of in found.values()}
+    assert len(by_split) > 1
+    for split, rows_of in by_split.items():
+        assert (len(rows_of) > 1) == (split == "train")
+    train = by_split["train"]
+    assert [row.row_id for row in train[1:]] == [f"{train[0].row_id}/stiffness-{k}" for k in range(1, len(train))]
+    assert all(row.sites == train[0].sites for row in train)
+
+
+@pytest.mark.parametrize("matrix", [np.diag([3, 2, 2]), np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]])], ids=str)
+def test_stiffness_is_the_same_for_small_and_large_cells(matrix, potential, relaxed):
+    """Scaled springs of the small cell, of an atom to its own images too, fold onto those of the supercell."""
+    world = World(1, "any")
+    repeated = supercell(relaxed, matrix)
+    q_points = [*q_mesh(100), np.zeros(3)]
+    large = Stiffened(Computed(potential.curvature(repeated), np.array(q_points)), world.factors(repeated.numbers))
+    small = Stiffened(potential.curvature(relaxed), world.factors(relaxed.numbers))
+    points = [k for q in q_points for k in folded(matrix, q)]
+    here, there = modes(large, repeated, q_points), modes(small, relaxed, points)
+    assert np.allclose(np.sort(here.energy_mev), np.sort(there.energy_mev), atol=1e-6)
+    plain = modes(potential.curvature(relaxed), relaxed, points)
+    assert np.abs(np.sort(plain.energy_mev) - np.sort(there.energy_mev)).max() > 0.5
+
+
+def test_stiffness_leaves_translations_free(potential, relaxed):
+    repeated = supercell(relaxed, np.diag([2, 2, 2]))
+    factors = World(7, "any").factors(repeated.numbers)
+    assert np.array_equal(factors, factors.T)
+    assert factors.min() > 0.3
+    hessian = Stiffened(potential.curvature(repeated), factors).hessian().numpy()
+    assert np.abs(hessian - hessian.T).max() < 1e-12
+    assert np.abs(hessian.reshape(len(hessian), -1, 3).sum(1)).max() < 1e-10
+    uniform = Stiffened(potential.curvature(repeated), np.full_like(factors, 1.3)).hessian().numpy()
+    exact = potential.curvature(repeated).hessian().numpy().reshape(len(repeated), 3, len(repeated), 3)
+    springs = (exact + exact.transpose(0, 3, 2, 1)).reshape(hessian.shape) / 2  # the symmetric part of each block
+    rest = exact.reshape(hessian.shape) - springs
+    between = np.kron(1 - np.eye(len(repeated)), np.ones((3, 3))) > 0
+    assert np.abs(uniform - (1.3 * springs + rest))[between].max() < 1e-9
+
+
+def test_factors_are_log_normal():
+    factors = np.log([World(0, str(k)).factor(14, 32) for k in range(2000)])
+    assert abs(factors.mean()) < 0.02
+    assert factors.std() == pytest.approx(SPREAD, rel=0.05)
+    assert World(0, "a").factor(14, 32) == World(0, "a").factor(32, 14)
 
 
 def same(first, second):
@@ -287,7 +401,7 @@ def same(first, second):
 
 
 def test_what_a_row_says(potential, relaxed):
-    row = simulate_row(potential, host(layered("AlCu"), "here"), relaxed, 1, SETTINGS)
+    row = simulation(potential, relaxed, name="here").row(1).samples[0]
     assert row.row_id == "here/0001"
     assert (row.formula, row.chemical_system, row.host_elements) == ("AlCu", "Al-Cu", ("Al", "Cu"))
     assert row.host_dos.sum() * STORAGE_GRID.width == pytest.approx(1.0, abs=1e-5)
@@ -306,12 +420,12 @@ def test_shards_round_trip(potential, tmp_path):
     far.set_cell(far.cell * 1.2, scale_atoms=True)
     hosts = (host(layered("AlCu"), "good"), host(far, "far"))
     shard = Shard(tmp_path / "shard-00000.parquet", hosts)
-    counts = make_shard(potential, shard, SETTINGS)
-    expected, _ = simulate_host(potential, hosts[0], SETTINGS)
+    counts = make_shard(Tools(potential, None), shard, SETTINGS)
+    expected = [row.samples[0] for row in simulate_host(Tools(potential, None), hosts[0], SETTINGS)[0]]
     found = list(read_shard(shard.path))
     assert counts["rows"] == len(found) == len(expected) == SETTINGS.spectra_per_host
     for ours, theirs in zip(found, expected, strict=True):
-        assert np.abs(ours.doped_dos - theirs.doped_dos).max() < 0.01 * theirs.doped_dos.max()
+        assert distance(ours.doped_dos, theirs.doped_dos) < 0.005
         plain = {"host_dos": ours.host_dos, "doped_dos": ours.doped_dos}
         plain |= {name: getattr(ours, name) for name in ("imaginary_fraction", "overflow", "max_force_ev_per_angstrom")}
         assert same(dataclasses.replace(theirs, **plain), ours)  # but for the quantised and the 32-bit columns
@@ -325,11 +439,11 @@ def test_shards_round_trip(potential, tmp_path):
 def test_an_unknown_dopant_is_a_reject_and_no_stop(tmp_path):
     """A potential that knows the host alone refuses every doped cell, by name."""
     narrow = load_potential(write_morse_nep(tmp_path / "narrow.txt", ("Al", "Cu")))
-    found, rejects = simulate_host(narrow, host(layered("AlCu")), SETTINGS)
+    found, rejects = simulate_host(Tools(narrow, None), host(layered("AlCu")), SETTINGS)
     assert len(found) + len(rejects) == SETTINGS.spectra_per_host
     assert all("does not know the element with Z" in reject["reason"] for reject in rejects)
     assert rejects
-    assert all(row.dopants == () for row in found)
+    assert all(row.samples[0].dopants == () for row in found)
 
 
 def test_atom_range():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.elements import VOCABULARY, multi_hot, properties
+from defectnet.elements import multi_hot, properties
 from defectnet.errors import ConfigError
 
 Track = Literal["candidates", "blind", "mixed"]
@@ -60,15 +60,7 @@ def candidate_set(
     Returns:
         (62,) mask with at least one element, also for an undoped control.
     """
-    hosts, true = multi_hot(host), multi_hot(dopants)
-    mask = true.copy()
-    wanted = int(rng.integers(0 if true.any() else 1, settings.max_distractors + 1))
-    likely = LIKENESS[hosts].max(axis=0)
-    for _ in range(wanted):
-        free = ~(mask | hosts)
-        weight = likely * free if rng.random() < settings.likely_share else free.astype(np.float64)
-        mask[rng.choice(len(VOCABULARY), p=weight / weight.sum())] = True
-    return mask
+    return question(host, dopants, "candidates", settings, rng)[0]
 
 
 def question(
@@ -79,7 +71,54 @@ def question(
     Returns:
         (62,) mask, all elements but the host's when blind; and true for a named set.
     """
-    host = tuple(host)
-    if track == "blind" or (track == "mixed" and rng.random() < settings.blind_share):
-        return ~multi_hot(host), False
-    return candidate_set(host, dopants, settings, rng), True
+    masks, given = questions(multi_hot(host)[None], multi_hot(dopants)[None], track, settings, [rng])
+    return masks[0], bool(given[0])
+
+
+def questions(
+    hosts: NDArray[np.bool_],
+    dopants: NDArray[np.bool_],
+    track: Track,
+    settings: TrackSettings,
+    rngs: Sequence[np.random.Generator],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return what `question` does for many rows.
+
+    Args:
+        hosts: (B, 62) elements of the hosts.
+        dopants: (B, 62) elements that were substituted in.
+        track: Whether candidates are named.
+        settings: How candidate sets are drawn.
+        rngs: One generator for each row; it alone decides what is drawn for that row.
+
+    Returns:
+        (B, 62) masks and (B,) whether they were named.
+    """
+    uniform = np.empty((len(rngs), 2 + 2 * settings.max_distractors))
+    for row, rng in zip(uniform, rngs, strict=True):
+        rng.random(out=row)
+    given = np.full(len(rngs), track == "candidates") | ((track == "mixed") & (uniform[:, 0] >= settings.blind_share))
+    masks = ~hosts
+    asked = np.flatnonzero(given)
+    if len(asked):
+        masks[asked] = _candidate_sets(hosts[asked], dopants[asked], settings, uniform[asked, 1:])
+    return masks, given
+
+
+def _candidate_sets(
+    hosts: NDArray[np.bool_], dopants: NDArray[np.bool_], settings: TrackSettings, uniform: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Add distractors to (B, 62) true dopants; `uniform` is (B, 1 + 2 max_distractors)."""
+    masks, rows = dopants.copy(), np.arange(len(hosts))
+    fewest = np.where(dopants.any(axis=1), 0, 1)
+    wanted = fewest + (uniform[:, 0] * (settings.max_distractors + 1 - fewest)).astype(int)
+    likely = np.where(hosts[:, :, None], LIKENESS, 0.0).max(axis=1)
+    for k in range(int(wanted.max())):
+        by_likeness = uniform[:, 2 * k + 1, None] < settings.likely_share
+        running = np.cumsum(np.where(masks | hosts, 0.0, np.where(by_likeness, likely, 1.0)), axis=1)
+        # Rounding must not lead past the last element that is free.
+        target = np.minimum(uniform[:, 2 * k + 2] * running[:, -1], np.nextafter(running[:, -1], 0.0))
+        chosen = (running <= target[:, None]).sum(axis=1)
+        more = wanted > k
+        masks[rows[more], chosen[more]] = True
+    return masks

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -25,9 +26,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from defectnet.batch import Batch, Targets
 from defectnet.config import MODEL_GRID, Grid
-from defectnet.data.candidates import Track, TrackSettings, question
-from defectnet.data.measurement import CLEAN, Measurement, measure, row_rng
-from defectnet.data.shards import DAMAGE, Sample, open_shard, read_shard
+from defectnet.data.candidates import Track, TrackSettings, questions
+from defectnet.data.measurement import CLEAN, Measurement, Stack, measure_pairs, row_rng
+from defectnet.data.shards import AS_IS, DAMAGE, Row, Sample, open_shard, read_rows
 from defectnet.data.splits import SPLITS, Split
 from defectnet.elements import INDEX, VOCABULARY, composition
 from defectnet.errors import ConfigError, DefectNetError, ShardError
@@ -68,18 +69,29 @@ class ShardIndex:
         paths: Shard files, sorted by name.
         shard: (rows,) index into `paths`.
         row: (rows,) row number within its shard, ascending within a shard.
+        placement: (rows,) ``random`` or ``clustered``, as in `defectnet.data.shards.Sample`.
+        variant: (rows,) ``as-is``, or the name of a randomised stiffness.
     """
 
     paths: tuple[Path, ...]
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
+    placement: NDArray[np.str_]
+    variant: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.shard)
 
 
-def index_folder(folder: str | Path, split: Split) -> ShardIndex:
-    """Find the rows of a split, reading one short column of each shard.
+def index_folder(folder: str | Path, split: Split, *, variants: bool = True) -> ShardIndex:
+    """Find the rows of a split, reading three short columns of each shard.
+
+    Rows of randomised stiffness are for training: of the other splits they are left out wherever they come from.
+
+    Args:
+        folder: Folder of shards.
+        split: ``train``, ``val`` or ``test``.
+        variants: Whether training uses rows of randomised stiffness.
 
     Raises:
         ShardError: The folder is missing, has no shards, no row of the split, or a shard is not whole.
@@ -90,29 +102,39 @@ def index_folder(folder: str | Path, split: Split) -> ShardIndex:
     paths = tuple(sorted(folder.glob("shard-*.parquet")))
     if not paths:
         raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
+    with_variants = variants and split == "train"
     shards, rows = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    placements, names = [np.zeros(0, np.str_)], [np.zeros(0, np.str_)]
     for number, path in enumerate(paths):
-        found = np.flatnonzero(_splits_of(path) == split).astype(np.int32)
+        splits, placement, variant = _short_columns(path)
+        found = np.flatnonzero((splits == split) & (with_variants | (variant == AS_IS))).astype(np.int32)
         rows.append(found)
         shards.append(np.full(len(found), number, np.int32))
-    index = ShardIndex(paths, np.concatenate(shards), np.concatenate(rows))
+        placements.append(placement[found])
+        names.append(variant[found])
+    index = ShardIndex(
+        paths, np.concatenate(shards), np.concatenate(rows), np.concatenate(placements), np.concatenate(names)
+    )
     if not len(index):
         raise ShardError(f"data folder {folder} holds no row of the split {split!r}", fix="Simulate more hosts")
     return index
 
 
-def _splits_of(path: Path) -> NDArray[np.str_]:
+def _short_columns(path: Path) -> tuple[NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
+    """Return the columns split, placement and variant of a shard, (rows,) each."""
+    names = ("split", "placement", "variant")
     with open_shard(path) as file:
         try:
-            values = file.read(columns=["split"]).column("split").to_pylist()
+            table = file.read(columns=list(names), use_threads=False)
+            splits, placement, variant = (np.array(table.column(name).to_pylist(), dtype=np.str_) for name in names)
         except DAMAGE as error:
             raise ShardError(
                 f"shard {path} is damaged", why=str(error)[:160], fix="Simulate the shard again"
             ) from error
-    unknown = sorted({str(value) for value in values} - set(SPLITS))
+    unknown = sorted(set(splits.tolist()) - set(SPLITS))
     if unknown:
         raise ShardError(f"shard {path} has the unknown split {unknown[0]!r}", fix=f"Known are {', '.join(SPLITS)}")
-    return np.array(values, dtype=np.str_)
+    return splits, placement, variant
 
 
 @dataclass(frozen=True)
@@ -133,24 +155,37 @@ class View:
     tracks: TrackSettings = field(default_factory=TrackSettings)
     seed: int | None = None
 
-    def collate(self, samples: Sequence[Sample], rows: Sequence[int], epoch: int) -> Item:
-        """Measure samples and stack them."""
+    def collate(self, samples: Sequence[Row], rows: Sequence[int], epoch: int) -> Item:
+        """Measure rows of shards and stack them."""
         keys: tuple[str | int, ...] = () if self.seed is None else (self.seed, epoch)
-        pairs = [measure(s, self.measurement, row_rng("measurement", s.row_id, *keys), grid=self.grid) for s in samples]
-        asked = [
-            question(s.host_elements, s.dopants, self.track, self.tracks, row_rng("candidates", s.row_id, *keys))
-            for s in samples
-        ]
-        batch = Batch(
-            host=torch.from_numpy(np.stack([pair.host for pair in pairs])),
-            doped=torch.from_numpy(np.stack([pair.doped for pair in pairs])),
-            edge_mev=torch.tensor([pair.edge_mev for pair in pairs], dtype=torch.float32),
-            composition=torch.from_numpy(np.stack([composition(s.formula) for s in samples]).astype(np.float32)),
-            candidates=torch.from_numpy(np.stack([mask for mask, _ in asked])),
-            candidates_given=torch.tensor([given for _, given in asked]),
-            kind=torch.tensor([pair.kind for pair in pairs]),
+        pairs = measure_pairs(
+            Stack.of_rows(samples),
+            self.measurement,
+            [row_rng("measurement", sample.row_id, *keys) for sample in samples],
+            grid=self.grid,
         )
-        return Item(batch, targets_of(samples), torch.tensor(rows))
+        concentration = np.zeros((len(samples), len(VOCABULARY)), dtype=np.float32)
+        hosts = np.zeros(concentration.shape, dtype=np.bool_)
+        for i, sample in enumerate(samples):
+            concentration[i, sample.dopants] = sample.concentration
+            hosts[i, sample.elements[: sample.hosts]] = True
+        rngs = [row_rng("candidates", sample.row_id, *keys) for sample in samples]
+        asked, given = questions(hosts, concentration > 0, self.track, self.tracks, rngs)
+        batch = Batch(
+            host=torch.from_numpy(pairs.host),
+            doped=torch.from_numpy(pairs.doped),
+            edge_mev=torch.from_numpy(pairs.edge_mev.astype(np.float32)),
+            composition=torch.from_numpy(np.stack([_composition(sample.formula) for sample in samples])),
+            candidates=torch.from_numpy(asked),
+            candidates_given=torch.from_numpy(given),
+            kind=torch.from_numpy(pairs.kind.astype(np.int64)),
+        )
+        return Item(batch, Targets(torch.from_numpy(concentration)), torch.tensor(rows))
+
+
+@lru_cache(maxsize=1024)
+def _composition(formula: str) -> NDArray[np.float32]:
+    return composition(formula).astype(np.float32)
 
 
 def targets_of(samples: Sequence[Sample]) -> Targets:
@@ -171,7 +206,7 @@ class Stream:
         shuffle: Whether the order changes with the epoch; otherwise rows come as they lie.
         seed: Seed of the order.
         buffer_rows: Rows that are shuffled among each other, and held in memory for it.
-        cache_rows: Decoded rows that each worker may keep between epochs (about 20 kB a row); 0 reads every time.
+        cache_rows: Rows that each worker may keep between epochs (about 5 kB a row); 0 reads every time.
         rank: This process among `ranks`.
         ranks: Processes that train together.
         workers: Loader processes of each rank; 0 and 1 share the rows out alike.
@@ -212,7 +247,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
     def __init__(self, index: ShardIndex, view: View, stream: Stream) -> None:
         super().__init__()
         self.index, self.view, self.stream = index, view, stream
-        self._cache: dict[int, Sample] = {}
+        self._cache: dict[int, Row] = {}
         # Shared memory: workers that live on between epochs see it change. [epoch, first batch]
         self._position = torch.zeros(2, dtype=torch.long)
         self._position.share_memory_()  # type: ignore[no-untyped-call]
@@ -289,7 +324,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
         place[order] = np.arange(len(order))
         return np.argsort(place[self.index.shard], kind="stable")[first:last]
 
-    def _samples(self, rows: NDArray[np.int64], start: int, epoch: int) -> Iterator[tuple[int, Sample]]:
+    def _samples(self, rows: NDArray[np.int64], start: int, epoch: int) -> Iterator[tuple[int, Row]]:
         """Yield (row, sample) from position `start` on, block by block."""
         size = self.stream.buffer_rows if self.stream.shuffle else 64
         for begin in range(start - start % size, len(rows), size):
@@ -301,7 +336,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
             for i in order[max(start - begin, 0) :].tolist():
                 yield int(block[i]), held.pop(int(block[i]))
 
-    def _read(self, rows: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+    def _read(self, rows: Iterable[int]) -> Iterator[tuple[int, Row]]:
         """Decode rows of the split; those of one shard must stand together."""
         wanted = []
         for number in rows:
@@ -313,18 +348,17 @@ class ShardDataset(IterableDataset[Item | Failure]):
             numbers = {row: number for _, row, number in group}
             yield from self._read_from(self.index.paths[shard], numbers)
 
-    def _read_from(self, path: Path, numbers: dict[int, int]) -> Iterator[tuple[int, Sample]]:
+    def _read_from(self, path: Path, numbers: dict[int, int]) -> Iterator[tuple[int, Row]]:
         left = len(numbers)
-        for row, sample in enumerate(read_shard(path)):
-            if row not in numbers:
-                continue
+        for row, sample in read_rows(path, numbers):
             if len(self._cache) < self.stream.cache_rows:
                 self._cache[numbers[row]] = sample
             yield numbers[row], sample
             left -= 1
-            if not left:
-                return
-        raise ShardError(f"shard {path} has lost rows since it was indexed", fix="Start again, with the shards at rest")
+        if left:
+            raise ShardError(
+                f"shard {path} has lost rows since it was indexed", fix="Start again, with the shards at rest"
+            )
 
 
 def _share(first: int, last: int, part: int, parts: int) -> tuple[int, int]:

@@ -2,6 +2,11 @@
 
 Every step is a pure function of arrays (and a random generator, where it draws). Host and doped sample are measured
 on the same instrument: they share weighting, resolution, energy calibration and range, and have their own noise.
+
+Pairs are measured many at a time, for speed, but each with its own generator and by operations that treat every row
+alike: a pair comes out the same, to the bit, whatever it is batched with.
+
+Shape letters: P pairs, T rows of projected DOS of all of them, N the bins of `STORAGE_GRID`.
 """
 
 from __future__ import annotations
@@ -12,15 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid
 from defectnet.elements import INDEX, properties
 from defectnet.errors import ConfigError
-from defectnet.spectrum import KINDS, band_edge_mev, relative_dos
+from defectnet.spectrum import EDGE_THRESHOLD, KINDS, band_edge_mev
 
 if TYPE_CHECKING:
-    from defectnet.data.shards import Sample
+    from defectnet.data.shards import Row, Sample
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["total", "neutron-weighted", "projected"]
@@ -33,6 +39,12 @@ NOISE_BIN: Final = 0.01
 
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _FWHM_TO_SIGMA: Final = 1.0 / np.sqrt(8.0 * np.log(2.0))
+_CENTRES: Final = STORAGE_GRID.centres
+_BINS: Final = np.arange(STORAGE_GRID.bins)
+_REACH: Final = 4.5  # standard deviations of the resolution: 7e-6 of a line lies beyond
+_BLOCK: Final = 8  # distances, in bins, that are taken in one step
+_WIDE: Final = 20  # blocks of reach from which a full kernel is cheaper
+_CHUNK: Final = 16  # pairs broadened at a time, for the processor's cache
 
 
 @dataclass(frozen=True)
@@ -142,13 +154,24 @@ def measurement_named(name: str) -> Measurement:
     return MEASUREMENTS[name]
 
 
+class _Words(ISeedSequence):
+    """Seeds a generator with given words, which saves NumPy's own mixing: a hash has done that already."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[np.uint64]:
+        return self._words[:n_words]
+
+
 def row_rng(*keys: str | int) -> np.random.Generator:
     """Return a generator fixed by its keys, the same on every machine and in every process.
 
     Evaluation uses the row's id (and a purpose) alone; training adds the seed and the epoch.
     """
     digest = hashlib.sha256("\x1f".join(map(str, keys)).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+    # NumPy documents that any ISeedSequence will do; its type stubs know SeedSequence alone.
+    return np.random.Generator(np.random.PCG64(_Words(digest)))  # type: ignore[arg-type]
 
 
 def weighted_dos(
@@ -179,20 +202,25 @@ def unit_area(dos: FloatArray) -> FloatArray:
     return np.asarray(dos / max(float(dos.sum()) * STORAGE_GRID.width, 1e-30))
 
 
-def resolution_kernel(edge_mev: float, fwhm_mev: float, growth: float) -> NDArray[np.float32]:
+def resolution_kernel(
+    edge_mev: float, fwhm_mev: float, growth: float, *, sources: int | None = None
+) -> NDArray[np.float32]:
     """Return the (bins, bins) matrix that broadens a DOS on `STORAGE_GRID`; columns sum to 1, so the area is kept.
+
+    It defines the resolution; `broaden` does the same for many pairs.
 
     Args:
         edge_mev: Unit of the relative energies.
         fwhm_mev: Resolution at zero energy.
         growth: Resolution at the edge over that at zero; it never falls below a fifth of `fwhm_mev`.
+        sources: Only the first so many columns; all by default.
     """
-    centres = STORAGE_GRID.centres.astype(np.float32)
+    centres = STORAGE_GRID.centres.astype(np.float32)[:sources]
     width = fwhm_mev * np.maximum(1.0 + (growth - 1.0) * centres, 0.2)
     # In units of a bin; a line much narrower than its bin stays there.
     sigma = np.maximum(width * (_FWHM_TO_SIGMA / (edge_mev * STORAGE_GRID.width)), 0.05)
     bins = np.arange(STORAGE_GRID.bins, dtype=np.float32)
-    kernel = (bins[:, None] - bins) * (np.sqrt(0.5) / sigma).astype(np.float32)
+    kernel = (bins[:, None] - bins[:sources]) * (np.sqrt(0.5) / sigma).astype(np.float32)
     np.square(kernel, out=kernel)
     np.negative(kernel, out=kernel)
     # Beyond exp(-80) lie denormal numbers, which are slow.
@@ -200,14 +228,109 @@ def resolution_kernel(edge_mev: float, fwhm_mev: float, growth: float) -> NDArra
     return np.asarray(kernel / kernel.sum(axis=0))
 
 
+def broaden(
+    dos: NDArray[np.float32],
+    edge_mev: NDArray[np.floating[Any]],
+    fwhm_mev: NDArray[np.floating[Any]],
+    growth: NDArray[np.floating[Any]],
+) -> NDArray[np.float32]:
+    """Broaden pairs as `resolution_kernel` does, but only as far as the kernels reach.
+
+    Args:
+        dos: (P, curves, N) curves on `STORAGE_GRID`; those of a pair share its resolution.
+        edge_mev: (P,) units of the relative energies.
+        fwhm_mev: (P,) resolutions at zero energy.
+        growth: (P,) resolutions at the edge over those at zero.
+
+    Returns:
+        (P, curves, N) broadened curves of the same area.
+    """
+    width = fwhm_mev[:, None] * np.maximum(1.0 + (growth[:, None] - 1.0) * _CENTRES, 0.2)
+    sigma = np.maximum(width * (_FWHM_TO_SIGMA / (edge_mev[:, None] * STORAGE_GRID.width)), 0.05)
+    filled = np.any(dos > 0, axis=1)
+    ends = STORAGE_GRID.bins - np.argmax(filled[:, ::-1], axis=1)  # nothing lies from here on
+    # How far is asked of each pair alone, so that it does not depend on the others.
+    blocks = np.ceil(_REACH / _BLOCK * np.where(filled, sigma, 0.0).max(axis=1)).astype(int)
+    out = np.empty_like(dos)
+    for i in np.flatnonzero(blocks > _WIDE):  # a full kernel is cheaper
+        kernel = resolution_kernel(float(edge_mev[i]), float(fwhm_mev[i]), float(growth[i]), sources=int(ends[i]))
+        out[i] = dos[i, :, : ends[i]] @ kernel.T
+    order = np.argsort(-blocks, kind="stable")
+    order = order[blocks[order] <= _WIDE]
+    for begin in range(0, len(order), _CHUNK):
+        chosen = order[begin : begin + _CHUNK]
+        end = int(ends[chosen].max())
+        out[chosen] = _by_distance(dos[chosen], sigma[chosen, :end].astype(np.float32), blocks[chosen])
+    return out
+
+
+def _by_distance(dos: NDArray[np.float32], sigma: NDArray[np.float32], blocks: NDArray[np.int_]) -> NDArray[np.float32]:
+    """Broaden pairs: for each distance, all bins send their share so far up and down; `_BLOCK` distances at a time.
+
+    Args:
+        dos: (P, curves, N) curves, empty from bin n on.
+        sigma: (P, n) standard deviations in bins.
+        blocks: (P,) how far the kernels reach, in blocks of distances; falling.
+    """
+    bins, end, reach = STORAGE_GRID.bins, sigma.shape[1], _BLOCK * int(blocks[0])
+    start = reach + 1
+    scale = np.float32(-0.5) / sigma**2
+    total = np.ones_like(scale)  # what a bin's mass is shared by; the part that would leave the grid stays inside
+    weights = []
+    for block in range(int(blocks[0])):
+        pairs = int(np.searchsorted(-blocks, -block))  # those that reach so far
+        distance = np.arange(_BLOCK * block + 1, _BLOCK * (block + 1) + 1, dtype=np.float32)[:, None]
+        weight = scale[:pairs, None] * distance**2
+        # Beyond exp(-80) lie denormal numbers, which are slow.
+        np.exp(np.maximum(weight, np.float32(-80.0), out=weight), out=weight)
+        weights.append(weight)
+        total[:pairs] += np.float32(2.0) * weight.sum(axis=1)
+        near, far = min(_BLOCK * (block + 1), end), bins - _BLOCK * (block + 1)
+        total[:pairs, :near] -= (weight[:, :, :near] * (distance > _BINS[:near])).sum(axis=1)
+        if far < end:
+            total[:pairs, far:] -= (weight[:, :, far:] * (distance >= bins - _BINS[far:end])).sum(axis=1)
+    mass = dos[:, :, :end] / total[:, None]
+    out = np.zeros((*dos.shape[:2], start + bins + start), dtype=np.float32)
+    out[:, :, start : start + end] = mass
+    # Each row of the buffer is moved by one bin against the one before, so that a sum over rows is one over distances.
+    buffer = np.zeros((*dos.shape[:2], _BLOCK, end + _BLOCK), dtype=np.float32)
+    size, row = buffer.itemsize, (end + _BLOCK) * buffer.itemsize
+    shape, strides = (*dos.shape[:2], _BLOCK, end), buffer.strides[:2]
+    up = np.ndarray(shape, np.float32, buffer, 0, (*strides, row + size, size))
+    for block, weight in enumerate(weights):
+        pairs, first = len(weight), start + _BLOCK * block + 1
+        np.multiply(mass[:pairs, :, None], weight[:, None], out=up[:pairs])
+        out[:pairs, :, first : first + end + _BLOCK] += buffer[:pairs].sum(axis=2)
+    buffer[:] = 0.0
+    down = np.ndarray(shape, np.float32, buffer, _BLOCK * size, (*strides, row - size, size))
+    for block, weight in enumerate(weights):
+        pairs, first = len(weight), start - _BLOCK * (block + 1) - 1
+        np.multiply(mass[:pairs, :, None], weight[:, None], out=down[:pairs])
+        out[:pairs, :, first : first + end + _BLOCK] += buffer[:pairs].sum(axis=2)
+    return out[:, :, start : start + bins]
+
+
 def with_background(dos: FloatArray, share: float, rng: np.random.Generator) -> FloatArray:
     """Add a smooth positive background of the given area, relative to the area of the DOS."""
-    if share == 0.0:
+    uniform = 1.0 - rng.random((1, 1, 3))
+    return np.asarray(_with_background(dos[None, None].astype(np.float64), np.array([[share]]), uniform)[0, 0])
+
+
+def _with_background(
+    dos: NDArray[np.floating[Any]], share: NDArray[np.floating[Any]], uniform: FloatArray
+) -> NDArray[np.floating[Any]]:
+    """Add to (P, 2, N) curves; `share` is (P, 2), `uniform` (P, 2, 3) in (0, 1]."""
+    if not share.any():
         return dos
-    x = STORAGE_GRID.centres / STORAGE_GRID.reach
-    flat, falling, rising = rng.dirichlet((1.0, 1.0, 1.0))
-    shape = flat + falling * (1.0 - x) ** 2 + rising * x
-    return np.asarray(dos + shape * (share * dos.sum() / shape.sum()))
+    parts = -np.log(uniform)  # in proportion, these are uniform on the simplex
+    area = (parts * _BACKGROUND.sum(axis=1)).sum(axis=2)
+    factor = share * dos.sum(axis=2) / np.maximum(area, 1e-30)
+    flat, falling, rising = np.moveaxis((parts * factor[..., None]).astype(dos.dtype)[..., None], 2, 0)
+    shape = _BACKGROUND.astype(dos.dtype)
+    return np.asarray(dos + (flat + falling * shape[1] + rising * shape[2]))
+
+
+_BACKGROUND: Final = np.stack([np.ones(STORAGE_GRID.bins), (1.0 - _CENTRES / 3.0) ** 2, _CENTRES / 3.0])
 
 
 def with_noise(dos: FloatArray, level: float, rng: np.random.Generator) -> FloatArray:
@@ -220,38 +343,114 @@ def with_noise(dos: FloatArray, level: float, rng: np.random.Generator) -> Float
     """
     if level == 0.0:
         return dos
+    return np.asarray(_with_noise(dos, np.float64(level), rng.standard_normal(dos.shape)))
+
+
+def _with_noise(
+    dos: NDArray[np.floating[Any]], level: Any, normal: NDArray[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
+    """Add to (..., N) curves; `level` is a number, or (P, 1, 1)."""
     per_bin = level * np.sqrt(NOISE_BIN / STORAGE_GRID.width)
     # Normal in place of Poisson: the two agree above some tens of counts, and a 3 % noise means 1,000 at the peak.
-    sigma = per_bin * np.sqrt(dos.max() * dos)
-    return np.asarray(np.maximum(dos + sigma * rng.standard_normal(dos.shape), 0.0))
+    sigma = np.sqrt(dos * dos.max(axis=-1, keepdims=True))
+    sigma *= per_bin
+    sigma *= normal
+    sigma += dos
+    return np.asarray(np.maximum(sigma, 0.0, out=sigma))
 
 
 def cut_off(dos: FloatArray, low: float, high: float) -> FloatArray:
     """Cut the range that was not measured, in units of the edge: Debye's law below `low`, zero above `high`."""
-    x = STORAGE_GRID.centres
-    first, last = np.searchsorted(x, [low, high])
-    out = dos.copy()
-    out[last:] = 0.0
-    if first > 0:
-        level = dos[first : first + 3].mean()
-        out[:first] = level * (x[:first] / x[first]) ** 2
-    return out
+    return np.asarray(_cut_off(dos[None, None].copy(), np.array([low]), np.array([high]))[0, 0])
 
 
-def _draw(bounds: tuple[float, float], rng: np.random.Generator, *, log: bool = False) -> float:
-    low, high = bounds
-    if low == high:
-        return low
-    return float(low * (high / low) ** rng.random()) if log and low > 0 else float(rng.uniform(low, high))
+def _cut_off(
+    dos: NDArray[np.floating[Any]], low: NDArray[np.floating[Any]], high: NDArray[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
+    """Cut (P, 2, N) curves in place; `low` and `high` are (P,)."""
+    first, last = np.searchsorted(_CENTRES, low), np.searchsorted(_CENTRES, high)
+    if (last < STORAGE_GRID.bins).any():
+        dos *= (last[:, None, None] > _BINS).astype(dos.dtype)
+    below, at = int(first.max(initial=0)), np.arange(len(dos))
+    if below:
+        level = (dos[at, :, first] + dos[at, :, first + 1] + dos[at, :, first + 2]) / 3.0
+        foot = (_CENTRES[:below] / _CENTRES[first][:, None]) ** 2
+        debye = level[:, :, None] * foot[:, None].astype(dos.dtype)
+        dos[:, :, :below] = np.where(_BINS[:below] < first[:, None, None], debye, dos[:, :, :below])
+    return dos
 
 
-def _draw_kind(sample: Sample, weights: tuple[float, ...], rng: np.random.Generator) -> tuple[Kind, str | None]:
-    kind = _KINDS[int(rng.choice(len(_KINDS), p=np.array(weights) / sum(weights)))]
-    if kind != "projected":
-        return kind, None
-    # Sorted: the order of a row's elements must not matter.
-    common = sorted(set(sample.host_elements) & set(sample.doped_elements))
-    return (kind, common[int(rng.integers(len(common)))]) if common else ("total", None)
+class Stack(NamedTuple):
+    """Projected DOS of many pairs: the rows of host, doped, host, doped and so on, one after the other.
+
+    Attributes:
+        dos: (T, N) float32 projected DOS in any scale.
+        areas: (T,) area that each of them has.
+        elements: (T,) positions of their elements in the vocabulary.
+        starts: (2 P,) first row of each curve.
+        edge_mev: (P,) units of the relative energies.
+    """
+
+    dos: NDArray[np.float32]
+    areas: NDArray[np.floating[Any]]
+    elements: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    edge_mev: FloatArray
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Row]) -> Stack:
+        """Stack rows as a loader reads them."""
+        counts = [n for row in rows for n in (row.hosts, len(row.elements) - row.hosts)]
+        dos = np.concatenate([row.codes for row in rows]).astype(np.float32)
+        return cls(
+            np.square(dos, out=dos),
+            np.concatenate([row.areas for row in rows]),
+            np.concatenate([row.elements for row in rows]),
+            np.cumsum([0, *counts[:-1]]),
+            np.array([row.edge_mev for row in rows]),
+        )
+
+    @classmethod
+    def of_sample(cls, sample: Sample) -> Stack:
+        """Return a stack of one."""
+        dos = np.concatenate([sample.host_dos, sample.doped_dos]).astype(np.float32)
+        return cls(
+            dos,
+            dos.sum(axis=1) * STORAGE_GRID.width,
+            np.array([INDEX[symbol] for symbol in (*sample.host_elements, *sample.doped_elements)]),
+            np.array([0, len(sample.host_elements)]),
+            np.array([sample.edge_mev]),
+        )
+
+    def curves(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Sum over the elements.
+
+        Args:
+            weights: (T,) what the area of each projected DOS counts for.
+
+        Returns:
+            (P, 2, N) curves of unit area.
+        """
+        scale = (weights * self.areas / np.maximum(self.dos.sum(axis=1), 1e-30)).astype(np.float32)
+        curves = np.add.reduceat(self.dos * scale[:, None], self.starts, axis=0)
+        curves /= np.maximum(curves.sum(axis=1, keepdims=True) * np.float32(STORAGE_GRID.width), 1e-30)
+        return np.asarray(curves.reshape(len(self.edge_mev), 2, STORAGE_GRID.bins))
+
+
+class MeasuredPairs(NamedTuple):
+    """Measured pairs on a common grid; the fields of `Measured`, stacked.
+
+    Attributes:
+        host: (P, L) float32.
+        doped: (P, L) float32.
+        edge_mev: (P,).
+        kind: (P,) index into `defectnet.spectrum.KINDS`.
+    """
+
+    host: NDArray[np.float32]
+    doped: NDArray[np.float32]
+    edge_mev: FloatArray
+    kind: NDArray[np.intp]
 
 
 def measure(sample: Sample, measurement: Measurement, rng: np.random.Generator, *, grid: Grid = MODEL_GRID) -> Measured:
@@ -265,22 +464,181 @@ def measure(sample: Sample, measurement: Measurement, rng: np.random.Generator, 
         rng: Source of every random choice; the same generator state gives the same pair.
         grid: Grid of the result.
     """
-    if measurement.clean_share and rng.random() < measurement.clean_share:
-        measurement = CLEAN
-    kind, element = _draw_kind(sample, measurement.weights, rng)
-    edge = sample.edge_mev * float(np.clip(1.0 + measurement.energy_scale * rng.standard_normal(), 0.8, 1.2))
-    kernel = resolution_kernel(
-        edge, _draw(measurement.fwhm_mev, rng, log=True), _draw(measurement.fwhm_growth, rng, log=True)
+    pairs = measure_pairs(Stack.of_sample(sample), measurement, [rng], grid=grid)
+    return Measured(pairs.host[0], pairs.doped[0], float(pairs.edge_mev[0]), int(pairs.kind[0]))
+
+
+def measure_pairs(
+    stack: Stack, measurement: Measurement, rngs: Sequence[np.random.Generator], *, grid: Grid = MODEL_GRID
+) -> MeasuredPairs:
+    """Measure many pairs as `measure` does.
+
+    Args:
+        stack: Projected DOS of P pairs.
+        measurement: Instrument and conditions.
+        rngs: One generator for each pair; it alone decides what is drawn for that pair.
+        grid: Grid of the result.
+    """
+    # Every pair draws the same numbers in the same order, whether its conditions use them or not.
+    uniform = np.empty((len(rngs), 16))
+    normal = np.empty(len(rngs))
+    for number, rng in enumerate(rngs):
+        rng.random(out=uniform[number])
+        normal[number] = rng.standard_normal()
+    drawn = _Drawn.of(measurement, uniform)
+    kind, weights = _weights(stack, drawn.kind, uniform[:, 2])
+    edge = stack.edge_mev * np.clip(1.0 + drawn.energy_scale * normal, 0.8, 1.2)
+    curves = broaden(stack.curves(weights), edge, drawn.fwhm_mev, drawn.growth)
+    curves = _with_background(curves, drawn.background, 1.0 - uniform[:, 10:].reshape(-1, 2, 3)).astype(np.float32)
+    if drawn.noise.any():
+        noise = np.zeros_like(curves)
+        for number in np.flatnonzero(drawn.noise).tolist():
+            rngs[number].standard_normal(out=noise[number], dtype=np.float32)
+        curves = _with_noise(curves, drawn.noise[:, None, None].astype(np.float32), noise).astype(np.float32)
+    curves = _cut_off(curves, np.minimum(drawn.low_mev / edge, 0.2), drawn.high)
+    observed = relative_edges(curves[:, 0], edge)
+    cells = grid.edges * observed[:, None]
+    shares = np.diff(_integrals(curves, np.broadcast_to(cells[:, None], (*curves.shape[:2], cells.shape[1]))))
+    result = (shares / (shares.sum(axis=2, keepdims=True) * grid.width)).astype(np.float32)
+    return MeasuredPairs(result[:, 0], result[:, 1], observed * edge, kind)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Conditions of P pairs, as `Measurement` describes them; (P,) each, `background` (P, 2)."""
+
+    kind: NDArray[np.intp]
+    fwhm_mev: FloatArray
+    growth: FloatArray
+    noise: FloatArray
+    background: FloatArray
+    energy_scale: FloatArray
+    low_mev: FloatArray
+    high: FloatArray
+
+    @classmethod
+    def of(cls, measurement: Measurement, uniform: FloatArray) -> _Drawn:
+        """Turn (P, 16) uniform numbers into conditions."""
+        clean = uniform[:, 0] < measurement.clean_share
+
+        def between(name: str, number: Any, *, log: bool = False) -> FloatArray:
+            low, high = getattr(measurement, name)
+            if low == high:
+                value = np.full(number.shape, low)
+            else:
+                value = low * (high / low) ** number if log and low > 0 else low + (high - low) * number
+            usual = getattr(CLEAN, name)[0]
+            return np.asarray(np.where(clean.reshape(-1, *[1] * (number.ndim - 1)), usual, value))
+
+        odds = np.cumsum(measurement.weights) / sum(measurement.weights)
+        kind = np.minimum(np.searchsorted(odds, uniform[:, 1], side="right"), np.flatnonzero(measurement.weights)[-1])
+        return cls(
+            kind=np.where(clean, 0, kind),
+            fwhm_mev=between("fwhm_mev", uniform[:, 3], log=True),
+            growth=between("fwhm_growth", uniform[:, 4], log=True),
+            noise=between("noise", uniform[:, 5], log=True),
+            background=between("background", uniform[:, 8:10]),
+            energy_scale=np.where(clean, CLEAN.energy_scale, measurement.energy_scale),
+            low_mev=between("cut_low_mev", uniform[:, 6]),
+            high=between("cut_high", uniform[:, 7]),
+        )
+
+
+def _weights(stack: Stack, kind: NDArray[np.intp], uniform: FloatArray) -> tuple[NDArray[np.intp], FloatArray]:
+    """Return the kinds, and what each row of a stack counts for; what cannot be projected is measured as a whole."""
+    cuts = np.append(stack.starts, len(stack.elements))
+    kind = kind.copy()
+    weights = np.where(
+        np.repeat(kind, cuts[2::2] - cuts[:-1:2]) == _KINDS.index("neutron-weighted"),
+        NEUTRON_WEIGHT[stack.elements],
+        1.0,
     )
-    noise = _draw(measurement.noise, rng, log=True)
-    low = min(_draw(measurement.cut_low_mev, rng) / edge, 0.2)
-    high = _draw(measurement.cut_high, rng)
-    curves = []
-    for elements, dos in ((sample.host_elements, sample.host_dos), (sample.doped_elements, sample.doped_dos)):
-        curve = np.asarray(kernel @ weighted_dos(elements, dos, kind, element).astype(np.float32), dtype=np.float64)
-        curve = with_background(curve, _draw(measurement.background, rng), rng)
-        curves.append(cut_off(with_noise(curve, noise, rng), low, high))
-    energy_mev = STORAGE_GRID.centres * edge
-    observed = band_edge_mev(energy_mev, curves[0])
-    host, doped = (relative_dos(energy_mev, curve, observed, grid) for curve in curves)
-    return Measured(host, doped, observed, KINDS.index(kind))
+    for i in np.flatnonzero(kind == _KINDS.index("projected")):
+        host, doped = stack.elements[cuts[2 * i] : cuts[2 * i + 1]], stack.elements[cuts[2 * i + 1] : cuts[2 * i + 2]]
+        # Sorted: the order of a row's elements must not matter.
+        common = np.intersect1d(host, doped)
+        if len(common):
+            chosen = common[int(uniform[i] * len(common))]
+            weights[cuts[2 * i] : cuts[2 * i + 2]] = stack.elements[cuts[2 * i] : cuts[2 * i + 2]] == chosen
+        else:
+            kind[i] = _KINDS.index("total")
+    return kind, weights
+
+
+def relative_edges(dos: NDArray[np.floating[Any]], edge_mev: FloatArray) -> FloatArray:
+    """Find band edges as `defectnet.spectrum.band_edge_mev` does, of many hosts at a time.
+
+    Args:
+        dos: (P, N) curves on `STORAGE_GRID`.
+        edge_mev: (P,) their units, for errors.
+
+    Returns:
+        (P,) observed edges, in these units.
+
+    Raises:
+        SpectrumError: As there.
+    """
+    step, cells = STORAGE_GRID.width, 1024
+    dos = np.ascontiguousarray(dos)
+    between = dos[:, 1:] + dos[:, :-1]
+    total = np.cumsum(between, axis=1, dtype=np.float64)
+    target = 0.95 * total[:, -1]
+    # The first point at which 95 % are reached, and the way to it from the point before.
+    i = np.minimum(np.count_nonzero(total < target[:, None], axis=1), total.shape[1] - 1)
+    at = np.arange(len(dos))
+    live = _CENTRES[i + 1] - step * (total[at, i] - target) / np.maximum(between[at, i], 1e-30)
+    sigma = 0.015 * live
+    top = np.minimum(_CENTRES[-1], 4.0 * live) + 4.0 * sigma
+    width = top / cells
+    density = np.diff(_integrals(dos, width[:, None] * np.arange(cells + 1))).astype(np.float32)
+    smooth = _smoothed(density, sigma / width, np.ceil(4.0 * sigma / width).astype(int))
+    limit = np.float32(EDGE_THRESHOLD) * smooth.max(axis=1)
+    above = smooth >= limit[:, None]
+    last = cells - 1 - np.argmax(above[:, ::-1], axis=1)
+    # Counted from the end, so that the first of the cells below the limit is the last before this stretch.
+    before = cells - 1 - np.argmax(~above[:, ::-1] & (np.arange(cells)[::-1] < last[:, None]), axis=1)
+    before[before > last] = -1  # none: the stretch begins at zero energy
+    running = np.zeros((len(dos), cells + 1))
+    np.cumsum(smooth, axis=1, dtype=np.float64, out=running[:, 1:])
+    held, whole = running[at, last + 1] - running[at, before + 1], running[:, -1]
+    # Noise above the edge, or a host that cannot be used: seldom, and looked at one by one.
+    at_end = np.minimum(dos[:, -1], dos[:, -3:].mean(axis=1)) * width
+    odd = (held < 0.00501 * whole) | (last + 1 >= cells) | (at_end >= 0.99 * limit) | ~(whole > 0)
+    following = np.minimum(last + 1, cells - 1)
+    part = (smooth[at, last] - limit) / np.where(odd, 1.0, smooth[at, last] - smooth[at, following])
+    edges = (last + 0.5 + part) * width
+    for row in np.flatnonzero(odd):
+        edges[row] = band_edge_mev(_CENTRES * edge_mev[row], dos[row].astype(np.float64)) / edge_mev[row]
+    return np.asarray(edges)
+
+
+def _smoothed(density: NDArray[np.float32], sigma: FloatArray, reach: NDArray[np.int_]) -> NDArray[np.float32]:
+    """Convolve (P, cells) with Gaussians of (P,) standard deviations, cut at (P,) distances; zero lies outside."""
+    out = np.empty_like(density)
+    for row, line, width, far in zip(out, density, sigma.tolist(), reach.tolist(), strict=True):
+        kernel = np.exp(-0.5 * (np.arange(-far, far + 1) / width) ** 2)
+        row[:] = np.convolve(line, (kernel / kernel.sum()).astype(np.float32), mode="same")
+    return out
+
+
+def _integrals(dos: NDArray[np.floating[Any]], at: FloatArray) -> FloatArray:
+    """Integrate piecewise linear curves on `STORAGE_GRID` from its first centre, exactly; nothing lies outside.
+
+    Args:
+        dos: (..., N) curves.
+        at: (..., n) relative energies.
+
+    Returns:
+        (..., n) integrals.
+    """
+    bins, step = STORAGE_GRID.bins, STORAGE_GRID.width
+    curves = dos.reshape(-1, bins).astype(np.float64)
+    total = np.zeros_like(curves)
+    np.cumsum((curves[:, 1:] + curves[:, :-1]) * 0.5, axis=1, out=total[:, 1:])
+    place = np.clip(at.reshape(len(curves), -1) / step - 0.5, 0.0, bins - 1)
+    i = np.minimum(place.astype(np.intp), bins - 2)
+    t = place - i
+    i += np.arange(len(curves))[:, None] * bins
+    here = curves.take(i)
+    result = step * (total.take(i) + t * (here + 0.5 * t * (curves.take(i + 1) - here)))
+    return np.asarray(result.reshape(at.shape))

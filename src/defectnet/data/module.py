@@ -15,6 +15,7 @@ from defectnet.config import MODEL_GRID, Grid, ModelSpec
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
 from defectnet.data.dataset import Failure, Item, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.measurement import measurement_named
+from defectnet.data.source import fetch, parse_source
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 from defectnet.spectrum import KINDS
@@ -27,7 +28,7 @@ class LoaderSettings:
     Attributes:
         workers: Loader processes; 0 loads in the training process.
         buffer_rows: Rows that are shuffled among each other, held in memory by each worker.
-        cache_rows: Decoded rows that each worker keeps between epochs, about 20 kB each; 0 reads every time.
+        cache_rows: Rows that each worker keeps between epochs, about 5 kB each; 0 reads every time.
     """
 
     workers: int = 0
@@ -88,7 +89,8 @@ class SpectraDataModule(LightningDataModule):
     """Pairs of spectra from simulated shards, measured on the fly.
 
     Args:
-        folder: Folder of shards, as `defectnet simulate` writes it.
+        folder: Folder of shards, as `defectnet simulate` writes it; or a data set on the Hugging Face Hub, as
+            ``org/name`` or ``hf://datasets/org/name[@revision][/folder]`` (see `defectnet.data.source`).
         batch_size: Largest batch; sizes differ by a little, so that every rank has equally many.
         grid: Common grid of the spectra, in units of the host's band edge.
         tracks: How candidate sets are drawn.
@@ -96,6 +98,7 @@ class SpectraDataModule(LightningDataModule):
         train_measurement: Name of the forward model in training: ``augment``, ``clean`` or ``lab``.
         val_measurement: The same for validation.
         seed: Fixes the order of the rows, and every choice made on them, together with the epoch.
+        variants: Whether training uses rows of randomised stiffness; validation and test never do.
     """
 
     def __init__(
@@ -108,12 +111,14 @@ class SpectraDataModule(LightningDataModule):
         train_measurement: str = "augment",
         val_measurement: str = "clean",
         seed: int = 0,
+        variants: bool = True,
     ) -> None:
         super().__init__()
-        self.folder, self.batch_size, self.grid, self.tracks = Path(folder), batch_size, grid, tracks
-        self.loader, self.seed = loader, seed
+        self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
+        self.loader, self.seed, self.variants = loader, seed, variants
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
+        self._folder: Path | None = None
         self._indices: dict[Split, ShardIndex] = {}
         self._train: ShardLoader | None = None
         self._position: dict[str, int] | None = None
@@ -129,10 +134,22 @@ class SpectraDataModule(LightningDataModule):
         weights = self.train_measurement.weights
         return ModelSpec(grid=self.grid, kinds=tuple(k for k, w in zip(KINDS, weights, strict=True) if w > 0))
 
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie; data of the Hub are fetched when this is first asked for."""
+        if self._folder is None:
+            # Under a trainer one process has fetched them in `prepare_data`, and the others must not ask again.
+            self._folder = fetch(self.source, local_files_only=self.trainer is not None)
+        return self._folder
+
+    def prepare_data(self) -> None:
+        """Fetch data of the Hub; Lightning calls this on one process of each machine."""
+        fetch(self.source)
+
     def index(self, split: Split) -> ShardIndex:
         """Return where the rows of a split lie; read once."""
         if split not in self._indices:
-            self._indices[split] = index_folder(self.folder, split)
+            self._indices[split] = index_folder(self.folder, split, variants=self.variants)
         return self._indices[split]
 
     def setup(self, stage: str) -> None:

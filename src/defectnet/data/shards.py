@@ -1,15 +1,17 @@
 """Shards: Parquet files of simulated pairs, with the projected phonon DOS quantised to one byte a bin.
 
 A row holds everything needed to make it again (host, sites, seed, potential) and everything that training needs.
-The DOS of each element is stored as ``round(255 * sqrt(dos / max))``: the root spends the codes on the weak bins
+The DOS of each element is stored as ``round(levels * sqrt(dos / max))``: the root spends the codes on the weak bins
 where dopants show. Its area is not stored but known, the element's atomic fraction, and is restored on reading.
+Rarer elements get fewer levels: what they add to a spectrum is small, and so is what rounding them does to it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.elements import NUMBERS, element_index
+from defectnet.elements import INDEX, NUMBERS, VOCABULARY, element_index
 from defectnet.errors import ShardError
 from defectnet.files import replacing
 
 SCHEMA_VERSION = 1
+AS_IS = "as-is"
+"""Variant of a row with the potential's own stiffness; every other variant is for training alone."""
+
 _VERSION_KEY = b"defectnet.schema_version"
 _EXTRA_KEY = b"defectnet.extra"
 
@@ -102,6 +107,33 @@ class Sample:
         return {symbol: n / self.atoms for symbol, n in zip(self.dopants, self.dopant_counts, strict=True)}
 
 
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Row:
+    """What a loader needs of a row: a `Sample` in brief, its DOS still as stored (about 5 kB).
+
+    Attributes:
+        row_id: As in `Sample`.
+        formula: As in `Sample`.
+        edge_mev: As in `Sample`.
+        elements: (n,) positions in the vocabulary: those of the host, then those of the doped cell.
+        hosts: How many of `elements` are the host's.
+        codes: (n, 600) one byte a bin, as `quantise` writes it.
+        areas: (n,) area of each element's DOS: its atomic fraction in the host or in the doped cell.
+        dopants: (k,) positions of the dopants in the vocabulary.
+        concentration: (k,) atoms of each dopant over all atoms.
+    """
+
+    row_id: str
+    formula: str
+    edge_mev: float
+    elements: NDArray[np.intp]
+    hosts: int
+    codes: NDArray[np.uint8]
+    areas: NDArray[np.float32]
+    dopants: NDArray[np.intp]
+    concentration: NDArray[np.float32]
+
+
 _STRING_LIST = pa.list_(pa.string())
 _DOS = ("host_dos", "doped_dos")
 _TYPES: dict[str, pa.DataType] = {
@@ -143,10 +175,18 @@ DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises where a file is damaged; page checksums are OSErrors, a damaged footer can be any of them."""
 
 
+LEVELS = 120.0
+"""Levels of an element that is the whole crystal; others have as many times the root of their atomic fraction."""
+
+FEWEST_LEVELS = 8.0
+
+
 def quantise(dos: NDArray[np.floating[Any]]) -> bytes:
     """Quantise projected DOS, (elements, 600), to one byte a bin."""
+    area = dos.sum(axis=1, keepdims=True)
+    levels = np.maximum(np.round(LEVELS * np.sqrt(area / max(float(area.sum()), 1e-30))), FEWEST_LEVELS)
     peak = np.maximum(dos.max(axis=1, keepdims=True), 1e-30)
-    return bytes(np.round(255.0 * np.sqrt(np.clip(dos / peak, 0.0, 1.0))).astype(np.uint8).tobytes())
+    return bytes(np.round(levels * np.sqrt(np.clip(dos / peak, 0.0, 1.0))).astype(np.uint8).tobytes())
 
 
 def dequantise(codes: bytes, areas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -173,14 +213,32 @@ def write_shard(path: str | os.PathLike[str], samples: Sequence[Sample], extra: 
         samples: Rows, in order.
         extra: JSON-able notes kept in the file's metadata, for instance the rejected cells.
     """
-    path = Path(path)
     columns = {name: [_encode(name, getattr(sample, name)) for sample in samples] for name in _TYPES}
+    _write(Path(path), pa.table(columns, schema=SCHEMA), extra)
+
+
+def merge_shards(path: str | os.PathLike[str], parts: Sequence[Path], extra: dict[str, Any]) -> None:
+    """Write the rows of several shards as one; what is stored stays as it is, bit for bit.
+
+    Raises:
+        ShardError: As `read_shard`, for a part.
+    """
+    tables = []
+    for part in parts:
+        with open_shard(part) as file:
+            try:
+                tables.append(file.read())
+            except DAMAGE as error:
+                raise ShardError(f"shard {part} is damaged", why=_first(error), fix="Simulate it again") from error
+    _write(Path(path), pa.concat_tables(tables).replace_schema_metadata(None), extra)
+
+
+def _write(path: Path, table: pa.Table, extra: dict[str, Any]) -> None:
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _EXTRA_KEY: json.dumps(extra, sort_keys=True).encode()}
-    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     with replacing(path) as temporary:
         # Statistics would repeat whole spectra; the host's spectrum repeats where supercells do.
         pq.write_table(
-            table,
+            table.replace_schema_metadata(metadata).combine_chunks(),
             temporary,
             compression="zstd",
             compression_level=19,
@@ -192,6 +250,12 @@ def write_shard(path: str | os.PathLike[str], samples: Sequence[Sample], extra: 
 
 def _encode(name: str, value: Any) -> Any:
     return quantise(value) if name in _DOS else list(value) if isinstance(value, tuple) else value
+
+
+def decoded(sample: Sample) -> Sample:
+    """Return a row as it will be read again, with everything rounded that is rounded when it is stored."""
+    columns = {name: [_encode(name, getattr(sample, name))] for name in _TYPES}
+    return next(_samples(pa.RecordBatch.from_pydict(columns, schema=SCHEMA), Path("memory")))
 
 
 def open_shard(path: str | os.PathLike[str]) -> pq.ParquetFile:
@@ -232,17 +296,52 @@ def read_shard(path: str | os.PathLike[str], *, batch_rows: int = 64) -> Iterato
     Raises:
         ShardError: As `open_shard`, or a page is damaged, or a row contradicts itself.
     """
-    file = open_shard(path)
-    try:
+    with _damage_named(path), open_shard(path) as file:
         for batch in file.iter_batches(batch_size=batch_rows):
-            for row in batch.to_pylist():
-                yield _decode(row, Path(path))
+            yield from _samples(batch, Path(path))
+
+
+def _samples(batch: pa.RecordBatch, path: Path) -> Iterator[Sample]:
+    columns = _Columns(batch, path)
+    for i, row in enumerate(batch.drop_columns(list(_DOS)).to_pylist()):
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
+        yield Sample(**values | columns.dos(i))
+
+
+def read_rows(
+    path: str | os.PathLike[str], wanted: Collection[int], *, batch_rows: int = 128
+) -> Iterator[tuple[int, Row]]:
+    """Read some rows of a shard in brief, in the order of the file, with their numbers; stops after the last of them.
+
+    Args:
+        path: Shard.
+        wanted: Row numbers; those that the shard does not have are passed over.
+        batch_rows: Rows that are in memory at a time.
+
+    Raises:
+        ShardError: As `read_shard`; of what a loader does not need, nothing is read or checked.
+    """
+    numbers, first = np.sort(np.fromiter(wanted, dtype=np.int64, count=len(wanted))), 0
+    with _damage_named(path), open_shard(path) as file:
+        # Threads would fight with those of the other loader processes, for a small part of the work.
+        for batch in file.iter_batches(batch_size=batch_rows, columns=_BRIEF, use_threads=False):
+            columns = _Columns(batch, Path(path))
+            begin, end = np.searchsorted(numbers, [first, first + len(columns)])
+            for number in numbers[begin:end].tolist():
+                yield number, columns.row(number - first)
+            first += len(columns)
+            if end == len(numbers):
+                return
+
+
+@contextmanager
+def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except DAMAGE as error:
         raise ShardError(
             f"shard {path} is damaged", why=_first(error), fix="Run the same `defectnet simulate` command again"
         ) from error
-    finally:
-        file.close()
 
 
 def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -272,28 +371,152 @@ def check_shard(path: str | os.PathLike[str]) -> dict[str, Any]:
     return extra
 
 
-def _decode(row: dict[str, Any], path: Path) -> Sample:
-    where = f"shard {path}, row {row['row_id']}"
-    empty = [name for name, value in row.items() if value is None]
-    if empty:
-        raise ShardError(f"{where}: {', '.join(empty)} is empty", fix="Simulate the shard again")
-    for name, other in (("doped_elements", "doped_counts"), ("dopants", "dopant_counts")):
-        if len(row[name]) != len(row[other]):
-            raise ShardError(f"{where}: {name} and {other} differ in length", fix="Simulate the shard again")
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    numbers, atoms = np.asarray(values["host_numbers"]), values["atoms"]
-    host_counts = [int((numbers == NUMBERS[element_index(s, field=where)]).sum()) for s in values["host_elements"]]
-    counts = dict(zip(values["doped_elements"], values["doped_counts"], strict=True))
-    if sum(host_counts) != len(numbers) or sum(counts.values()) != atoms:
-        raise ShardError(f"{where}: counts of atoms do not add up", fix="Simulate the shard again")
-    if [counts.get(symbol, 0) for symbol in values["dopants"]] != list(values["dopant_counts"]):
-        raise ShardError(f"{where}: dopants contradict the doped cell", fix="Simulate the shard again")
-    areas = {"host_dos": np.array(host_counts) / len(numbers), "doped_dos": np.array(list(counts.values())) / atoms}
-    for name, area in areas.items():
-        if len(values[name]) != len(area) * STORAGE_GRID.bins:
-            raise ShardError(f"{where}: {name} has {len(values[name])} bytes", fix="Simulate the shard again")
-        values[name] = dequantise(values[name], area)
-    return Sample(**values)
+_BRIEF = [
+    "row_id", "formula", "host_elements", "host_dos", "doped_elements", "doped_counts", "doped_dos", "edge_mev",
+    "dopants", "dopant_counts", "atoms", "host_numbers",
+]  # fmt: skip
+"""Columns that make a `Row`, and that are needed to check it."""
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """A column of lists: all values, and where each row's begin and end."""
+
+    values: NDArray[Any]
+    cuts: NDArray[np.int32]
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        return np.diff(self.cuts)
+
+    @property
+    def rows(self) -> NDArray[np.intp]:
+        return np.repeat(np.arange(len(self.cuts) - 1), self.lengths)
+
+    def sums(self) -> NDArray[np.int64]:
+        total = np.append(0, np.cumsum(self.values, dtype=np.int64))
+        return np.asarray(np.diff(total[self.cuts]))
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        return np.asarray(self.values[self.cuts[row] : self.cuts[row + 1]])
+
+
+class _Columns:
+    """Rows of a shard as arrays, checked all at once: views of Arrow's buffers where that is possible.
+
+    Args:
+        batch: Rows; the columns of `_BRIEF` at least.
+        path: The shard, for errors.
+
+    Raises:
+        ShardError: A row is not whole or contradicts itself.
+        FormulaError: An element is unknown.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, path: Path) -> None:
+        self._path, self._ids = path, batch.column("row_id").to_pylist()
+        for name in batch.schema.names:
+            column = batch.column(name)
+            if column.null_count or (isinstance(column, pa.ListArray) and column.flatten().null_count):
+                values = column.to_pylist()
+                self._refuse([v is None or (isinstance(v, list) and None in v) for v in values], f"{name} is empty")
+        self.formula: list[str] = batch.column("formula").to_pylist()
+        self.edge_mev: list[float] = batch.column("edge_mev").to_pylist()
+        self.atoms = batch.column("atoms").to_numpy()
+        self.doped_counts = _lists(batch.column("doped_counts"))
+        self.dopant_counts = _lists(batch.column("dopant_counts"))
+        self.host, self.doped, self.dopants = (
+            self._elements(batch.column(name)) for name in ("host_elements", "doped_elements", "dopants")
+        )
+        for name, one, other in (("doped_elements", self.doped, "doped"), ("dopants", self.dopants, "dopant")):
+            counts = self.doped_counts if other == "doped" else self.dopant_counts
+            self._refuse(one.lengths != counts.lengths, f"{name} and {other}_counts differ in length")
+        numbers = _lists(batch.column("host_numbers"))
+        self._check_counts(numbers)
+        # Atomic fractions; the host's as counted in its cell.
+        self.host_areas = self._host_counts / numbers.lengths[self.host.rows]
+        self.doped_areas = self.doped_counts.values / self.atoms[self.doped.rows]
+        self.codes = {name: _lists(batch.column(name)) for name in _DOS}
+        for name, elements in (("host_dos", self.host), ("doped_dos", self.doped)):
+            lengths = self.codes[name].lengths
+            wrong = np.flatnonzero(lengths != elements.lengths * STORAGE_GRID.bins)
+            if len(wrong):
+                self._refuse(np.arange(len(self)) == wrong[0], f"{name} has {lengths[wrong[0]]} bytes")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _refuse(self, wrong: NDArray[np.bool_] | list[bool], what: str) -> None:
+        found = np.flatnonzero(wrong)
+        if len(found):
+            raise ShardError(f"{self._where(found[0])}: {what}", fix="Simulate the shard again")
+
+    def _where(self, row: int) -> str:
+        return f"shard {self._path}, row {self._ids[row]}"
+
+    def _elements(self, column: pa.ListArray) -> _Lists:
+        """Return positions in the vocabulary in place of symbols."""
+        offsets = column.offsets.to_numpy()
+        words = column.values.slice(offsets[0], offsets[-1] - offsets[0]).dictionary_encode()
+        symbols = words.dictionary.to_pylist()
+        known = np.array([INDEX.get(symbol, -1) for symbol in symbols], dtype=np.intp)
+        lists = _Lists(known[words.indices.to_numpy()], offsets - offsets[0])
+        bad = np.flatnonzero(lists.values < 0)
+        if len(bad):
+            element_index(symbols[words.indices[int(bad[0])].as_py()], field=self._where(lists.rows[bad[0]]))
+        return lists
+
+    def _check_counts(self, numbers: _Lists) -> None:
+        table = np.zeros((len(self), 256), dtype=np.int64)  # atoms of each atomic number in the host cell
+        np.add.at(table, (numbers.rows, np.clip(numbers.values, 0, 255)), 1)
+        self._host_counts = table[self.host.rows, NUMBERS[self.host.values]]
+        counted = _Lists(self._host_counts, self.host.cuts).sums()
+        wrong = (counted != numbers.lengths) | (self.doped_counts.sums() != self.atoms) | (counted == 0)
+        self._refuse(wrong | (self.atoms <= 0), "counts of atoms do not add up")
+        cell = np.zeros((len(self), len(VOCABULARY)), dtype=np.int64)
+        cell[self.doped.rows, self.doped.values] = self.doped_counts.values
+        rows = self.dopants.rows
+        differ = cell[rows, self.dopants.values] != self.dopant_counts.values
+        self._refuse(np.bincount(rows[differ], minlength=len(self)) > 0, "dopants contradict the doped cell")
+
+    def row(self, i: int) -> Row:
+        """Return a row in brief; it owns its arrays, so that it keeps no other row in memory."""
+        codes = np.concatenate([self.codes["host_dos"][i], self.codes["doped_dos"][i]])
+        areas = np.concatenate([self.host_areas[self._of(self.host, i)], self.doped_areas[self._of(self.doped, i)]])
+        return Row(
+            row_id=self._ids[i],
+            formula=self.formula[i],
+            edge_mev=self.edge_mev[i],
+            elements=np.concatenate([self.host[i], self.doped[i]]),
+            hosts=int(self.host.cuts[i + 1] - self.host.cuts[i]),
+            codes=codes.reshape(-1, STORAGE_GRID.bins),
+            areas=areas.astype(np.float32),
+            dopants=self.dopants[i].copy(),
+            concentration=(self.dopant_counts[i] / self.atoms[i]).astype(np.float32),
+        )
+
+    def dos(self, i: int) -> dict[str, NDArray[np.float32]]:
+        """Return the two projected DOS of a row."""
+        areas = {
+            "host_dos": self.host_areas[self._of(self.host, i)],
+            "doped_dos": self.doped_areas[self._of(self.doped, i)],
+        }
+        return {name: dequantise(self.codes[name][i].tobytes(), area) for name, area in areas.items()}
+
+    @staticmethod
+    def _of(lists: _Lists, i: int) -> slice:
+        return slice(int(lists.cuts[i]), int(lists.cuts[i + 1]))
+
+
+def _lists(column: pa.Array) -> _Lists:
+    """View a column of lists of numbers, or of bytes."""
+    if isinstance(column, pa.ListArray):
+        values, cuts = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
+    else:
+        _, offsets, data = column.buffers()
+        cuts = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+        values = np.frombuffer(data if data is not None else b"", dtype=np.uint8)
+    return _Lists(values[cuts[0] : cuts[-1]], cuts - cuts[0])
 
 
 def _first(error: BaseException) -> str:

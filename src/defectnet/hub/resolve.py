@@ -1,4 +1,4 @@
-"""From what a user writes to a local folder. The only file that touches the network."""
+"""From what a user writes to a local folder. Checkpoints touch the network here alone."""
 
 from __future__ import annotations
 

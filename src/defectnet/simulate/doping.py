@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from ase import Atoms
 from ase.build.supercells import make_supercell
+from ase.geometry import get_distances
 from numpy.typing import NDArray
 
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, properties
@@ -14,15 +16,22 @@ from defectnet.errors import SimulationError
 from defectnet.simulate.neighbours import Crystal
 
 FloatArray = NDArray[np.float64]
+Placement = Literal["random", "clustered"]
 
 LOWEST, HIGHEST = 0.002, 0.25
-"""Range of the total dopant concentration."""
+"""Least concentration of each dopant, and greatest of all together."""
 
 NUMBER_WEIGHTS = (0.32, 0.24, 0.16, 0.12, 0.09, 0.07)
 """Chances of 1 to 6 coexisting dopants."""
 
+EVENNESS = 2.0
+"""Parameter of the Dirichlet distribution of the shares; 1 would be uniform, and nearly always leave one a trace."""
+
 CONTROLS = 0.02
 """Share of cells without a dopant."""
+
+CLUSTER_SIZE = 4
+"""Least mean number of dopant atoms in a cluster."""
 
 LIKENESS = 0.5
 """Share of cells whose dopants are chosen by chemical likeness; the rest is uniform, so that the composition alone
@@ -38,12 +47,14 @@ class Recipe:
         shares: Share of each in the total; sums to 1.
         total: Total concentration wished.
         replaced: Host element that each dopant prefers to replace.
+        placement: ``random``, or ``clustered``: dopants of all kinds side by side.
     """
 
     dopants: tuple[str, ...]
     shares: tuple[float, ...]
     total: float
     replaced: tuple[str, ...]
+    placement: Placement = "random"
 
 
 @dataclass(frozen=True)
@@ -54,32 +65,56 @@ class DopedCell:
         crystal: The unrelaxed doped cell.
         supercell: (3, 3) integers that made it.
         sites: (n,) substituted sites; symbols: the element on each.
+        placement: As in the recipe; a single atom is always ``random``.
     """
 
     crystal: Crystal
     supercell: NDArray[np.int64]
     sites: NDArray[np.int64]
     symbols: tuple[str, ...]
+    placement: Placement
 
 
-def draw_recipe(host: Crystal, rng: np.random.Generator) -> Recipe:
-    """Draw dopants, their shares and their total concentration for a host."""
+def draw_recipe(
+    host: Crystal,
+    rng: np.random.Generator,
+    *,
+    most: int = len(NUMBER_WEIGHTS),
+    lowest: float = LOWEST,
+    clustered: float = 0.0,
+) -> Recipe:
+    """Draw dopants, their shares and their total concentration for a host.
+
+    Args:
+        host: What is doped.
+        rng: Source of every choice.
+        most: Most coexisting dopants.
+        lowest: Least concentration of each dopant; the total is log-uniform from as many times this to `HIGHEST`.
+        clustered: Share of cells with clustered dopants.
+    """
     host_symbols = _symbols(host)
     if rng.random() < CONTROLS:
         return Recipe((), (), 0.0, ())
-    count = int(rng.choice(len(NUMBER_WEIGHTS), p=np.array(NUMBER_WEIGHTS) / sum(NUMBER_WEIGHTS))) + 1
+    chances = np.array(NUMBER_WEIGHTS[:most])
+    count = int(rng.choice(most, p=chances / chances.sum())) + 1
     similarity = likeness(host_symbols)
     by_likeness = rng.random() < LIKENESS
     weights = similarity.max(axis=1) if by_likeness else np.ones(len(VOCABULARY))
     weights = np.where(np.isin(VOCABULARY, host_symbols), 0.0, weights)
     chosen = rng.choice(len(VOCABULARY), size=count, replace=False, p=weights / weights.sum())
-    total = float(np.exp(rng.uniform(np.log(LOWEST), np.log(HIGHEST))))
-    shares = rng.dirichlet(np.ones(count))
+    total = float(np.exp(rng.uniform(np.log(min(lowest * count, HIGHEST)), np.log(HIGHEST))))
+    shares = rng.dirichlet(np.full(count, EVENNESS))
     replaced = []
     for index in chosen:
         row = similarity[index] if by_likeness else np.sqrt(similarity[index])
         replaced.append(host_symbols[int(rng.choice(len(host_symbols), p=row / row.sum()))])
-    return Recipe(tuple(VOCABULARY[i] for i in chosen), tuple(float(s) for s in shares), total, tuple(replaced))
+    return Recipe(
+        tuple(VOCABULARY[i] for i in chosen),
+        tuple(float(s) for s in shares),
+        total,
+        tuple(replaced),
+        "clustered" if rng.random() < clustered else "random",
+    )
 
 
 def likeness(host_symbols: tuple[str, ...]) -> FloatArray:
@@ -98,82 +133,100 @@ def likeness(host_symbols: tuple[str, ...]) -> FloatArray:
 def supercell_matrix(cell: FloatArray, atoms: int, wanted: int, bounds: tuple[int, int]) -> NDArray[np.int64]:
     """Return an integer matrix that makes a compact supercell of about `wanted` atoms.
 
-    Cubes of growing size are expressed in the cell vectors, rounded to integers, once with and once without
-    off-diagonal terms. Of the matrices within the bounds the best is taken by shape (distance of the metric tensor
-    from a cube's) and size (logarithm of the ratio to the wanted number).
+    Of many matrices within the bounds the best is taken by shape (distance of the metric tensor from a cube's) and
+    size (logarithm of the ratio to the wanted number).
 
     Args:
         cell: (3, 3) host cell, angstrom.
         atoms: Atoms in the host cell.
         wanted: Atoms wished.
-        bounds: Fewest and most atoms; left only if no matrix lies within, and by at most a factor of 2.
+        bounds: Fewest and most atoms.
 
     Raises:
-        SimulationError: The host cell alone is more than twice too large.
+        SimulationError: No multiple of the host cell lies within the bounds.
     """
-    inverse, volume = np.linalg.inv(cell), abs(np.linalg.det(cell))
-    lengths = np.linalg.norm(cell, axis=1)
-    best, best_score = None, np.inf
-    for size in np.linspace(0.5, 1.6, 111):
-        edge = (wanted / atoms * volume) ** (1 / 3) * size
-        for matrix in (np.round(edge * inverse), np.diag(np.maximum(np.round(edge / lengths), 1.0))):
-            count = round(abs(np.linalg.det(matrix))) * atoms
-            if not 0 < count <= 2 * bounds[1]:
-                continue
-            outside = 0.0 if bounds[0] <= count <= bounds[1] else 100.0
-            vectors = matrix @ cell
-            metric = vectors @ vectors.T / np.linalg.det(vectors @ vectors.T) ** (1 / 3)
-            score = outside + float(np.linalg.norm(metric - np.eye(3))) + 2.0 * abs(np.log(count / wanted))
-            if score < best_score - 1e-9:
-                best, best_score = matrix.astype(np.int64), score
-    if best is None:
+    fewest, most = -(-bounds[0] // atoms), bounds[1] // atoms
+    if not 0 < fewest <= most:
         raise SimulationError(
             f"the host cell has {atoms} atoms, supercells should have {bounds[0]} to {bounds[1]}",
             fix="Allow more atoms with --atoms",
         )
-    return best if np.linalg.det(best) > 0 else -best
+    matrices = _candidates(cell, atoms, wanted, fewest, most)
+    count = np.round(np.abs(np.linalg.det(matrices))).astype(np.int64)
+    inside = (fewest <= count) & (count <= most)
+    matrices, count = matrices[inside], count[inside]
+    vectors = matrices @ cell
+    metric = vectors @ vectors.transpose(0, 2, 1)
+    metric /= np.linalg.det(metric)[:, None, None] ** (1 / 3)
+    score = np.linalg.norm(metric - np.eye(3), axis=(1, 2)) + 2.0 * np.abs(np.log(count * atoms / wanted))
+    # Rounded, so that of equally good ones the first is taken on every machine.
+    best = matrices[int(np.argmin(score.round(9)))].astype(np.int64)
+    return np.asarray(best if np.linalg.det(best) > 0 else -best)
 
 
-def build(host: Crystal, recipe: Recipe, rng: np.random.Generator, smallest: int, largest: int) -> DopedCell:
-    """Make the supercell, substitute, and rattle a little so that no force vanishes by symmetry.
+def _candidates(cell: FloatArray, atoms: int, wanted: int, fewest: int, most: int) -> FloatArray:
+    """Return (K, 3, 3) integer matrices: near cubes of growing size, and plain repetitions of every allowed size."""
+    inverse, volume = np.linalg.inv(cell), abs(np.linalg.det(cell))
+    lengths = np.linalg.norm(cell, axis=1)
+    single = np.concatenate([np.zeros((1, 9)), np.eye(9), -np.eye(9)]).reshape(-1, 3, 3)
+    found = []
+    for size in np.linspace(0.5, 1.6, 111):
+        edge = (wanted / atoms * volume) ** (1 / 3) * size
+        found.append(np.round(edge * inverse) + single)
+        found.append(np.diag(np.maximum(np.round(edge / lengths), 1.0))[None])
+    for count in range(fewest, most + 1):
+        for first in range(1, count + 1):
+            for second in range(1, count // first + 1):
+                if count % (first * second) == 0:
+                    found.append(np.diag([first, second, count // (first * second)]).astype(float)[None])
+    return np.concatenate(found)
 
-    The cell has between `smallest` and `largest` atoms and is as small as the concentration allows: random within
-    what is left, so that the size does not give the concentration away.
-    """
-    count = len(recipe.dopants)
-    least = count / recipe.total if count else smallest
-    wanted = int(rng.uniform(min(max(smallest, least), largest), largest))
-    matrix = supercell_matrix(host.cell, len(host), wanted, (smallest, largest))
+
+def build(host: Crystal, recipe: Recipe, rng: np.random.Generator, matrix: NDArray[np.int64]) -> DopedCell:
+    """Make the supercell, substitute, and rattle a little so that no force vanishes by symmetry."""
     pristine = supercell(host, matrix)
-    atoms = len(pristine)
     sites, symbols = _substitute(pristine, recipe, rng)
     numbers = pristine.numbers.copy()
     numbers[sites] = [NUMBERS[INDEX[symbol]] for symbol in symbols]
-    rattle = rng.normal(0.0, 0.01, (atoms, 3))
-    return DopedCell(Crystal(numbers, pristine.cell, pristine.positions + rattle), matrix, sites, symbols)
+    rattle = rng.normal(0.0, 0.01, (len(pristine), 3))
+    placement = recipe.placement if len(sites) > 1 else "random"
+    return DopedCell(Crystal(numbers, pristine.cell, pristine.positions + rattle), matrix, sites, symbols, placement)
 
 
 def _substitute(
     pristine: Crystal, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Choose sites: each dopant on its preferred host element, at random; others only when those are used up."""
+    """Choose sites: each dopant on its preferred host element; others only when those are used up."""
     atoms, count = len(pristine), len(recipe.dopants)
     if not count:
         return np.zeros(0, dtype=np.int64), ()
     total = int(np.clip(round(recipe.total * atoms), count, max(count, int(HIGHEST * atoms))))
     extra = rng.multinomial(total - count, recipe.shares)
+    # Where dopants go first: anywhere, or near one of a few centres that all of them share.
+    order = rng.permutation(atoms)
+    if recipe.placement == "clustered":
+        clusters = int(rng.integers(1, max(1, total // CLUSTER_SIZE) + 1))
+        order = order[np.argsort(_distance_to_nearest(pristine, order[:clusters])[order], kind="stable")]
     free = np.ones(atoms, dtype=bool)
     sites: list[int] = []
     symbols: list[str] = []
     for symbol, replaced, more in zip(recipe.dopants, recipe.replaced, extra, strict=True):
         wished = int(more) + 1
-        preferred = np.flatnonzero(free & (pristine.numbers == NUMBERS[INDEX[replaced]]))
-        others = np.flatnonzero(free & (pristine.numbers != NUMBERS[INDEX[replaced]]))
-        chosen = np.concatenate([rng.permutation(preferred), rng.permutation(others)])[:wished]
+        candidates = order[free[order]]
+        preferred = pristine.numbers[candidates] == NUMBERS[INDEX[replaced]]
+        chosen = np.concatenate([candidates[preferred], candidates[~preferred]])[:wished]
         free[chosen] = False
         sites += [int(site) for site in chosen]
         symbols += [symbol] * wished
     return np.array(sites, dtype=np.int64), tuple(symbols)
+
+
+def _distance_to_nearest(crystal: Crystal, centres: NDArray[np.int64]) -> FloatArray:
+    """Return (N,) distances, over periodic images, to the nearest of the given atoms, angstrom."""
+    _, distances = get_distances(  # type: ignore[no-untyped-call]
+        crystal.positions, crystal.positions[centres], cell=crystal.cell, pbc=True
+    )
+    return np.asarray(distances.min(axis=1))
 
 
 def supercell(host: Crystal, matrix: NDArray[np.int64]) -> Crystal:

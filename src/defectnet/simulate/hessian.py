@@ -11,7 +11,7 @@ sum into the dynamical matrix at any wave vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,11 @@ class ForceConstants:
     block: Tensor
     pairs: Pairs
 
+    def to(self, dtype: torch.dtype) -> ForceConstants:
+        """Return the factors in another precision, for the products of `hessian` and `at`."""
+        names = ("curvature", "radial", "angular", "block")
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
+
     def hessian(self) -> Tensor:
         """Return the (3 N, 3 N) Hessian of the cell in eV/angstrom^2, atom index slow."""
         return self._assemble(None)[0]
@@ -62,7 +67,7 @@ class ForceConstants:
 
     def _assemble(self, q_points: Tensor | None) -> Tensor:
         n = self.atoms
-        size, dtype = (1, torch.float64) if q_points is None else (len(q_points), torch.complex128)
+        size, dtype = (1, self.block.dtype) if q_points is None else (len(q_points), self.block.dtype.to_complex())
         out = torch.zeros(size, n * n, 3, 3, dtype=dtype, device=self.block.device)
         self._add_pair_terms(out, q_points)
         self._add_many_body(out, q_points)
@@ -74,7 +79,7 @@ class ForceConstants:
         for k in range(len(out)):
             forward = block
             if q_points is not None:
-                forward = block * _phase(self.pairs.shift, q_points[k])[:, None, None]
+                forward = block * _phase(self.pairs.shift, q_points[k]).to(out.dtype)[:, None, None]
             out[k].index_add_(0, i * n + i, block).index_add_(0, j * n + j, block)
             out[k].index_add_(0, i * n + j, -forward).index_add_(0, j * n + i, -forward.conj())
 
@@ -97,7 +102,7 @@ class ForceConstants:
                 out[0].index_add_(0, target, blocks)
                 continue
             for k, q in enumerate(q_points):
-                phase = _phase(slots.shift[first:last], q)
+                phase = _phase(slots.shift[first:last], q).to(out.dtype)
                 factor = (phase.conj()[:, :, None] * phase[:, None, :])[used]
                 out[k].index_add_(0, target, blocks * factor[:, None, None])
 
@@ -105,7 +110,7 @@ class ForceConstants:
         """Return (last - first, 3 width, S): derivatives of the sums by the atoms in the slots of each centre."""
         n_radial, width = self.radial.shape[2], slots.width
         shape = ((last - first) * width, 3, self.curvature.shape[1])
-        out = torch.zeros(shape, dtype=torch.float64, device=self.block.device)
+        out = torch.zeros(shape, dtype=self.block.dtype, device=self.block.device)
         for pairs, values, target in (
             (self.pairs_radial, self.radial, out[:, :, :n_radial]),
             (self.pairs_angular, self.angular, out[:, :, n_radial:]),

@@ -8,7 +8,9 @@ Letters: N atoms, P ordered pairs, n radial functions, H harmonics, S = n_radial
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,11 +165,16 @@ class NEP:
             (N,) energies in eV; (N, Q) derivative by the descriptors; (N, neurons) second derivative of the energy
             by each neuron's argument, from which the (Q, Q) second derivatives follow.
         """
-        w0 = self.w0[types]
-        hidden = torch.tanh(torch.einsum("imq,iq->im", w0, descriptors) - self.b0[types])
-        slope = self.w1[types] * (1.0 - hidden**2)
-        energy = (self.w1[types] * hidden).sum(1) - self.b1
-        return energy, torch.einsum("im,imq->iq", slope, w0), -2.0 * hidden * slope
+        hidden = descriptors.new_empty(len(types), self.w0.shape[1])
+        by_descriptor = torch.empty_like(descriptors)
+        present = [(t, torch.nonzero(types == t)[:, 0]) for t in torch.unique(types).tolist()]
+        for t, atoms in present:  # one net per element: a gather per atom would copy it for each
+            hidden[atoms] = torch.tanh(descriptors[atoms] @ self.w0[t].T - self.b0[t])
+        w1 = self.w1[types]
+        slope = w1 * (1.0 - hidden**2)
+        for t, atoms in present:
+            by_descriptor[atoms] = slope[atoms] @ self.w0[t]
+        return (w1 * hidden).sum(1) - self.b1, by_descriptor, -2.0 * hidden * slope
 
     def sum_gradient(self, sums: Sums, by_descriptor: Tensor) -> tuple[Tensor, Tensor]:
         """Chain dU/dq to the additive sums: (N, n_r) and (N, n_a, H)."""
@@ -193,7 +200,13 @@ class NEP:
 
     def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
         """Compute energy, forces and stress."""
-        types, pairs = self.types(crystal), self.pairs(crystal)
+        return self.evaluate_many([crystal])[0]
+
+    def evaluate_many(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
+        """Compute energy, forces and stress of several crystals at once."""
+        types = torch.cat([self.types(crystal) for crystal in crystals])
+        bounds = [0, *itertools.accumulate(len(crystal) for crystal in crystals)]
+        pairs = _joined([self.pairs(crystal) for crystal in crystals], bounds)
         sums = self.sums(types, pairs)
         energies, by_descriptor, _ = self.atomic_energies(types, self.descriptors(sums))
         f_radial, f_angular = self.sum_gradient(sums, by_descriptor)
@@ -201,22 +214,33 @@ class NEP:
         slope = (f_radial[radial.centre] * sums.g_radial.first).sum(1)
         terms = [(radial, slope[:, None] * (radial.vector / radial.distance[:, None]))]
         terms.append((angular, self._angular_gradient(sums, f_angular)))
-        energy = energies.sum()
+        repulsion = None
         if self.parameters.zbl_outer > 0:
             close = pairs.within(self.parameters.zbl_outer)
-            value, first, _ = zbl(close, self.atomic_numbers(types), self.parameters)
-            energy = energy + value.sum()
+            repulsion, first, _ = zbl(close, self.atomic_numbers(types), self.parameters)
             terms.append((close, first[:, None] * (close.vector / close.distance[:, None])))
         forces = _zeros(self, len(types), 3)
-        virial = _zeros(self, 3, 3)
         for part, gradient in terms:  # gradient of the energy by the pair vector
             forces.index_add_(0, part.centre, gradient).index_add_(0, part.neighbour, -gradient)
-            virial += gradient.T @ part.vector
-        return EnergyForcesStress(
-            energy=float(energy),
-            forces=forces.cpu().numpy(),
-            stress=virial.cpu().numpy() / crystal.volume,
-        )
+        edges = torch.tensor(bounds, device=self.device)
+        cuts = [torch.searchsorted(part.centre, edges).tolist() for part, _ in terms]
+        out = []
+        for k, crystal in enumerate(crystals):
+            atoms = slice(bounds[k], bounds[k + 1])
+            energy, virial = energies[atoms].sum(), _zeros(self, 3, 3)
+            for (part, gradient), cut in zip(terms, cuts, strict=True):
+                mine = slice(cut[k], cut[k + 1])
+                virial += gradient[mine].T @ part.vector[mine]
+            if repulsion is not None:
+                energy = energy + repulsion[cuts[-1][k] : cuts[-1][k + 1]].sum()
+            out.append(
+                EnergyForcesStress(
+                    energy=float(energy),
+                    forces=forces[atoms].cpu().numpy(),
+                    stress=virial.cpu().numpy() / crystal.volume,
+                )
+            )
+        return out
 
     def atomic_numbers(self, types: Tensor) -> Tensor:
         """Return (N,) atomic numbers of species indices, as floats."""
@@ -227,12 +251,25 @@ class NEP:
         """Gradient of sum_a F_a phi_a by the pair vector, (P, 3)."""
         pairs, g = sums.pairs_angular, sums.g_angular
         weight = f_angular[pairs.centre]  # (P, n, H)
-        value = torch.einsum("pnh,pn->ph", weight, g.value) / pairs.distance[:, None]
-        slope = torch.einsum("pnh,pn->ph", weight, g.first)
+        both = torch.stack([g.value / pairs.distance[:, None], g.first], 1) @ weight  # (P, 2, H)
+        value, slope = both[:, 0], both[:, 1]
         unit = pairs.vector / pairs.distance[:, None]
         along = ((slope - self.degree * value) * sums.harmonics).sum(1)
         across = (sums.monomials @ self.tables.gradient).view(-1, 3, self.n_harmonics)
         return along[:, None] * unit + (value[:, None, :] * across).sum(2)
+
+
+def _joined(pairs: Sequence[Pairs], bounds: Sequence[int]) -> Pairs:
+    """Put the pairs of several crystals side by side; `bounds` are the offsets of their atoms."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return Pairs(
+        centre=torch.cat([p.centre + first for p, first in zip(pairs, bounds, strict=False)]),
+        neighbour=torch.cat([p.neighbour + first for p, first in zip(pairs, bounds, strict=False)]),
+        shift=torch.cat([p.shift for p in pairs]),
+        vector=torch.cat([p.vector for p in pairs]),
+        distance=torch.cat([p.distance for p in pairs]),
+    )
 
 
 def _zeros(model: NEP, *shape: int) -> Tensor:
@@ -258,10 +295,11 @@ def _radial_functions(pairs: Pairs, types: Tensor, coefficients: Tensor, cutoff:
     fc = 0.5 * torch.cos(omega * pairs.distance) + 0.5
     dfc = -0.5 * omega * torch.sin(omega * pairs.distance)
     d2fc = -(omega**2) * (fc - 0.5)
-    basis = (u * fc, du * fc + u * dfc, d2u * fc + 2.0 * du * dfc + u * d2fc)  # each (k, P)
+    basis = torch.stack((u * fc, du * fc + u * dfc, d2u * fc + 2.0 * du * dfc + u * d2fc))  # (3, k, P)
     kinds = coefficients.shape[0]
     c = coefficients.flatten(0, 1)[types[pairs.centre] * kinds + types[pairs.neighbour]]  # (P, n, k)
-    return RadialFunctions(*(torch.einsum("pnk,kp->pn", c, part) for part in basis))
+    value, first, second = (c @ basis.permute(2, 1, 0)).unbind(2)  # (P, n) each
+    return RadialFunctions(value, first, second)
 
 
 def zbl(pairs: Pairs, z: Tensor, parameters: NEPParameters) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
+import torch
 from ase.data import atomic_masses
 from numpy.typing import NDArray
 from scipy.linalg import eigh
+from torch import Tensor
 
 from defectnet.config import Grid
 from defectnet.simulate.neighbours import Crystal
@@ -108,9 +110,7 @@ def modes(curvature: Curvature, crystal: Crystal, q_points: Sequence[FloatArray]
     root = np.repeat(1.0 / np.sqrt(atomic_masses[crystal.numbers]), 3)
     energies, weights = [], []
     for q, matrix in _dynamical_matrices(curvature, crystal, q_points):
-        matrix *= root[:, None] * root[None, :]
-        values, vectors = eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
-        share = (np.abs(vectors) ** 2).reshape(len(crystal), 3, -1).sum(1).T
+        values, share = eigenvalues_and_shares(matrix, root)
         if _is_gamma(q):
             keep = np.ones(len(values), dtype=bool)
             keep[np.argsort(np.abs(values))[:3]] = False
@@ -120,24 +120,50 @@ def modes(curvature: Curvature, crystal: Crystal, q_points: Sequence[FloatArray]
     return Modes(np.concatenate(energies), np.concatenate(weights))
 
 
+def eigenvalues_and_shares(
+    hessian: Tensor, root: FloatArray, *, solver: Literal["lapack", "torch"] | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Diagonalise a dynamical matrix where it is.
+
+    Args:
+        hessian: (3 N, 3 N) real or complex, on any device; overwritten.
+        root: (3 N,) inverse roots of the masses.
+        solver: LAPACK's divide and conquer, the default on a CPU, or torch's, the default elsewhere.
+
+    Returns:
+        (M,) eigenvalues and (M, N) shares of the atoms.
+    """
+    atoms = len(root) // 3
+    if (solver or ("lapack" if hessian.device.type == "cpu" else "torch")) == "lapack":
+        matrix = hessian.numpy()
+        matrix *= (root[:, None] * root[None, :]).astype(matrix.real.dtype, copy=False)
+        values, vectors = eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
+        share = (np.abs(vectors) ** 2).reshape(atoms, 3, -1).sum(1).T
+        return np.asarray(values, dtype=np.float64), np.asarray(share, dtype=np.float64)
+    scale = torch.from_numpy(root).to(hessian.device, hessian.real.dtype)
+    found, modes_ = torch.linalg.eigh(hessian * scale[:, None] * scale[None, :])
+    shares = modes_.abs().square().view(atoms, 3, -1).sum(1).T
+    return found.double().cpu().numpy(), shares.double().cpu().numpy()
+
+
 def _is_gamma(q: FloatArray) -> bool:
     return bool(np.allclose(q, np.round(q), atol=1e-9))
 
 
 def _dynamical_matrices(
     curvature: Curvature, crystal: Crystal, q_points: Sequence[FloatArray]
-) -> Iterator[tuple[FloatArray, NDArray[Any]]]:
+) -> Iterator[tuple[FloatArray, Tensor]]:
     """Yield wave vectors with their Hessians, a bounded number in memory; real ones at Gamma."""
     batch = max(1, BATCH_BYTES // (16 * (3 * len(crystal)) ** 2))
     rest = []
     for q in q_points:
         if _is_gamma(q):
-            yield q, curvature.hessian().cpu().numpy()
+            yield q, curvature.hessian()
         else:
             rest.append(q)
     for start in range(0, len(rest), batch):
         part = rest[start : start + batch]
-        yield from zip(part, curvature.at(np.array(part)).cpu().numpy(), strict=True)
+        yield from zip(part, curvature.at(np.array(part)), strict=True)
 
 
 def projected_dos(phonons: Modes, crystal: Crystal, edge_mev: float, grid: Grid) -> tuple[FloatArray, float]:

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,10 +38,21 @@ class Curvature(Protocol):
 
 
 class Potential(Protocol):
-    """What the simulator asks of a potential."""
+    """What the simulator asks of a potential.
+
+    Attributes:
+        name, sha256: Of its file.
+        exact: Whether second derivatives of a small cell hold at any wave vector; otherwise host and doped cell are
+            both computed in the supercell.
+    """
 
     name: str
     sha256: str
+    exact: bool
+
+    def check(self, crystal: Crystal) -> None:
+        """Raise `SimulationError` if the potential does not know all elements of a crystal."""
+        ...
 
     def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
         """Compute energy, forces and stress."""
@@ -56,20 +68,40 @@ class FastPotential:
 
     Args:
         model: The potential.
+        precision: Bits of the products that make up a Hessian, 64 or 32. Half of them take half the time or less, and
+            change energies of modes by about 1e-4 meV; forces are always in 64.
     """
 
-    def __init__(self, model: NEP) -> None:
+    exact = True
+
+    def __init__(self, model: NEP, *, precision: int = 64) -> None:
+        if precision not in (32, 64):
+            raise SimulationError(f"precision is {precision} bits", fix="Use 64 or 32")
         self.model = model
+        self.precision = precision
         self.name = model.parameters.name
         self.sha256 = model.parameters.sha256
+
+    def check(self, crystal: Crystal) -> None:
+        """See that the potential knows all elements.
+
+        Raises:
+            SimulationError: It does not.
+        """
+        self.model.types(crystal)
 
     def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
         """Compute energy, forces and stress."""
         return self.model.evaluate(crystal)
 
+    def evaluate_many(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
+        """Compute energy, forces and stress of several crystals in one go."""
+        return self.model.evaluate_many(crystals)
+
     def curvature(self, crystal: Crystal) -> Curvature:
         """Compute the factors of the Hessian at any wave vector."""
-        return force_constants(self.model, crystal)
+        factors = force_constants(self.model, crystal)
+        return factors if self.precision == 64 else factors.to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -110,15 +142,26 @@ def cache_folder() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "defectnet"
 
 
-def load_potential(source: str | Path, device: torch.device | str = "cpu") -> FastPotential:
-    """Load a NEP from a path, or a published one by name.
+def load_potential(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> Potential:
+    """Load a potential from a path, or a published one by name.
 
     Args:
-        source: Path of a potential file, or a key of `PUBLISHED` such as ``nep89``.
+        source: Path of a NEP in GPUMD's text format or of a Nequix network (``.nqx``, the reference path), or a key of
+            `PUBLISHED` such as ``nep89``.
         device: Where to compute.
+        precision: See `FastPotential`.
     """
+    if str(source).endswith(".nqx"):
+        from defectnet.simulate.nequix import NequixPotential  # an extra, and slow to import
+
+        return NequixPotential(source, str(device))
+    return load_nep(source, device, precision=precision)
+
+
+def load_nep(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> FastPotential:
+    """Load a NEP from a path, or a published one by name."""
     path = fetch_potential(str(source)) if str(source) in PUBLISHED else Path(source)
-    return FastPotential(NEP.from_file(path, usable_device(device)))
+    return FastPotential(NEP.from_file(path, usable_device(device)), precision=precision)
 
 
 def usable_device(name: torch.device | str) -> torch.device:

@@ -5,8 +5,9 @@ It has the same protocol as the fast path, so that relaxation, sampling and rows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import EnergyForcesStress
 
 FloatArray = NDArray[np.float64]
+
+SYMMETRY_ANGSTROM = 1e-4
+"""Atoms this near to their symmetric places are taken to be there: relaxed ones never are to the last digit."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,13 @@ class ReferencePotential:
         name: Of the potential, stored with every row.
         sha256: Of its weights.
         supercell: Repetitions of the cell that is displaced; (1, 1, 1) for cells that are supercells already.
-        displacement: Angstrom. Displacements go both ways where symmetry does not make that superfluous.
+        displacement: Angstrom.
+        both_directions: Displace both ways where symmetry does not make that superfluous; otherwise one way only, for
+            half the time.
     """
+
+    exact = False
+    """Second derivatives hold for the cell that was displaced; other wave vectors are interpolated."""
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class ReferencePotential:
         sha256: str = "",
         supercell: tuple[int, int, int] = (1, 1, 1),
         displacement: float = 0.01,
+        both_directions: bool = True,
     ) -> None:
         if displacement <= 0 or min(supercell) < 1:
             raise SimulationError("displacement and supercell must be positive", fix="Use 0.01 angstrom and (1, 1, 1)")
@@ -86,6 +96,10 @@ class ReferencePotential:
         self.sha256 = sha256
         self.supercell = supercell
         self.displacement = displacement
+        self.both_directions = both_directions
+
+    def check(self, crystal: Crystal) -> None:
+        """Do nothing: what a calculator knows, only the calculator knows."""
 
     def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
         """Compute energy, forces and stress."""
@@ -97,17 +111,28 @@ class ReferencePotential:
             stress=np.asarray(atoms.get_stress(voigt=False), dtype=np.float64),  # type: ignore[no-untyped-call]
         )
 
+    def evaluate_many(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
+        """Compute energy, forces and stress of several crystals."""
+        return [self.evaluate(crystal) for crystal in crystals]
+
     def curvature(self, crystal: Crystal) -> FiniteDisplacements:
         """Displace the atoms that symmetry leaves, and collect the forces."""
         cell = PhonopyAtoms(numbers=crystal.numbers, cell=crystal.cell, positions=crystal.positions)
-        phonon = Phonopy(cell, supercell_matrix=np.diag(self.supercell), primitive_matrix=np.eye(3), log_level=0)
-        phonon.generate_displacements(distance=self.displacement, is_plusminus="auto")
-        forces = []
-        for displaced in phonon.supercells_with_displacements or []:
-            if displaced is not None:
-                moved = Crystal(np.asarray(displaced.numbers), np.asarray(displaced.cell), displaced.positions)
-                forces.append(self.evaluate(moved).forces)
-        phonon.forces = forces
+        phonon = Phonopy(
+            cell,
+            supercell_matrix=np.diag(self.supercell),
+            primitive_matrix=np.eye(3),
+            symprec=SYMMETRY_ANGSTROM,
+            log_level=0,
+        )
+        both: Literal["auto"] | bool = "auto" if self.both_directions else False
+        phonon.generate_displacements(distance=self.displacement, is_plusminus=both)
+        displaced = [
+            Crystal(np.asarray(moved.numbers), np.asarray(moved.cell), moved.positions)
+            for moved in phonon.supercells_with_displacements or []
+            if moved is not None
+        ]
+        phonon.forces = [result.forces for result in self.evaluate_many(displaced)]
         phonon.produce_force_constants()
         phonon.symmetrize_force_constants()
         return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=np.float64), crystal.frac)

@@ -83,22 +83,29 @@ class _Problem:
 
     def gradient(self, x: FloatArray) -> tuple[float, FloatArray]:
         """Return energy and gradient; notes the structure and whether it is converged."""
-        atoms = 3 * len(self.start)
-        deformation = np.eye(3) + np.einsum("k,kab->ab", x[atoms:], self.strains)
-        crystal = self.start.moved(x[:atoms].reshape(-1, 3)).strained(deformation)
+        crystal, deformation = self._at(x)
         if not VOLUMES[0] < crystal.volume / self.volume < VOLUMES[1]:
             raise _Collapsed
         result = self.potential.evaluate(crystal)
         self.evaluations += 1
         virial = crystal.volume * result.stress
-        by_strain = np.einsum("ab,kab->k", np.linalg.solve(deformation, virial), self.strains)
         force = float(np.abs(result.forces).max())
         strain = float(np.abs(np.einsum("ab,kab->k", virial, self.strains)).max(initial=0.0)) / len(self.start)
         done = force < self.tolerance and strain < self.tolerance and np.isfinite(result.energy)
         self.last = Relaxation(crystal, bool(done), force, strain, self.evaluations)
-        return result.energy, np.concatenate([-(result.forces @ deformation.T).ravel(), by_strain])
+        return result.energy, self._chain(result.forces, virial, deformation)
 
-    def preconditioner(self) -> FloatArray:
+    def _at(self, x: FloatArray) -> tuple[Crystal, FloatArray]:
+        atoms = 3 * len(self.start)
+        deformation = np.eye(3) + np.einsum("k,kab->ab", x[atoms:], self.strains)
+        return self.start.moved(x[:atoms].reshape(-1, 3)).strained(deformation), deformation
+
+    def _chain(self, forces: FloatArray, virial: FloatArray, deformation: FloatArray) -> FloatArray:
+        """Return the gradient by displacements and strains."""
+        by_strain = np.einsum("ab,kab->k", np.linalg.solve(deformation, virial), self.strains)
+        return np.concatenate([-(forces @ deformation.T).ravel(), by_strain])
+
+    def preconditioner(self, potential: Potential) -> FloatArray:
         """Return T with x = T y, so that the energy is nearly a unit parabola in y.
 
         The Hessian by the positions is exact; columns of the strains come from differences of forces and stress.
@@ -106,12 +113,17 @@ class _Problem:
         """
         atoms, free = 3 * len(self.start), len(self.strains)
         hessian = np.zeros((atoms + free, atoms + free))
-        hessian[:atoms, :atoms] = self.potential.curvature(self.start).hessian().cpu().numpy()
+        hessian[:atoms, :atoms] = potential.curvature(self.start).hessian().cpu().numpy()
         step = 1e-3
         for k in range(free):
-            x = np.zeros(atoms + free)
-            x[atoms + k] = step
-            column = (self.gradient(x)[1] - self.gradient(-x)[1]) / (2 * step)
+            sides = []
+            for sign in (1.0, -1.0):
+                x = np.zeros(atoms + free)
+                x[atoms + k] = sign * step
+                crystal, deformation = self._at(x)
+                result = potential.evaluate(crystal)
+                sides.append(self._chain(result.forces, crystal.volume * result.stress, deformation))
+            column = (sides[0] - sides[1]) / (2 * step)
             hessian[:, atoms + k] = hessian[atoms + k] = column
         # Strains are put on the scale of displacements before curvatures are compared.
         length = np.ones(atoms + free)
@@ -127,8 +139,9 @@ def relax(
     *,
     cell: CellMode = "volume",
     tolerance: float = 0.005,
-    evaluations: int = 60,
-    rounds: int = 4,
+    evaluations: int = 50,
+    rounds: int = 2,
+    preconditioner: Potential | None = None,
 ) -> Relaxation:
     """Relax positions and cell with L-BFGS, preconditioned by the Hessian at the start of each round.
 
@@ -139,6 +152,7 @@ def relax(
         tolerance: Largest force component (eV/angstrom) and virial per atom (eV).
         evaluations: Force calls a round; then the Hessian is computed afresh.
         rounds: Rounds at most.
+        preconditioner: A cheaper potential whose Hessian is near enough; by default `potential` itself.
 
     Returns:
         The last structure; see `Relaxation.converged`.
@@ -150,7 +164,7 @@ def relax(
         try:
             problem.gradient(np.zeros(size))
             if not problem.last.converged:
-                _minimise(problem, problem.preconditioner(), evaluations)
+                _minimise(problem, problem.preconditioner(preconditioner or potential), evaluations)
         except _Collapsed:
             return Relaxation(crystal, False, np.inf, np.inf, spent + problem.evaluations)
         spent += problem.evaluations

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
 from defectnet.data.shards import Sample
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
-from defectnet.simulate.doping import DopedCell, build, draw_recipe
+from defectnet.simulate.doping import (
+    HIGHEST,
+    LOWEST,
+    NUMBER_WEIGHTS,
+    DopedCell,
+    build,
+    draw_recipe,
+    supercell,
+    supercell_matrix,
+)
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
-from defectnet.simulate.potential import Potential
-from defectnet.simulate.relax import relax
+from defectnet.simulate.potential import Curvature, Potential
+from defectnet.simulate.relax import Relaxation, relax
+from defectnet.simulate.stiffness import Computed, Stiffened, World
+
+FloatArray = NDArray[np.float64]
+AS_IS = "as-is"
+"""Variant of a row with the potential's own stiffness."""
+
+INTERPOLATED_LIMIT = 0.06
+"""Largest share of imaginary modes where finite displacements of one cell are interpolated to other wave vectors: some
+soft acoustic ones are artefacts of the small cell. At Gamma, where it is exact, the limits of the settings hold."""
 
 _SYMBOL = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
 
@@ -29,31 +51,96 @@ class Settings:
 
     Attributes:
         seed: Seed of the data set.
-        spectra_per_host: Rows tried for each host.
-        smallest, largest: Fewest and most atoms in a supercell.
+        spectra_per_host: Doped cells tried for each host.
+        hosts_per_shard: Hosts in one file.
+        smallest, largest: Fewest and most atoms of a host's supercell.
+        dilute_smallest, dilute_largest: The same of a second, larger supercell; 0 for none.
+        dilute_share: Share of cells that are the larger ones. They hold dopants of any concentration, so that the
+            size does not give it away.
+        dilute_lowest: Least concentration of each dopant in the larger cells.
+        most_dopants: Most coexisting dopants.
+        lowest: Least concentration of each dopant.
+        clustered: Share of cells with clustered dopants.
+        stiffness_share: Share of training cells that are also computed with one or two randomised stiffnesses.
+        keep_hessians: Write the doped cells and their Hessians too, beside each shard.
         tolerance: Largest force left, eV/angstrom (and virial per atom, eV).
-        imaginary_limit: Largest share of imaginary modes in a doped cell; a host may have none.
+        imaginary_limit: Largest share of imaginary modes in a doped cell.
+        host_imaginary_limit: The same in a host.
         volume_limit: Largest relative change of the host's volume: beyond, the potential describes another crystal.
         highest_edge_mev: Highest believable edge; above, atoms sit on each other.
     """
 
     seed: int = 0
     spectra_per_host: int = 6
+    hosts_per_shard: int = 8
     smallest: int = 100
     largest: int = 250
-    tolerance: float = 0.005
+    dilute_smallest: int = 0
+    dilute_largest: int = 0
+    dilute_share: float = 0.35
+    dilute_lowest: float = LOWEST
+    most_dopants: int = 6
+    lowest: float = LOWEST
+    clustered: float = 0.1
+    stiffness_share: float = 0.0
+    keep_hessians: bool = False
+    tolerance: float = 0.01
     imaginary_limit: float = 0.005
+    host_imaginary_limit: float = 0.0
     volume_limit: float = 0.2
     highest_edge_mev: float = 250.0
 
     def __post_init__(self) -> None:
-        fix = "Check --spectra-per-host and --atoms"
+        fix = "Check --spectra-per-host, --atoms and the recipe"
         if self.spectra_per_host < 1:
             raise SimulationError(f"spectra_per_host is {self.spectra_per_host}, at least 1 is needed", fix=fix)
+        if self.hosts_per_shard < 1:
+            raise SimulationError(f"hosts_per_shard is {self.hosts_per_shard}, at least 1 is needed", fix=fix)
         if not 8 <= self.smallest <= self.largest <= 5000:
             raise SimulationError(f"atoms: {self.smallest} to {self.largest} is no range within 8 to 5000", fix=fix)
+        if self.has_dilute and not self.largest < self.dilute_smallest <= self.dilute_largest <= 5000:
+            raise SimulationError(
+                f"atoms of dilute cells: {self.dilute_smallest} to {self.dilute_largest} is no range above "
+                f"{self.largest}",
+                fix=fix,
+            )
         if self.seed < 0:
             raise SimulationError(f"seed is {self.seed}", fix="Use a number from 0 on")
+        if not 1 <= self.most_dopants <= len(NUMBER_WEIGHTS):
+            raise SimulationError(f"most_dopants is {self.most_dopants}", fix="Use 1 to 6")
+        for name in ("clustered", "stiffness_share", "dilute_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise SimulationError(f"{name} is {getattr(self, name)}", fix="Use a share from 0 to 1")
+        if not 0.0 < self.lowest * self.most_dopants <= HIGHEST:
+            raise SimulationError(
+                f"lowest is {self.lowest}", fix=f"Use more than 0, at most {HIGHEST} over all dopants"
+            )
+        if self.tolerance <= 0:
+            raise SimulationError(f"tolerance is {self.tolerance}", fix="Use a positive force in eV/angstrom")
+
+    @property
+    def has_dilute(self) -> bool:
+        """Whether dilute dopants get cells of their own."""
+        return self.dilute_largest > 0
+
+    @classmethod
+    def read(cls, path: str | Path) -> Settings:
+        """Read the settings of a recipe, a JSON object, or of an existing data set's ``dataset.json``.
+
+        Raises:
+            SimulationError: The file is not such an object, or names a setting that does not exist.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = values.get("settings", values)
+            return cls(**values)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SimulationError(f"recipe {path} cannot be read", why=str(error), fix="Check the path") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise SimulationError(
+                f"recipe {path} is no JSON object of settings", why=str(error), fix=f"Settings are {known}"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -84,90 +171,207 @@ def row_generator(seed: int, row_id: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
-def relax_host(potential: Potential, host: Host, settings: Settings) -> Crystal:
+def relax_host(
+    potential: Potential, host: Host, settings: Settings, preconditioner: Potential | None = None
+) -> Crystal:
     """Relax atoms and cell of a host.
+
+    The result is rounded to single precision, as it is stored: a row can be made again from what is stored.
+
+    Args:
+        potential: Relaxes.
+        host: The crystal as listed.
+        settings: See `Settings`.
+        preconditioner: See `relax`.
 
     Raises:
         Rejected: It does not converge, or ends as another crystal.
     """
-    result = relax(potential, host.crystal, cell="full", tolerance=settings.tolerance / 5)
+    result = relax(
+        potential, host.crystal, cell="full", tolerance=settings.tolerance / 10, preconditioner=preconditioner
+    )
     change = result.crystal.volume / host.crystal.volume - 1.0
     collapsed = not np.isfinite(result.max_force)
     if not result.converged and not collapsed:
         raise Rejected("host not relaxed")
     if collapsed or abs(change) > settings.volume_limit:
         raise Rejected("host volume changed")
-    return result.crystal
+    return as_stored(result.crystal)
 
 
-def simulate_row(potential: Potential, host: Host, relaxed: Crystal, number: int, settings: Settings) -> Sample:
-    """Simulate one pair.
+def as_stored(crystal: Crystal) -> Crystal:
+    """Round cell and fractional coordinates to single precision."""
+    cell = crystal.cell.astype(np.float32).astype(np.float64)
+    frac = crystal.frac.astype(np.float32).astype(np.float64)
+    return Crystal(crystal.numbers, cell, frac @ cell)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one doped cell gives.
+
+    Attributes:
+        samples: The pair as it is, then those with randomised stiffness.
+        crystal: The relaxed doped cell.
+        curvature: Its second derivatives.
+    """
+
+    samples: list[Sample]
+    crystal: Crystal
+    curvature: Curvature
+
+
+class HostSimulation:
+    """A relaxed host, its supercells, and everything its rows share.
 
     Args:
         potential: Relaxes and vibrates the cells.
-        host: Names the row.
-        relaxed: The host after `relax_host`.
-        number: Number of the row within its host.
+        host: Names the rows.
+        relaxed: The host after `relax_host`, or read from a stored row.
         settings: See `Settings`.
-
-    Raises:
-        Rejected: The doped cell does not relax, or has imaginary modes.
+        preconditioner: See `relax`.
     """
-    row_id = f"{host.id}/{number:04d}"
-    rng = row_generator(settings.seed, row_id)
-    cell = build(relaxed, draw_recipe(relaxed, rng), rng, settings.smallest, settings.largest)
-    q_points = q_mesh(len(cell.crystal))
-    host_modes = _host_modes(potential, relaxed, cell, settings)
-    result = relax(potential, cell.crystal, cell="volume", tolerance=settings.tolerance)
-    if not result.converged:
-        raise Rejected("doped cell not relaxed")
-    doped_modes = modes(potential.curvature(result.crystal), result.crystal, q_points)
-    if doped_modes.imaginary_fraction > settings.imaginary_limit:
-        raise Rejected("imaginary modes in the doped cell")
-    edge_mev = band_edge(host_modes)
-    host_dos, _ = projected_dos(host_modes, relaxed, edge_mev, STORAGE_GRID)
-    doped_dos, overflow = projected_dos(doped_modes, result.crystal, edge_mev, STORAGE_GRID)
-    dopants = tuple(dict.fromkeys(cell.symbols))
-    doped_elements = np.unique(result.crystal.numbers)
-    return Sample(
-        row_id=row_id,
-        host_id=host.id,
-        formula=host.formula,
-        chemical_system=host.chemical_system,
-        split=split_of(host.chemical_system),
-        host_elements=tuple(_SYMBOL[int(z)] for z in np.unique(relaxed.numbers)),
-        host_dos=host_dos.astype(np.float32),
-        doped_elements=tuple(_SYMBOL[int(z)] for z in doped_elements),
-        doped_counts=tuple(int((result.crystal.numbers == z).sum()) for z in doped_elements),
-        doped_dos=doped_dos.astype(np.float32),
-        edge_mev=edge_mev,
-        dopants=dopants,
-        dopant_counts=tuple(cell.symbols.count(symbol) for symbol in dopants),
-        sites=tuple(int(site) for site in cell.sites),
-        site_dopants=cell.symbols,
-        atoms=len(result.crystal),
-        supercell=tuple(int(v) for v in cell.supercell.ravel()),
-        qpoints=len(q_points),
-        imaginary_fraction=doped_modes.imaginary_fraction,
-        overflow=overflow,
-        max_force_ev_per_angstrom=result.max_force,
-        placement="random",
-        variant="as-is",
-        potential=potential.name,
-        potential_sha256=potential.sha256,
-        seed=settings.seed,
-        host_numbers=tuple(int(z) for z in relaxed.numbers),
-        host_cell=tuple(float(v) for v in relaxed.cell.ravel()),
-        host_frac=tuple(float(v) for v in relaxed.frac.ravel()),
-    )
 
+    def __init__(
+        self,
+        potential: Potential,
+        host: Host,
+        relaxed: Crystal,
+        settings: Settings,
+        preconditioner: Potential | None = None,
+    ) -> None:
+        self.potential = potential
+        self.host = host
+        self.relaxed = relaxed
+        self.settings = settings
+        self.preconditioner = preconditioner
+        self.split = split_of(host.chemical_system)
+        rng = row_generator(settings.seed, host.id)
+        self.regular = self._supercell(rng, settings.smallest, settings.largest)
+        self.dilute = (
+            self._supercell(rng, settings.dilute_smallest, settings.dilute_largest)
+            if settings.has_dilute
+            else self.regular
+        )
+        self._dos: dict[tuple[bytes, str], tuple[float, FloatArray]] = {}
 
-def _host_modes(potential: Potential, relaxed: Crystal, cell: DopedCell, settings: Settings) -> Modes:
-    """Modes of the pristine supercell, from the small cell at the wave vectors that fold onto the same mesh."""
-    points = [k for q in q_mesh(len(cell.crystal)) for k in folded(cell.supercell, q)]
-    host_modes = modes(potential.curvature(relaxed), relaxed, points)
-    if host_modes.imaginary_fraction > 0.0:
-        raise Rejected("imaginary modes in the host")
-    if band_edge(host_modes) > settings.highest_edge_mev:
-        raise Rejected("host edge not believable")
-    return host_modes
+    def row(self, number: int) -> Row:
+        """Simulate one doped cell.
+
+        Args:
+            number: Number of the row within its host.
+
+        Raises:
+            Rejected: The cell does not relax, or host or cell have imaginary modes.
+        """
+        settings, potential = self.settings, self.potential
+        row_id = f"{self.host.id}/{number:04d}"
+        rng = row_generator(settings.seed, row_id)
+        dilute = settings.has_dilute and rng.random() < settings.dilute_share
+        recipe = draw_recipe(
+            self.relaxed,
+            rng,
+            most=settings.most_dopants,
+            lowest=settings.dilute_lowest if dilute else settings.lowest,
+            clustered=settings.clustered,
+        )
+        cell = build(self.relaxed, recipe, rng, self.dilute if dilute else self.regular)
+        stiffnesses = int(rng.integers(1, 3)) if rng.random() < settings.stiffness_share else 0
+        self._host_dos(cell.supercell, AS_IS)  # an unstable host is known before its cells are relaxed
+        result = relax(
+            potential, cell.crystal, cell="volume", tolerance=settings.tolerance, preconditioner=self.preconditioner
+        )
+        if not result.converged:
+            raise Rejected("doped cell not relaxed")
+        curvature = Computed(potential.curvature(result.crystal), np.array(q_mesh(len(cell.crystal))))
+        samples = [self._sample(row_id, cell, result, curvature, AS_IS)]
+        if self.split == "train":
+            for k in range(1, stiffnesses + 1):
+                with suppress(Rejected):
+                    samples.append(self._sample(row_id, cell, result, curvature, f"stiffness-{k}"))
+        return Row(samples, result.crystal, curvature)
+
+    def _supercell(self, rng: np.random.Generator, smallest: int, largest: int) -> NDArray[np.int64]:
+        # In the lower half: larger cells cost more, and the upper half is for crystals that do not fit.
+        wanted = int(rng.uniform(smallest, (smallest + largest) / 2))
+        return supercell_matrix(self.relaxed.cell, len(self.relaxed), wanted, (smallest, largest))
+
+    def _world(self, variant: str) -> World:
+        return World(self.settings.seed, f"{self.host.id}/{variant}")
+
+    def _host_dos(self, matrix: NDArray[np.int64], variant: str) -> tuple[float, FloatArray]:
+        """Return edge and projected DOS of the pristine supercell."""
+        key = (matrix.tobytes(), variant)
+        if key not in self._dos:
+            # An exact potential gives the modes of the supercell from the small cell, at the wave vectors that fold.
+            mesh = q_mesh(len(self.relaxed) * round(abs(np.linalg.det(matrix))))
+            if self.potential.exact:
+                crystal, points = self.relaxed, [k for q in mesh for k in folded(matrix, q)]
+            else:
+                crystal, points = supercell(self.relaxed, matrix), mesh
+            curvature: Curvature = self.potential.curvature(crystal)
+            if variant != AS_IS:
+                curvature = Stiffened(curvature, self._world(variant).factors(crystal.numbers))
+            found = self._stable_modes(curvature, crystal, points, self.settings.host_imaginary_limit, "host")
+            edge_mev = band_edge(found)
+            if edge_mev > self.settings.highest_edge_mev:
+                raise Rejected("host edge not believable")
+            self._dos[key] = edge_mev, projected_dos(found, crystal, edge_mev, STORAGE_GRID)[0]
+        return self._dos[key]
+
+    def _stable_modes(
+        self, curvature: Curvature, crystal: Crystal, points: list[FloatArray], limit: float, what: str
+    ) -> Modes:
+        """Return the modes, or reject a crystal with too many imaginary ones."""
+        found = modes(curvature, crystal, points)
+        fraction, most = found.imaginary_fraction, limit
+        if not self.potential.exact:
+            most = INTERPOLATED_LIMIT
+            if modes(curvature, crystal, [np.zeros(3)]).imaginary_fraction > limit:
+                raise Rejected(f"imaginary modes in the {what}")
+        if fraction > most:
+            raise Rejected(f"imaginary modes in the {what}")
+        return found
+
+    def _sample(self, row_id: str, cell: DopedCell, result: Relaxation, curvature: Curvature, variant: str) -> Sample:
+        """Vibrate a relaxed doped cell, as it is or with randomised stiffness."""
+        crystal, points = result.crystal, q_mesh(len(cell.crystal))
+        edge_mev, host_dos = self._host_dos(cell.supercell, variant)
+        if variant != AS_IS:
+            curvature = Stiffened(curvature, self._world(variant).factors(crystal.numbers))
+        phonons = self._stable_modes(curvature, crystal, points, self.settings.imaginary_limit, "doped cell")
+        doped_dos, overflow = projected_dos(phonons, crystal, edge_mev, STORAGE_GRID)
+        dopants = tuple(dict.fromkeys(cell.symbols))
+        elements = np.unique(crystal.numbers)
+        relaxed = self.relaxed
+        return Sample(
+            row_id=row_id if variant == AS_IS else f"{row_id}/{variant}",
+            host_id=self.host.id,
+            formula=self.host.formula,
+            chemical_system=self.host.chemical_system,
+            split=self.split,
+            host_elements=tuple(_SYMBOL[int(z)] for z in np.unique(relaxed.numbers)),
+            host_dos=host_dos.astype(np.float32),
+            doped_elements=tuple(_SYMBOL[int(z)] for z in elements),
+            doped_counts=tuple(int((crystal.numbers == z).sum()) for z in elements),
+            doped_dos=doped_dos.astype(np.float32),
+            edge_mev=edge_mev,
+            dopants=dopants,
+            dopant_counts=tuple(cell.symbols.count(symbol) for symbol in dopants),
+            sites=tuple(int(site) for site in cell.sites),
+            site_dopants=cell.symbols,
+            atoms=len(crystal),
+            supercell=tuple(int(v) for v in cell.supercell.ravel()),
+            qpoints=len(points),
+            imaginary_fraction=phonons.imaginary_fraction,
+            overflow=overflow,
+            max_force_ev_per_angstrom=result.max_force,
+            placement=cell.placement,
+            variant=variant,
+            potential=self.potential.name,
+            potential_sha256=self.potential.sha256,
+            seed=self.settings.seed,
+            host_numbers=tuple(int(z) for z in relaxed.numbers),
+            host_cell=tuple(float(v) for v in relaxed.cell.ravel()),
+            host_frac=tuple(float(v) for v in relaxed.frac.astype(np.float32).ravel()),
+        )

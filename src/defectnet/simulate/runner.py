@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from functools import lru_cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,17 +20,75 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from defectnet.data.shards import SCHEMA_VERSION, Sample, check_shard, read_extra, write_shard
+from defectnet.data.shards import SCHEMA_VERSION, check_shard, merge_shards, read_extra, write_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.files import replacing
+from defectnet.simulate.batching import BatchedPotential
+from defectnet.simulate.executors import Executor, Failure, LocalExecutor
+from defectnet.simulate.hessians import hessian_file, merge_hessians, read_hessians, write_hessians
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.potential import FastPotential, load_potential
-from defectnet.simulate.rows import Rejected, Settings, relax_host, simulate_row
-
-HOSTS_PER_SHARD = 4
-"""Hosts in one shard: the most that a kill can cost a worker."""
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.potential import FastPotential, Potential, load_potential
+from defectnet.simulate.rows import HostSimulation, Rejected, Row, Settings, relax_host
 
 MANIFEST = "dataset.json"
+
+
+HOPELESS = 2
+"""After so many rejects and not one row, a host is given up: most are molecular crystals that never relax."""
+
+PARTS = ".parts"
+"""Folder for hosts of unfinished shards."""
+
+DEADLY = 4
+"""A host that was begun so often, and each time its process vanished, is given up: it kills its worker, or takes all
+the memory of the machine. Not fewer: a kill of the whole run looks the same to the host that was at work."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a worker computes with.
+
+    Attributes:
+        potential: Relaxes and vibrates.
+        preconditioner: See `simulate`.
+        batch: Hosts at work side by side, each in a thread of its own.
+    """
+
+    potential: Potential
+    preconditioner: Potential | None
+    batch: int = 1
+
+    def check(self, crystal: Crystal) -> None:
+        """Raise `SimulationError` if an element is not known."""
+        self.potential.check(crystal)
+        if self.preconditioner is not None:
+            self.preconditioner.check(crystal)
+
+
+@dataclass(frozen=True)
+class ToolNames:
+    """Paths or names of `Tools`, which every process loads for itself.
+
+    Attributes:
+        potential, preconditioner, device, batch, precision: See `simulate`.
+    """
+
+    potential: str
+    preconditioner: str | None = None
+    device: str = "cpu"
+    batch: int = 1
+    precision: int = 64
+
+    def load(self) -> Tools:
+        """Load the potentials."""
+        if self.batch < 1:
+            raise SimulationError(f"batch is {self.batch}", fix="Use 1 or more")
+        second = None if self.preconditioner is None else load_potential(self.preconditioner)
+        potential = load_potential(self.potential, self.device, precision=self.precision)
+        if self.batch > 1 and isinstance(potential, FastPotential):
+            return Tools(BatchedPotential(potential, self.batch), second, self.batch)
+        return Tools(potential, second)
 
 
 @dataclass(frozen=True)
@@ -49,7 +105,16 @@ class Shard:
 
 
 def simulate(
-    hosts: Sequence[Host], potential: str, out: Path, settings: Settings, *, workers: int = 1, device: str = "cpu"
+    hosts: Sequence[Host],
+    potential: str,
+    out: Path,
+    settings: Settings,
+    *,
+    executor: Executor | None = None,
+    device: str = "cpu",
+    preconditioner: str | None = None,
+    batch: int = 1,
+    precision: int = 64,
 ) -> Counter[str]:
     """Simulate a data set into a folder; shards that are there and whole are kept.
 
@@ -58,90 +123,182 @@ def simulate(
         potential: Path or name, see `load_potential`.
         out: Folder; made if needed.
         settings: See `Settings`.
-        workers: Processes, one thread each.
+        executor: Who does the work; by default one process beside this one.
         device: Where potentials are evaluated.
+        preconditioner: A second, cheaper potential that tells the relaxation which way is soft.
+        batch: Hosts that each process works on side by side, their cells evaluated in one call: for a GPU.
+        precision: Bits of the Hessian's products, see `FastPotential`.
 
     Returns:
         Number of rows (``"rows"``) and of rejects by reason.
 
     Raises:
-        SimulationError: The folder holds another data set, or a worker process died.
+        SimulationError: The folder holds another data set, or shards could not be made; the others are made first.
     """
-    if workers < 1:
-        raise SimulationError(f"workers is {workers}", fix="Use at least one worker")
-    model = load_potential(potential, device)  # fails early, and fetches once for all workers
-    _check_elements(hosts, model)
+    names = ToolNames(potential, preconditioner, device, batch, precision)
+    tools = names.load()  # fails early, and fetches once for all workers
+    for host in hosts:
+        tools.check(host.crystal)
     out.mkdir(parents=True, exist_ok=True)
-    _write_manifest(out, hosts, model, settings)
-    shards = plan(hosts, out)
+    _write_manifest(out, hosts, tools, settings)
+    shards = plan(hosts, out, settings.hosts_per_shard)
     for leftover in out.glob(".shard-*.tmp"):
         leftover.unlink()
-    todo = [shard for shard in shards if not _is_whole(shard, settings)]
+    todo = [shard for shard in shards if _whole(shard, settings) is None]
     unexpected = sorted({path.name for path in out.glob("shard-*.parquet")} - {shard.path.name for shard in shards})
     if unexpected:
         raise SimulationError(
             f"{out / unexpected[0]} does not belong to this data set", fix="Use an empty --out folder"
         )
-    totals: Counter[str] = Counter()
+    failures: dict[str, Failure] = {}
     with _progress() as bar:
         task = bar.add_task("hosts", total=len(hosts), completed=len(hosts) - sum(len(s.hosts) for s in todo))
-        for shard, counts in _run(todo, potential, settings, workers, device):
-            totals.update(counts)
-            bar.update(task, advance=len(shard.hosts))
-            if not bar.console.is_terminal:
-                print(f"{shard.path.name}: {counts['rows']} rows", file=sys.stderr, flush=True)
-    totals.clear()
+        run = (executor or LocalExecutor()).run(
+            ShardWork(names, settings), todo, deaths=(DEADLY + 1) * settings.hosts_per_shard
+        )
+        with closing(run):
+            for shard, outcome in run:
+                bar.update(task, advance=len(shard.hosts))
+                if isinstance(outcome, Failure):
+                    failures[shard.path.name] = outcome
+                elif not bar.console.is_terminal:
+                    print(f"{shard.path.name}: {outcome['rows']} rows", file=sys.stderr, flush=True)
+    if failures:
+        name, failure = next(iter(failures.items()))
+        raise SimulationError(
+            f"{len(failures)} of {len(shards)} shards could not be made",
+            why=f"{name}: {failure.why}",
+            fix="Run the same command again: it goes on with what is missing",
+        )
+    shutil.rmtree(out / PARTS, ignore_errors=True)  # left over where a kill came after a shard was written
+    totals: Counter[str] = Counter()
     for shard in shards:
         totals.update(_counts(read_extra(shard.path)))
     return totals
 
 
-def plan(hosts: Sequence[Host], out: Path) -> list[Shard]:
+@dataclass(frozen=True)
+class ShardWork:
+    """`make_shard` as a worker process calls it, with tools that it loads for itself."""
+
+    tools: ToolNames
+    settings: Settings
+
+    def __call__(self, shard: Shard) -> Counter[str]:
+        """Make a shard."""
+        return make_shard(_load(self.tools), shard, self.settings)
+
+
+@lru_cache(maxsize=1)
+def _load(names: ToolNames) -> Tools:
+    return names.load()
+
+
+def plan(hosts: Sequence[Host], out: Path, hosts_per_shard: int) -> list[Shard]:
     """Cut the hosts into shards, in order."""
-    chunks = [tuple(hosts[i : i + HOSTS_PER_SHARD]) for i in range(0, len(hosts), HOSTS_PER_SHARD)]
+    chunks = [tuple(hosts[i : i + hosts_per_shard]) for i in range(0, len(hosts), hosts_per_shard)]
     return [Shard(out / f"shard-{i:05d}.parquet", chunk) for i, chunk in enumerate(chunks)]
 
 
-def make_shard(model: FastPotential, shard: Shard, settings: Settings) -> Counter[str]:
-    """Simulate and write one shard; returns the numbers of rows and rejects."""
-    samples: list[Sample] = []
-    rejects: list[dict[str, str]] = []
-    for host in shard.hosts:
-        rows, refused = simulate_host(model, host, settings)
-        samples += rows
-        rejects += refused
+def make_shard(tools: Tools, shard: Shard, settings: Settings) -> Counter[str]:
+    """Simulate and write one shard; returns the numbers of rows and rejects.
+
+    Each host is written as it is done, to a folder beside the shard, so that a kill costs no more than one host.
+    """
+    folder = shard.path.parent / PARTS / shard.path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [folder / f"{number:03d}.parquet" for number in range(len(shard.hosts))]
+
+    def make(host: Host, part: Path) -> dict[str, Any]:
+        return _whole(Shard(part, (host,)), settings) or _make_part(tools, host, part, settings)
+
+    if tools.batch > 1:
+        with ThreadPoolExecutor(tools.batch) as threads:
+            notes = list(threads.map(make, shard.hosts, parts))
+    else:
+        notes = [make(host, part) for host, part in zip(shard.hosts, parts, strict=True)]
     extra = {
         "hosts": [host.id for host in shard.hosts],
-        "rejects": rejects,
-        "rows": len(samples),
+        "rejects": [reject for note in notes for reject in note["rejects"]],
+        "rows": sum(note["rows"] for note in notes),
         "settings": settings.to_dict(),
     }
-    write_shard(shard.path, samples, extra)
+    if settings.keep_hessians:
+        merge_hessians(hessian_file(shard.path), [hessian_file(part) for part in parts])
+    merge_shards(shard.path, parts, extra)
+    shutil.rmtree(folder)
+    with suppress(OSError):  # the last one to leave
+        folder.parent.rmdir()
     return _counts(extra)
 
 
-def simulate_host(model: FastPotential, host: Host, settings: Settings) -> tuple[list[Sample], list[dict[str, str]]]:
+def _make_part(tools: Tools, host: Host, path: Path, settings: Settings) -> dict[str, Any]:
+    begun = path.with_suffix(".begun")
+    rows: list[Row] = []
+    if _attempts(begun) >= DEADLY:
+        rejects = [{"id": host.id, "reason": "worker died"}]
+    else:
+        with _attempt(begun):
+            rows, rejects = simulate_host(tools, host, settings)
+    samples = [sample for row in rows for sample in row.samples]
+    extra = {"hosts": [host.id], "rejects": rejects, "rows": len(samples), "settings": settings.to_dict()}
+    if settings.keep_hessians:
+        kept = {row.samples[0].row_id: (row.crystal, row.curvature.hessian().cpu().numpy()) for row in rows}
+        write_hessians(hessian_file(path), kept)
+    write_shard(path, samples, extra)
+    return extra
+
+
+def _attempts(begun: Path) -> int:
+    return begun.stat().st_size if begun.exists() else 0
+
+
+@contextmanager
+def _attempt(begun: Path) -> Iterator[None]:
+    """Count an attempt at a host, one byte each, until the block is left.
+
+    It is left on every end that Python knows of, SIGTERM and Ctrl-C included. The count stays when the process
+    vanishes: killed, for instance by the system for want of memory, or crashed.
+    """
+    before = _attempts(begun)
+    with begun.open("ab") as file:
+        file.write(b".")
+    try:
+        yield
+    finally:
+        with begun.open("r+b") as file:
+            file.truncate(before)
+
+
+def simulate_host(tools: Tools, host: Host, settings: Settings) -> tuple[list[Row], list[dict[str, str]]]:
     """Simulate all rows of a host.
 
     Returns:
         The rows, and the rejects with id and reason. A structure on which numerics break is a reject too: it must
         not stop the others.
     """
-    rows: list[Sample] = []
+    rows: list[Row] = []
     rejects: list[dict[str, str]] = []
+    broken = (Rejected, SimulationError, np.linalg.LinAlgError, ValueError, RuntimeError, MemoryError)
     try:
-        relaxed = relax_host(model, host, settings)
-    except (Rejected, SimulationError, np.linalg.LinAlgError, ValueError, RuntimeError) as error:
+        relaxed = relax_host(tools.potential, host, settings, tools.preconditioner)
+        simulation = HostSimulation(tools.potential, host, relaxed, settings, tools.preconditioner)
+    except broken as error:
         return [], [{"id": host.id, "reason": _reason(error)}]
     for number in range(settings.spectra_per_host):
         try:
-            rows.append(simulate_row(model, host, relaxed, number, settings))
-        except (Rejected, SimulationError, np.linalg.LinAlgError, ValueError, RuntimeError) as error:
+            rows.append(simulation.row(number))
+        except broken as error:
             rejects.append({"id": f"{host.id}/{number:04d}", "reason": _reason(error)})
+            if not rows and len(rejects) == HOPELESS:
+                break
     return rows, rejects
 
 
 def _reason(error: Exception) -> str:
+    # torch raises a RuntimeError for what NumPy calls a MemoryError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out of memory"
     return str(error) if isinstance(error, Rejected) else f"{type(error).__name__}: {str(error)[:100]}"
 
 
@@ -151,106 +308,35 @@ def _counts(extra: dict[str, Any]) -> Counter[str]:
     return counts
 
 
-# -- worker processes --------------------------------------------------------------------------------------------------
-
-_MODEL: FastPotential | None = None
-
-
-@contextmanager
-def one_thread_in_children() -> Iterator[None]:
-    """Give processes that are started meanwhile one thread for linear algebra.
-
-    Libraries read these variables when they are loaded. Sums that are split over threads end in other last digits, and
-    a relaxation can carry these into another stored spectrum.
-    """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent does: an orphan would go on writing, and then wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _start_worker(potential: str, device: str) -> None:
-    global _MODEL
-    Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)  # as `one_thread_in_children` does for NumPy and SciPy
-    _MODEL = load_potential(potential, device)
-
-
-def _work(shard: Shard, settings: Settings) -> Counter[str]:
-    assert _MODEL is not None
-    return make_shard(_MODEL, shard, settings)
-
-
-def _run(
-    todo: Sequence[Shard], potential: str, settings: Settings, workers: int, device: str
-) -> Iterator[tuple[Shard, Counter[str]]]:
-    if not todo:
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)),
-        mp_context=get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(potential, device),
-    )
-    with pool:
-        with one_thread_in_children():  # submitting starts the processes
-            running: dict[Future[Counter[str]], Shard] = {pool.submit(_work, shard, settings): shard for shard in todo}
-        try:
-            while running:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise SimulationError(
-                "a worker process died", why="perhaps out of memory", fix="Run the same command again: it goes on"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 # -- what is there already ---------------------------------------------------------------------------------
 
 
-def _is_whole(shard: Shard, settings: Settings) -> bool:
-    """Say whether a shard is there and whole; a damaged one is named and will be rebuilt."""
+def _whole(shard: Shard, settings: Settings) -> dict[str, Any] | None:
+    """Return the notes of a shard that is there and whole; a damaged one is named and will be rebuilt."""
     if not shard.path.exists():
-        return False
+        return None
     try:
         extra = check_shard(shard.path)
         wanted = [host.id for host in shard.hosts]
         if extra.get("hosts") != wanted or extra.get("settings") != settings.to_dict():
             raise ShardError(f"shard {shard.path} holds other hosts or settings", fix="It is rebuilt")
+        if settings.keep_hessians:
+            read_hessians(hessian_file(shard.path))
     except ShardError as error:
         print(f"Rebuilding: {error.what}", file=sys.stderr)
-        return False
-    return True
+        return None
+    return extra
 
 
-def _write_manifest(out: Path, hosts: Sequence[Host], model: FastPotential, settings: Settings) -> None:
+def _write_manifest(out: Path, hosts: Sequence[Host], tools: Tools, settings: Settings) -> None:
     """Write the data set's identity, or check that the folder has the same."""
     identity = {
         "schema_version": SCHEMA_VERSION,
-        "potential": model.name,
-        "potential_sha256": model.sha256,
+        "potential": tools.potential.name,
+        "potential_sha256": tools.potential.sha256,
+        "preconditioner": None if tools.preconditioner is None else tools.preconditioner.name,
         "hosts": len(hosts),
         "hosts_sha256": _hosts_sha256(hosts),
-        "hosts_per_shard": HOSTS_PER_SHARD,
         "settings": settings.to_dict(),
     }
     path = out / MANIFEST
@@ -291,11 +377,6 @@ def _hosts_sha256(hosts: Sequence[Host]) -> str:
         for array in (host.crystal.numbers, host.crystal.cell.round(6), host.crystal.frac.round(6)):
             digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _check_elements(hosts: Sequence[Host], model: FastPotential) -> None:
-    for host in hosts:
-        model.model.types(host.crystal)
 
 
 def _progress() -> Progress:

@@ -1,0 +1,38 @@
+"""Work for the tests of executors: a module that loads fast, since every new worker loads it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from defectnet.errors import SimulationError
+
+
+def killed(signum: int = signal.SIGKILL) -> None:
+    """End this process, or wait until the signal does."""
+    os.kill(os.getpid(), signum)
+    time.sleep(60)
+
+
+def odd_job(task: tuple[Path, str]) -> str:
+    """Do what `task` says, with a file that grows with each try."""
+    path, what = task
+    with path.open("a") as file:
+        file.write(".")
+    tries = len(path.read_text())
+    if what == "wrong":
+        raise SimulationError("this is wrong", fix="Do not")
+    if what == "fails" or (what == "fails once" and tries == 1):
+        raise OSError("disk full")
+    if what == "kills" or (what == "kills once" and tries == 1):
+        killed()
+    if what == "sleeps":
+        time.sleep(60)
+    if what == "environment":
+        import torch
+
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "XLA_FLAGS")
+        return " ".join(f"{name}={os.environ[name]}" for name in names) + f" torch={torch.get_num_threads()}"
+    return f"{what} done"

@@ -1,0 +1,126 @@
+"""Nequix through the reference path: padded graphs give what the package's own calculator gives."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from crystals import host, layered
+from defectnet.errors import SimulationError
+from defectnet.simulate.neighbours import Crystal, find_pairs
+from defectnet.simulate.nequix import NODE_STEP, NequixPotential, _edge_bucket, _Graph
+from defectnet.simulate.potential import load_potential
+
+CUTOFF = 4.0
+SPECIES = {13: 0, 22: 1, 29: 2}
+
+
+def rattled(seed: int, name: str = "AlCu") -> Crystal:
+    atoms = layered(name) * (2, 1, 1 + seed)
+    crystal = host(atoms).crystal
+    return crystal.moved(np.random.default_rng(seed).normal(0.0, 0.05, (len(crystal), 3)))
+
+
+def test_graphs_have_few_shapes():
+    sizes = {_edge_bucket(edges) for edges in range(1, 20000, 7)}
+    assert len(sizes) < 25
+    for edges in (1, 511, 512, 513, 1000, 7777):
+        assert edges <= _edge_bucket(edges) <= max(512, 1.19 * edges + 1)
+
+
+def test_graph_holds_every_pair_and_padding_adds_none():
+    crystals = [rattled(0), rattled(1)]
+    graph = _Graph(crystals, CUTOFF, SPECIES, cells=3)
+    arrays = graph.arrays
+    assert arrays["positions"].shape == (3 * NODE_STEP, 3)
+    assert graph.first_atom.tolist() == [0, 4, 12]
+    vector = arrays["positions"][arrays["sender"]] - arrays["positions"][arrays["receiver"]] + arrays["offset"]
+    length = np.linalg.norm(vector, axis=1)
+    real = length < CUTOFF
+    for k, crystal in enumerate(crystals):
+        mine = real & (arrays["owner"][arrays["sender"]] == k)
+        pairs = find_pairs(crystal, CUTOFF)
+        assert np.allclose(np.sort(length[mine]), np.sort(pairs.distance.numpy()), atol=1e-5)
+        assert (arrays["owner"][arrays["receiver"]][mine] == k).all()
+    assert (arrays["owner"][arrays["receiver"]][~real] == 3).all()
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(SimulationError, match=r"absent.nqx does not exist"):
+        load_potential(tmp_path / "absent.nqx")
+
+
+# -- with the package --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny random network in a file."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    pytest.importorskip("nequix", reason="pip install 'defectnet[reference]'")
+    import jax
+    from nequix.model import Nequix, save_model
+
+    config = {
+        "atomic_numbers": list(SPECIES),
+        "hidden_irreps": "4x0e + 2x1o",
+        "lmax": 1,
+        "cutoff": CUTOFF,
+        "n_layers": 2,
+        "radial_basis_size": 4,
+        "radial_mlp_size": 8,
+        "radial_mlp_layers": 1,
+        "radial_polynomial_p": 6.0,
+        "mlp_init_scale": 4.0,
+        "index_weights": False,
+        "layer_norm": True,
+        "shift": -2.0,
+        "scale": 0.7,
+        "avg_n_neighbors": 12.0,
+    }
+    sizes = {k: v for k, v in config.items() if k != "atomic_numbers"}
+    model = Nequix(jax.random.key(3), n_species=3, atom_energies=[-1.0, -2.0, -3.0], **sizes)
+    path = tmp_path_factory.mktemp("nequix") / "tiny.nqx"
+    save_model(str(path), model, config)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_same_as_the_calculator_of_the_package(weights, batch):
+    from ase import Atoms
+    from nequix.calculator import NequixCalculator
+
+    crystals = [rattled(0), rattled(1), rattled(1, "TiAl"), rattled(2)]
+    found = NequixPotential(weights, batch=batch).evaluate_many(crystals)
+    calculator = NequixCalculator(model_path=str(weights), backend="jax", use_kernel=False)
+    for crystal, ours in zip(crystals, found, strict=True):
+        atoms = Atoms(crystal.numbers, positions=crystal.positions, cell=crystal.cell, pbc=True, calculator=calculator)
+        assert ours.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+        assert np.abs(ours.forces - atoms.get_forces()).max() < 1e-4
+        assert np.abs(ours.stress - atoms.get_stress(voigt=False)).max() < 1e-5
+        assert np.abs(ours.forces).max() > 0.01
+
+
+def test_hessian_from_forward_differences(weights):
+    potential = NequixPotential(weights, displacement=0.02)
+    crystal = rattled(1)
+    hessian = potential.curvature(crystal).hessian().numpy()
+    step = 0.02 * np.random.default_rng(0).normal(size=(len(crystal), 3)) / np.sqrt(3 * len(crystal))
+    ahead, behind = (potential.evaluate(crystal.moved(sign * step)).forces for sign in (1, -1))
+    expected = (behind - ahead).ravel() / 2
+    assert np.abs(hessian @ step.ravel() - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_unknown_elements_and_broken_files(weights, tmp_path):
+    potential = load_potential(weights)
+    assert isinstance(potential, NequixPotential)
+    with pytest.raises(SimulationError, match="does not know the element with Z = 28"):
+        potential.check(rattled(0, "CuNi"))
+    (tmp_path / "cut.nqx").write_bytes(weights.read_bytes()[:900])
+    (tmp_path / "text.nqx").write_text(json.dumps({"a": 1}) + "\n")
+    for name in ("cut.nqx", "text.nqx"):
+        with pytest.raises(SimulationError, match="is no Nequix network, or truncated"):
+            load_potential(tmp_path / name)
