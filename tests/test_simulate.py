@@ -14,6 +14,7 @@ from ase.build import bulk
 from scipy.ndimage import gaussian_filter1d
 
 from crystals import cubic, entry, host, layered, write_hosts
+from defectnet import cli
 from defectnet.config import STORAGE_GRID
 from defectnet.data.shards import read_extra, read_shard, write_shard
 from defectnet.data.splits import split_of
@@ -312,6 +313,24 @@ def test_a_row_can_be_made_again_from_what_is_stored(potential, relaxed, tmp_pat
         again, sites=tuple(site + 1 for site in again.sites), doped_dos=again.doped_dos[:, ::-1]
     )
     assert differences(stored, other) == ["doped_dos", "sites"]
+
+
+def test_random_rows_of_a_data_set_come_out_again(tmp_path, capsys):
+    path = write_morse_nep(tmp_path / "morse.txt")
+    write_hosts(tmp_path / "hosts.json", 2)
+    out = tmp_path / "out"
+    words = ["simulate", "--hosts", tmp_path / "hosts.json", "--potential", path, "--out", out, "--atoms", "13-19"]
+    assert cli.main([str(word) for word in (*words, "--spectra-per-host", 2)]) in (0, None)
+    command = ["data", "verify", str(out), "--potential", str(path), "--rows", "3", "--json"]
+    capsys.readouterr()
+    assert cli.main(command) in (0, None)
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 3
+    assert all(differences == [] for differences in found.values())
+    other = write_morse_nep(tmp_path / "other.txt", ("Al", "Cu", "Ti"))
+    with pytest.raises(SystemExit):
+        cli.main(["data", "verify", str(out), "--potential", str(other)])
+    assert "Name the potential of the data set" in capsys.readouterr().err
 
 
 def test_a_stiffened_row_can_be_made_again(potential, relaxed, tmp_path):

@@ -1,4 +1,4 @@
-"""One figure of an answer: the two spectra with their difference, and what the model says of the elements."""
+"""Figures: an answer (two spectra, their difference, what the model says), and a simulated row of a data set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.config import STORAGE_GRID
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
 from defectnet.prediction import Prediction
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from defectnet.data.shards import Sample
+
 HOST_COLOUR = "#5b6470"
 DOPED_COLOUR = "#c1440e"
 PRESENT_COLOUR = "#1f6f8b"
 ABSENT_COLOUR = "#c3ccd4"
 GRID_POINTS = 1024
 MOST_ELEMENTS = 8
+DOPANT_COLOURS = ("#c1440e", "#1f6f8b", "#7a5195", "#c58b00", "#3f7d3a", "#d45087")
+BROADENING = 0.02  # of the edge: a supercell has few modes, which as lines hide the shape
 LEAST_ROWS = 6  # so that two bars are not drawn as two blocks
 
 _STYLE: Any = {  # Any: the keys that matplotlib types differ between its versions
@@ -56,11 +61,10 @@ def plot_pair(host: Spectrum, doped: Spectrum, prediction: Prediction, path: str
     Raises:
         ConfigError: matplotlib is not installed, or the figure cannot be saved.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("a plot needs matplotlib", fix="Install it: pip install 'defectnet[plot]'") from error
+    _check_installed()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 4.4), layout="constrained")
         grid = figure.add_gridspec(2, 3, width_ratios=(2.1, 0.8, 1.0), height_ratios=(2.6, 1.0))
@@ -73,6 +77,98 @@ def plot_pair(host: Spectrum, doped: Spectrum, prediction: Prediction, path: str
         if path is not None:
             _save(figure, Path(path))
     return figure
+
+
+def plot_row(sample: Sample, path: str | Path | None = None) -> Figure:
+    """Draw a row of a data set: total DOS of host and doped cell, and the projected DOS of each dopant.
+
+    Args:
+        sample: The row.
+        path: As in `plot_pair`.
+
+    Returns:
+        The figure, independent of pyplot's state.
+
+    Raises:
+        ConfigError: As `plot_pair`.
+    """
+    _check_installed()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1.0))
+        _draw_row(top, bottom, sample)
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def _check_installed() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("a plot needs matplotlib", fix="Install it: pip install 'defectnet[plot]'") from error
+
+
+def _draw_row(top: Axes, bottom: Axes, sample: Sample) -> None:
+    edge = sample.edge_mev
+    energy = STORAGE_GRID.centres * edge
+    doped = dict(zip(sample.doped_elements, sample.doped_dos, strict=True))
+    totals = [_broadened(dos.sum(0)) / edge for dos in (sample.host_dos, sample.doped_dos)]
+    # Per atom, so that a trace is seen beside a main dopant.
+    dopants = {s: _broadened(doped[s]) / edge / share for s, share in sample.concentrations.items()}
+    curves = [*totals, *dopants.values()]
+    ends = [float(energy[int(np.searchsorted(np.cumsum(curve) / curve.sum(), 0.998))]) for curve in curves]
+    end = min(float(energy[-1]), max(1.2 * edge, 1.05 * max(ends)))
+    top.fill_between(energy, totals[0], color=HOST_COLOUR, alpha=0.13, linewidth=0)
+    top.plot(energy, totals[0], color=HOST_COLOUR, linewidth=1.2, label=f"host, {sample.formula}")
+    label = "doped" if dopants else "no dopants"
+    top.plot(energy, totals[1], color=DOPED_COLOUR, linewidth=1.2, label=label)
+    for axes in (top, bottom):
+        axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
+    _mark_edge(top, edge)
+    top.set_ylabel("Total DOS (meV$^{-1}$)")
+    top.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in totals))
+    beside: Any = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 8, "handlelength": 1.4}
+    top.legend(**beside)
+    stiffness = "" if sample.variant == "as-is" else f", {sample.variant}"
+    top.set_title(f"{sample.row_id}: {sample.atoms} atoms, {sample.placement}{stiffness}")
+    top.tick_params(labelbottom=False)
+    for (symbol, curve), colour in zip(dopants.items(), DOPANT_COLOURS, strict=False):
+        share = f"{symbol}, {100.0 * sample.concentrations[symbol]:.2f} at.%"
+        bottom.plot(energy, curve, color=colour, linewidth=1.2, label=share)
+    if dopants:
+        bottom.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in dopants.values()))
+        bottom.legend(**beside)
+    else:
+        bottom.text(0.5, 0.5, "no dopants", transform=bottom.transAxes, ha="center", color="0.35")
+        bottom.set_yticks([])
+    bottom.set_ylabel("DOS per dopant\natom (meV$^{-1}$)")
+    bottom.set_xlabel(f"Energy (meV); Gaussian of {BROADENING * edge:.1f} meV FWHM")
+    bottom.set_xlim(0.0, end)
+
+
+def _broadened(dos: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return a stored DOS with a Gaussian of `BROADENING`; what would fall off the grid stays on it."""
+    x = STORAGE_GRID.centres
+    sigma = BROADENING / math.sqrt(8.0 * math.log(2.0))
+    kernel = np.exp(-0.5 * ((x[:, None] - x[None, :]) / sigma) ** 2)
+    return np.asarray(kernel / kernel.sum(0) @ dos.astype(np.float64))
+
+
+def _mark_edge(axes: Axes, edge: float) -> None:
+    axes.annotate(
+        f"host's edge\n{edge:.1f} meV",
+        (edge, 1.0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(4, -2),
+        textcoords="offset points",
+        va="top",
+        fontsize=7.5,
+        color="0.35",
+    )
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -117,16 +213,7 @@ def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, form
     top.plot(energy, curves[1], color=DOPED_COLOUR, linewidth=1.2, label="doped")
     for axes in (top, bottom):
         axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
-    top.annotate(
-        f"host's edge\n{edge:.1f} meV",
-        (edge, 1.0),
-        xycoords=top.get_xaxis_transform(),
-        xytext=(4, -2),
-        textcoords="offset points",
-        va="top",
-        fontsize=7.5,
-        color="0.35",
-    )
+    _mark_edge(top, edge)
     top.set_ylabel("DOS (meV$^{-1}$)")
     top.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in curves))
     top.tick_params(labelbottom=False)

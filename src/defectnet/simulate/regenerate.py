@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from defectnet.data.shards import Sample, decoded
-from defectnet.errors import SimulationError
+from defectnet.data.shards import Sample, check_shard, decoded, read_shard
+from defectnet.errors import ShardError, SimulationError
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.potential import Potential
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings
+from defectnet.simulate.runner import MANIFEST, ToolNames
 
 
 def stored_host(sample: Sample) -> Crystal:
@@ -47,11 +52,13 @@ def regenerate(
     number = sample.row_id.removeprefix(f"{sample.host_id}/").split("/")[0]
     try:
         row = HostSimulation(potential, host, host.crystal, settings, preconditioner).row(int(number))
-        return next(made for made in row.samples if made.row_id == sample.row_id)
+        made = next(made for made in row.samples if made.row_id == sample.row_id)
     except (Rejected, ValueError, StopIteration) as error:
         raise SimulationError(
             f"row {sample.row_id} cannot be made again", why=str(error) or "no such row", fix="Use its own settings"
         ) from error
+    # The host is what it was made from; on its way through Cartesian coordinates a zero may become 1e-17.
+    return replace(made, host_cell=sample.host_cell, host_frac=sample.host_frac)
 
 
 def differences(stored: Sample, again: Sample) -> list[str]:
@@ -62,3 +69,43 @@ def differences(stored: Sample, again: Sample) -> list[str]:
         for field in fields(Sample)
         if not np.array_equal(getattr(stored, field.name), getattr(again, field.name))
     ]
+
+
+def verify(
+    folder: str | Path, potential: str, *, rows: int = 10, seed: int = 0, preconditioner: str | None = None
+) -> dict[str, list[str]]:
+    """Make random rows of a data set again, on one thread, as the workers did.
+
+    Args:
+        folder: Folder of shards with its ``dataset.json``.
+        potential: Path or name of the one it was made with.
+        rows: How many.
+        seed: Chooses the rows.
+        preconditioner: The one that it was made with, if any.
+
+    Returns:
+        Row id -> names of the fields that differ.
+
+    Raises:
+        ShardError: No shard is there, or a shard is damaged.
+        SimulationError: Another potential; a row cannot be made again.
+    """
+    folder = Path(folder)
+    settings = Settings.read(folder / MANIFEST)
+    tools = ToolNames(potential, preconditioner).load()
+    places = [(path, i) for path in sorted(folder.glob("shard-*.parquet")) for i in range(check_shard(path)["rows"])]
+    if not places:
+        raise ShardError(f"{folder} holds no rows", fix="Give a folder that `defectnet simulate` wrote")
+    chosen = np.random.default_rng(seed).permutation(len(places))[:rows]
+    found = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums split over threads end in other last digits
+    try:
+        with threadpool_limits(1):
+            for path, number in (places[i] for i in chosen):
+                sample = next(islice(read_shard(path), number, None))
+                again = regenerate(sample, tools.potential, settings, tools.preconditioner)
+                found[sample.row_id] = differences(sample, again)
+    finally:
+        torch.set_num_threads(threads)
+    return found

@@ -140,7 +140,7 @@ def relax(
     cell: CellMode = "volume",
     tolerance: float = 0.005,
     evaluations: int = 50,
-    rounds: int = 2,
+    rounds: int = 3,
     preconditioner: Potential | None = None,
 ) -> Relaxation:
     """Relax positions and cell with L-BFGS, preconditioned by the Hessian at the start of each round.
