@@ -66,7 +66,7 @@ def _nobody_stays(tmp_path, monkeypatch):
     """Every test runs in a folder of its own, which tells its processes from others."""
     monkeypatch.chdir(tmp_path)
     yield
-    assert left_behind(tmp_path, seconds=10) == []
+    assert left_behind(tmp_path, seconds=60) == []
 
 
 def left_behind(folder: Path, seconds: float) -> list[str]:
@@ -276,7 +276,7 @@ def test_closed_early(kind, tmp_path):
     run = executor(kind, 2, tmp_path).run(odd_job, [(tmp_path / "1", "works"), (tmp_path / "2", "sleeps")])
     assert next(run)[1] == "works done"
     run.close()
-    assert left_behind(tmp_path, seconds=10) == []
+    assert left_behind(tmp_path, seconds=60) == []
 
 
 def test_parsl_ends_when_its_starter_is_killed(tmp_path):

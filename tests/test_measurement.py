@@ -35,7 +35,7 @@ def flat() -> np.ndarray:
     return unit_area((STORAGE_GRID.centres < 1.0).astype(float))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(numbers, st.floats(5.0, 200.0), st.floats(0.05, 20.0), st.floats(0.1, 10.0))
 def test_broadening_keeps_the_area_and_the_sign(number, edge_mev, fwhm_mev, growth):
     dos = weighted_dos(("Si",), np.random.default_rng(number).random((1, STORAGE_GRID.bins)), "total")
@@ -61,7 +61,7 @@ def test_broadening_agrees_with_the_spectrum_class():
     assert np.abs(ours - np.interp(energy, theirs.energy, theirs.dos)).max() < 1e-3 * dos.max()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(numbers, st.floats(5.0, 200.0), st.floats(0.05, 20.0), st.floats(0.1, 10.0), st.integers(1, STORAGE_GRID.bins))
 def test_broadening_of_many_agrees_with_the_full_kernel_and_with_one(number, edge_mev, fwhm_mev, growth, end):
     rng = np.random.default_rng(number)
@@ -79,7 +79,7 @@ def test_broadening_of_many_agrees_with_the_full_kernel_and_with_one(number, edg
         assert np.array_equal(broad[i], broaden(dos[one], edges[one], widths[one], growths[one])[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(numbers)
 def test_edges_of_many_agree_with_the_edge_of_one(number):
     rng = np.random.default_rng(number)
@@ -115,7 +115,7 @@ def test_a_resolution_far_below_a_bin_changes_nothing():
     assert np.allclose(resolution_kernel(200.0, 0.05, 1.0), np.eye(STORAGE_GRID.bins), atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(numbers, st.floats(0.0, 0.2))
 def test_background_adds_its_area_and_nothing_negative(number, share):
     dos = flat()
@@ -125,7 +125,7 @@ def test_background_adds_its_area_and_nothing_negative(number, share):
     assert np.abs(np.diff(more - dos)).max() < 0.02 * max(share, 1e-9) * dos.max()  # smooth
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(numbers, st.floats(0.0, 0.3))
 def test_noise_is_not_negative(number, level):
     assert with_noise(flat(), level, np.random.default_rng(number)).min() >= 0
@@ -148,7 +148,7 @@ def test_noise_grows_with_the_root_of_the_signal():
     assert runs[50:95].mean() / runs[105:195].mean() == pytest.approx(2.0, rel=0.05)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(numbers, st.floats(0.0, 0.2), st.floats(1.4, 3.0))
 def test_cut_off_keeps_the_middle_and_is_not_negative(number, low, high):
     dos = np.random.default_rng(number).random(STORAGE_GRID.bins)
@@ -179,7 +179,7 @@ def test_projection_is_one_element_of_unit_area():
     assert np.allclose(curve, unit_area(sample.doped_dos[0].astype(float)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(numbers, st.sampled_from([CLEAN, LAB, AUGMENT]))
 def test_a_measured_pair_has_unit_area_no_negative_value_and_its_hosts_edge(number, measurement):
     sample = toy_sample(number % 50)
@@ -202,7 +202,7 @@ def test_a_measured_pair_has_unit_area_no_negative_value_and_its_hosts_edge(numb
     assert 0.7 * first < pair.edge_mev < 1.6 * sample.edge_mev + 10.0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(numbers, st.sampled_from([CLEAN, LAB, AUGMENT]))
 def test_the_order_of_elements_does_not_matter(number, measurement):
     sample = toy_sample(number % 50, dopants=3)

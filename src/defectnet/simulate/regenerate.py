@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.data.shards import Sample, check_shard, decoded, read_shard
 from defectnet.errors import ShardError, SimulationError
+from defectnet.simulate.executors import one_thread_in_children
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.potential import Potential
@@ -92,7 +93,6 @@ def verify(
     """
     folder = Path(folder)
     settings = Settings.read(folder / MANIFEST)
-    tools = ToolNames(potential, preconditioner).load()
     places = [(path, i) for path in sorted(folder.glob("shard-*.parquet")) for i in range(check_shard(path)["rows"])]
     if not places:
         raise ShardError(f"{folder} holds no rows", fix="Give a folder that `defectnet simulate` wrote")
@@ -101,7 +101,8 @@ def verify(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums split over threads end in other last digits
     try:
-        with threadpool_limits(1):
+        with one_thread_in_children(), threadpool_limits(1):  # the first is what JAX reads when it starts
+            tools = ToolNames(potential, preconditioner).load()
             for path, number in (places[i] for i in chosen):
                 sample = next(islice(read_shard(path), number, None))
                 again = regenerate(sample, tools.potential, settings, tools.preconditioner)
