@@ -34,6 +34,7 @@ NEGATIVE_LIMIT: Final = 0.05  # of the maximum: counting noise of a good measure
 NEGATIVE_AREA_LIMIT: Final = 0.05  # of the area
 IMAGINARY_LIMIT: Final = 0.02  # of the area: smearing of the acoustic modes around zero stays within this
 EDGE_THRESHOLD: Final = 0.05  # of the maximum
+EDGE_CELLS: Final = 640  # in which a host's edge is looked for; two or three to a standard deviation of the smoothing
 
 _ALIASES: Final = {
     "mev": "meV",
@@ -342,7 +343,7 @@ def band_edge_mev(energy_mev: ArrayLike, dos: ArrayLike, *, source: str = "host"
     live = float(np.interp(0.95 * total[-1], total, energy))
     sigma = 0.015 * live
     top = min(float(energy[-1]), 4.0 * live) + 4.0 * sigma
-    cells = np.linspace(0.0, top, 1025)
+    cells = np.linspace(0.0, top, EDGE_CELLS + 1)
     width = cells[1]
     density = np.diff(_integral_at(cells, energy, dos)) / width
     reach = int(np.ceil(4.0 * sigma / width))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid
 from defectnet.elements import INDEX, properties
 from defectnet.errors import ConfigError
-from defectnet.spectrum import EDGE_THRESHOLD, KINDS, band_edge_mev
+from defectnet.spectrum import EDGE_CELLS, EDGE_THRESHOLD, KINDS, band_edge_mev
 
 if TYPE_CHECKING:
     from defectnet.data.shards import Row, Sample
@@ -42,8 +42,8 @@ _FWHM_TO_SIGMA: Final = 1.0 / np.sqrt(8.0 * np.log(2.0))
 _CENTRES: Final = STORAGE_GRID.centres
 _BINS: Final = np.arange(STORAGE_GRID.bins)
 _REACH: Final = 4.5  # standard deviations of the resolution: 7e-6 of a line lies beyond
-_BLOCK: Final = 8  # distances, in bins, that are taken in one step
-_WIDE: Final = 20  # blocks of reach from which a full kernel is cheaper
+_REACHES: Final = np.array([8, 16, 24, 32, 48, 64, 96, 128, 192])  # bins; beyond, a full kernel is cheaper
+_BLOCK: Final = 24  # bins whose lines are taken together; a divisor of the number of bins
 _CHUNK: Final = 16  # pairs broadened at a time, for the processor's cache
 
 
@@ -250,64 +250,48 @@ def broaden(
     filled = np.any(dos > 0, axis=1)
     ends = STORAGE_GRID.bins - np.argmax(filled[:, ::-1], axis=1)  # nothing lies from here on
     # How far is asked of each pair alone, so that it does not depend on the others.
-    blocks = np.ceil(_REACH / _BLOCK * np.where(filled, sigma, 0.0).max(axis=1)).astype(int)
+    reach = np.searchsorted(_REACHES, _REACH * np.where(filled, sigma, 0.0).max(axis=1))
+    factor = (-0.5 / sigma**2).astype(np.float32)
     out = np.empty_like(dos)
-    for i in np.flatnonzero(blocks > _WIDE):  # a full kernel is cheaper
+    for i in np.flatnonzero(reach == len(_REACHES)):
         kernel = resolution_kernel(float(edge_mev[i]), float(fwhm_mev[i]), float(growth[i]), sources=int(ends[i]))
         out[i] = dos[i, :, : ends[i]] @ kernel.T
-    order = np.argsort(-blocks, kind="stable")
-    order = order[blocks[order] <= _WIDE]
-    for begin in range(0, len(order), _CHUNK):
-        chosen = order[begin : begin + _CHUNK]
-        end = int(ends[chosen].max())
-        out[chosen] = _by_distance(dos[chosen], sigma[chosen, :end].astype(np.float32), blocks[chosen])
+    for number, bins in enumerate(_REACHES.tolist()):
+        rows = np.flatnonzero(reach == number)
+        rows = rows[np.argsort(ends[rows], kind="stable")]  # pairs of a chunk are as long as its longest
+        for begin in range(0, len(rows), _CHUNK):
+            chosen = rows[begin : begin + _CHUNK]
+            blocks = -(-int(ends[chosen].max()) // _BLOCK)
+            out[chosen] = _in_blocks(dos[chosen], factor[chosen, : blocks * _BLOCK], bins)
     return out
 
 
-def _by_distance(dos: NDArray[np.float32], sigma: NDArray[np.float32], blocks: NDArray[np.int_]) -> NDArray[np.float32]:
-    """Broaden pairs: for each distance, all bins send their share so far up and down; `_BLOCK` distances at a time.
+def _in_blocks(dos: NDArray[np.float32], factor: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """Broaden pairs: the lines of a block of bins reach into the bins around it, as one product of small matrices.
 
     Args:
         dos: (P, curves, N) curves, empty from bin n on.
-        sigma: (P, n) standard deviations in bins.
-        blocks: (P,) how far the kernels reach, in blocks of distances; falling.
+        factor: (P, n) -1/2 over the squared standard deviation, in bins; n is a number of whole blocks.
+        reach: How far the kernels reach, in bins.
     """
-    bins, end, reach = STORAGE_GRID.bins, sigma.shape[1], _BLOCK * int(blocks[0])
-    start = reach + 1
-    scale = np.float32(-0.5) / sigma**2
-    total = np.ones_like(scale)  # what a bin's mass is shared by; the part that would leave the grid stays inside
-    weights = []
-    for block in range(int(blocks[0])):
-        pairs = int(np.searchsorted(-blocks, -block))  # those that reach so far
-        distance = np.arange(_BLOCK * block + 1, _BLOCK * (block + 1) + 1, dtype=np.float32)[:, None]
-        weight = scale[:pairs, None] * distance**2
-        # Beyond exp(-80) lie denormal numbers, which are slow.
-        np.exp(np.maximum(weight, np.float32(-80.0), out=weight), out=weight)
-        weights.append(weight)
-        total[:pairs] += np.float32(2.0) * weight.sum(axis=1)
-        near, far = min(_BLOCK * (block + 1), end), bins - _BLOCK * (block + 1)
-        total[:pairs, :near] -= (weight[:, :, :near] * (distance > _BINS[:near])).sum(axis=1)
-        if far < end:
-            total[:pairs, far:] -= (weight[:, :, far:] * (distance >= bins - _BINS[far:end])).sum(axis=1)
-    mass = dos[:, :, :end] / total[:, None]
-    out = np.zeros((*dos.shape[:2], start + bins + start), dtype=np.float32)
-    out[:, :, start : start + end] = mass
-    # Each row of the buffer is moved by one bin against the one before, so that a sum over rows is one over distances.
-    buffer = np.zeros((*dos.shape[:2], _BLOCK, end + _BLOCK), dtype=np.float32)
-    size, row = buffer.itemsize, (end + _BLOCK) * buffer.itemsize
-    shape, strides = (*dos.shape[:2], _BLOCK, end), buffer.strides[:2]
-    up = np.ndarray(shape, np.float32, buffer, 0, (*strides, row + size, size))
-    for block, weight in enumerate(weights):
-        pairs, first = len(weight), start + _BLOCK * block + 1
-        np.multiply(mass[:pairs, :, None], weight[:, None], out=up[:pairs])
-        out[:pairs, :, first : first + end + _BLOCK] += buffer[:pairs].sum(axis=2)
-    buffer[:] = 0.0
-    down = np.ndarray(shape, np.float32, buffer, _BLOCK * size, (*strides, row - size, size))
-    for block, weight in enumerate(weights):
-        pairs, first = len(weight), start - _BLOCK * (block + 1) - 1
-        np.multiply(mass[:pairs, :, None], weight[:, None], out=down[:pairs])
-        out[:pairs, :, first : first + end + _BLOCK] += buffer[:pairs].sum(axis=2)
-    return out[:, :, start : start + bins]
+    (pairs, curves, bins), blocks, span = dos.shape, factor.shape[1] // _BLOCK, _BLOCK + 2 * reach
+    distance = np.arange(-reach, _BLOCK + reach) - np.arange(_BLOCK)[:, None]
+    kernel = factor.reshape(pairs, blocks, _BLOCK, 1) * np.square(distance).astype(np.float32)
+    if factor.min() * (_BLOCK + reach) ** 2 < -80.0:  # beyond exp(-80) lie denormal numbers, which are slow
+        np.maximum(kernel, np.float32(-80.0), out=kernel)
+    np.exp(kernel, out=kernel)
+    for block in range(blocks):  # what would fall off the grid stays on it
+        below, above = reach - block * _BLOCK, (block + 1) * _BLOCK + reach - bins
+        if below > 0:
+            kernel[:, block, :, :below] = 0.0
+        if above > 0:
+            kernel[:, block, :, span - above :] = 0.0
+    mass = dos[:, :, : factor.shape[1]].reshape(pairs, curves, blocks, _BLOCK).transpose(0, 2, 1, 3)
+    spread = (mass / (kernel @ np.ones(span, np.float32))[:, :, None]) @ kernel
+    out = np.zeros((pairs, curves, bins + 2 * reach), dtype=np.float32)
+    for block in range(blocks):
+        out[:, :, block * _BLOCK : block * _BLOCK + span] += spread[:, block]
+    return out[:, :, reach : reach + bins]
 
 
 def with_background(dos: FloatArray, share: float, rng: np.random.Generator) -> FloatArray:
@@ -496,9 +480,10 @@ def measure_pairs(
             rngs[number].standard_normal(out=noise[number], dtype=np.float32)
         curves = _with_noise(curves, drawn.noise[:, None, None].astype(np.float32), noise).astype(np.float32)
     curves = _cut_off(curves, np.minimum(drawn.low_mev / edge, 0.2), drawn.high)
-    observed = relative_edges(curves[:, 0], edge)
+    running = _running(curves)
+    observed = _relative_edges(curves[:, 0], running[:, 0], edge)
     cells = grid.edges * observed[:, None]
-    shares = np.diff(_integrals(curves, np.broadcast_to(cells[:, None], (*curves.shape[:2], cells.shape[1]))))
+    shares = np.diff(_integrals(curves, running, np.broadcast_to(cells[:, None], (*curves.shape[:2], cells.shape[1]))))
     result = (shares / (shares.sum(axis=2, keepdims=True) * grid.width)).astype(np.float32)
     return MeasuredPairs(result[:, 0], result[:, 1], observed * edge, kind)
 
@@ -578,19 +563,21 @@ def relative_edges(dos: NDArray[np.floating[Any]], edge_mev: FloatArray) -> Floa
     Raises:
         SpectrumError: As there.
     """
-    step, cells = STORAGE_GRID.width, 1024
-    dos = np.ascontiguousarray(dos)
-    between = dos[:, 1:] + dos[:, :-1]
-    total = np.cumsum(between, axis=1, dtype=np.float64)
+    return _relative_edges(dos, _running(dos), edge_mev)
+
+
+def _relative_edges(dos: NDArray[np.floating[Any]], total: FloatArray, edge_mev: FloatArray) -> FloatArray:
+    """Find the edges of curves of which `total` is what `_running` returns."""
+    step, cells = STORAGE_GRID.width, EDGE_CELLS
     target = 0.95 * total[:, -1]
     # The first point at which 95 % are reached, and the way to it from the point before.
-    i = np.minimum(np.count_nonzero(total < target[:, None], axis=1), total.shape[1] - 1)
+    i = np.clip(np.count_nonzero(total < target[:, None], axis=1), 1, total.shape[1] - 1)
     at = np.arange(len(dos))
-    live = _CENTRES[i + 1] - step * (total[at, i] - target) / np.maximum(between[at, i], 1e-30)
+    live = _CENTRES[i] - step * (total[at, i] - target) / np.maximum(total[at, i] - total[at, i - 1], 1e-30)
     sigma = 0.015 * live
     top = np.minimum(_CENTRES[-1], 4.0 * live) + 4.0 * sigma
     width = top / cells
-    density = np.diff(_integrals(dos, width[:, None] * np.arange(cells + 1))).astype(np.float32)
+    density = np.diff(_integrals(dos, total, width[:, None] * np.arange(cells + 1))).astype(np.float32)
     smooth = _smoothed(density, sigma / width, np.ceil(4.0 * sigma / width).astype(int))
     limit = np.float32(EDGE_THRESHOLD) * smooth.max(axis=1)
     above = smooth >= limit[:, None]
@@ -621,20 +608,26 @@ def _smoothed(density: NDArray[np.float32], sigma: FloatArray, reach: NDArray[np
     return out
 
 
-def _integrals(dos: NDArray[np.floating[Any]], at: FloatArray) -> FloatArray:
+def _running(dos: NDArray[np.floating[Any]]) -> FloatArray:
+    """Integrate piecewise linear curves (..., N) on `STORAGE_GRID` up to each centre, in units of its bins."""
+    total = np.zeros(dos.shape)
+    np.cumsum((dos[..., 1:] + dos[..., :-1]) * dos.dtype.type(0.5), axis=-1, dtype=np.float64, out=total[..., 1:])
+    return total
+
+
+def _integrals(dos: NDArray[np.floating[Any]], total: FloatArray, at: FloatArray) -> FloatArray:
     """Integrate piecewise linear curves on `STORAGE_GRID` from its first centre, exactly; nothing lies outside.
 
     Args:
         dos: (..., N) curves.
+        total: (..., N) what `_running` returns of them.
         at: (..., n) relative energies.
 
     Returns:
         (..., n) integrals.
     """
     bins, step = STORAGE_GRID.bins, STORAGE_GRID.width
-    curves = dos.reshape(-1, bins).astype(np.float64)
-    total = np.zeros_like(curves)
-    np.cumsum((curves[:, 1:] + curves[:, :-1]) * 0.5, axis=1, out=total[:, 1:])
+    curves, total = dos.reshape(-1, bins), total.reshape(-1, bins)
     place = np.clip(at.reshape(len(curves), -1) / step - 0.5, 0.0, bins - 1)
     i = np.minimum(place.astype(np.intp), bins - 2)
     t = place - i
