@@ -264,7 +264,7 @@ class HostSimulation:
         Raises:
             Rejected: The cell does not relax, or host or cell have imaginary modes.
         """
-        settings, potential = self.settings, self.potential
+        settings = self.settings
         row_id = f"{self.host.id}/{number:04d}"
         rng = row_generator(settings.seed, row_id)
         dilute = settings.has_dilute and rng.random() < settings.dilute_share
@@ -277,6 +277,20 @@ class HostSimulation:
         )
         cell = build(self.relaxed, recipe, rng, self.dilute if dilute else self.regular)
         stiffnesses = int(rng.integers(1, 3)) if rng.random() < settings.stiffness_share else 0
+        return self.vibrate(row_id, cell, stiffnesses)
+
+    def vibrate(self, row_id: str, cell: DopedCell, stiffnesses: int = 0) -> Row:
+        """Relax a doped cell of this host and take its spectra.
+
+        Args:
+            row_id: Name of the row.
+            cell: What `build` made of `relaxed`.
+            stiffnesses: How many randomised stiffnesses to add; only training hosts have them.
+
+        Raises:
+            Rejected: As `row`.
+        """
+        settings, potential = self.settings, self.potential
         self._host_dos(cell.supercell, AS_IS)  # an unstable host is known before its cells are relaxed
         result = relax(
             potential, cell.crystal, cell="volume", tolerance=settings.tolerance, preconditioner=self.preconditioner

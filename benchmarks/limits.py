@@ -1,0 +1,172 @@
+"""What the spectra themselves allow: simulate dopants one by one in a few hosts, and see which of them part.
+
+    python benchmarks/limits.py simulate --hosts data/hosts.json.xz --potential nep89 --out runs/limits
+    python benchmarks/limits.py analyse --cells runs/limits --out benchmarks/limits.json --figures benchmarks/figures
+
+``simulate`` goes on where it was; ``analyse`` prints what it writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectnet.benchmark.limits import (
+    Contrasts,
+    detectability,
+    oracle,
+    parting_noise,
+    right_choice,
+    separation,
+    whiten,
+)
+from defectnet.data.measurement import CLEAN, LAB
+from defectnet.data.shards import Sample, read_shard, write_shard
+from defectnet.elements import VOCABULARY
+from defectnet.files import replacing
+from defectnet.simulate.doping import Recipe, build, likeness
+from defectnet.simulate.hosts import read_hosts
+from defectnet.simulate.potential import load_potential
+from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
+
+HOSTS = ("GaAs-zincblende", "Si-diamond", "mp-549706")  # the last one is MgO
+CONCENTRATIONS = (0.01, 0.02, 0.05, 0.10)
+CONDITIONS = {"clean": CLEAN, "lab": LAB}
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """Simulate every element of the vocabulary in each host, some placements each; one shard for each element."""
+    potential = load_potential(options.potential)
+    settings = Settings(seed=7, smallest=128, largest=199)
+    listed = {host.id: host for host in read_hosts(options.hosts)}
+    for name in options.host:
+        host = listed[name]
+        folder = Path(options.out) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        simulation = HostSimulation(potential, host, relax_host(potential, host, settings), settings)
+        symbols = tuple(host.chemical_system.split("-"))
+        fits = likeness(symbols)
+        for index, element in enumerate(VOCABULARY):
+            path = folder / f"shard-{index:05d}.parquet"
+            if element in symbols or path.is_file():
+                continue
+            site = symbols[int(fits[index].argmax())]
+            samples, rejected = [], []
+            for placement in range(options.placements):
+                row = f"{name}/{element}-{placement}"
+                rng = row_generator(settings.seed, row)
+                recipe = Recipe((element,), (1.0,), options.concentration, (site,))
+                try:
+                    cell = build(simulation.relaxed, recipe, rng, simulation.regular)
+                    samples += simulation.vibrate(row, cell).samples
+                except Rejected as reason:
+                    rejected.append(str(reason))
+            write_shard(path, samples, {"rows": len(samples), "rejected": rejected})
+            print(f"{name}: {element} on {site}, {len(samples)} cells {' '.join(rejected)}", flush=True)
+
+
+def cells_of(folder: Path) -> list[Sample]:
+    """Read the cells of a host; elements that lost a placement to rejection are left out."""
+    found = [list(read_shard(path)) for path in sorted(folder.glob("shard-*.parquet"))]
+    most = max(len(samples) for samples in found)
+    return [sample for samples in found if len(samples) == most for sample in samples]
+
+
+def analyse(options: argparse.Namespace) -> None:
+    """Write what parts and what does not, for each host, condition and concentration."""
+    report: dict[str, Any] = {}
+    for folder in sorted(path for path in Path(options.cells).iterdir() if path.is_dir()):
+        samples = cells_of(folder)
+        report[folder.name] = {name: _condition(samples, name) for name in CONDITIONS}
+    text = json.dumps({"concentrations": CONCENTRATIONS, "hosts": report}, indent=1)
+    if options.out:
+        with replacing(options.out) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    if options.figures:
+        Path(options.figures).mkdir(parents=True, exist_ok=True)
+        for name, found in report.items():
+            _figure(name, found, Path(options.figures) / f"limits-{name}.png")
+    print(text)
+
+
+def _condition(samples: list[Sample], name: str) -> dict[str, Any]:
+    measurement = CONDITIONS[name]
+    contrasts = Contrasts.of_samples(samples, measurement)
+    found: dict[str, Any] = {"elements": contrasts.elements, "simulated_concentration": contrasts.concentration}
+    for concentration in CONCENTRATIONS:
+        whitened = whiten(contrasts, concentration)
+        far = separation(whitened)
+        near = np.minimum(far, far.T)
+        answers = oracle(whitened, np.random.default_rng(0))
+        found[f"{100 * concentration:g} at.%"] = {
+            "oracle_top_1": round(answers.top_1, 3),
+            "oracle_top_5": round(answers.top_5, 3),
+            "oracle_relative_error_of_amount": round(answers.amount_error, 3),
+            "separation": near.round(2).tolist(),
+            "detectability": detectability(whitened).round(1).tolist(),
+            "pairs_that_part_at_90_percent": round(
+                float((right_choice(near)[np.triu_indices(len(near), 1)] >= 0.9).mean()), 3
+            ),
+        }
+    found["parting_noise_at_5_at.%"] = {
+        f"{first}-{second}": round(level, 5)
+        for (first, second), level in parting_noise(samples, measurement, 0.05).items()
+    }
+    return found
+
+
+def _figure(host: str, found: dict[str, Any], path: Path) -> None:
+    """Draw the maps of confusion at 2 at.%, and the noise at which neighbours part."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=(1, 1, 0.9), layout="constrained")
+    for axis, (name, part) in zip(axes, found.items(), strict=False):
+        chance = right_choice(np.array(part["2 at.%"]["separation"]))
+        np.fill_diagonal(chance, 0.5)
+        image = axis.imshow(chance, vmin=0.5, vmax=1.0, cmap="viridis", interpolation="nearest")
+        ticks = np.arange(0, len(part["elements"]), 3)
+        labels = [part["elements"][i] for i in ticks]
+        axis.set_xticks(ticks, labels, fontsize=6, rotation=90)
+        axis.set_yticks(ticks, labels, fontsize=6)
+        axis.set_title(f"{host}, 2 at.%, {name}: best decision between two", fontsize=9)
+    figure.colorbar(image, ax=axes[:2], shrink=0.8, label="probability that it is right")
+    for name, part in found.items():
+        noise = part["parting_noise_at_5_at.%"]
+        axes[2].plot([max(value, 3e-5) for value in noise.values()], ".", markersize=5, label=name)
+    ticks = np.arange(0, len(noise), 3)
+    axes[2].set_xticks(ticks, [list(noise)[i] for i in ticks], fontsize=6, rotation=90)
+    axes[2].set_yscale("log")
+    axes[2].axhline(0.01, color="0.6", linewidth=0.8)
+    axes[2].set_ylabel("counting noise, relative to the peak")
+    axes[2].set_title("neighbours part below this noise (5 at.%)", fontsize=9)
+    axes[2].legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    first = commands.add_parser("simulate")
+    first.add_argument("--hosts", required=True)
+    first.add_argument("--host", nargs="+", default=list(HOSTS), help="ids in the list")
+    first.add_argument("--potential", required=True)
+    first.add_argument("--out", required=True)
+    first.add_argument("--placements", type=int, default=3)
+    first.add_argument("--concentration", type=float, default=0.04)
+    first.set_defaults(run=simulate)
+    second = commands.add_parser("analyse")
+    second.add_argument("--cells", required=True)
+    second.add_argument("--out")
+    second.add_argument("--figures")
+    second.set_defaults(run=analyse)
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
