@@ -157,7 +157,8 @@ def separation(whitened: Whitened) -> FloatArray:
 
     The distance of A from the line through B's contrasts, over all amounts of B. Squares of means over few placements
     are too long by the scatter itself; products of means over different placements are not (Walther et al.,
-    NeuroImage 137, 188 (2016)), and are used throughout.
+    NeuroImage 137, 188 (2016)), and are used throughout. What is left, about 1 where there is nothing, comes from the
+    directions, which are chosen on the same cells.
 
     Args:
         whitened: See `whiten`.
