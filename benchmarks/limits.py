@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defectnet.benchmark.limits import (
     Contrasts,
@@ -24,7 +25,7 @@ from defectnet.benchmark.limits import (
     separation,
     whiten,
 )
-from defectnet.data.measurement import CLEAN, LAB
+from defectnet.data.measurement import CLEAN, LAB, Measurement
 from defectnet.data.shards import Sample, read_shard, write_shard
 from defectnet.elements import VOCABULARY
 from defectnet.files import replacing
@@ -81,69 +82,81 @@ def analyse(options: argparse.Namespace) -> None:
     report: dict[str, Any] = {}
     for folder in sorted(path for path in Path(options.cells).iterdir() if path.is_dir()):
         samples = cells_of(folder)
-        report[folder.name] = {name: _condition(samples, name) for name in CONDITIONS}
-    text = json.dumps({"concentrations": CONCENTRATIONS, "hosts": report}, indent=1)
+        report[folder.name] = {name: _condition(samples, CONDITIONS[name]) for name in CONDITIONS}
+        if options.figures:
+            Path(options.figures).mkdir(parents=True, exist_ok=True)
+            _figure(samples, report[folder.name], Path(options.figures) / f"limits-{folder.name}.png")
+    text = json.dumps({"hosts": report}, indent=1)
     if options.out:
         with replacing(options.out) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-    if options.figures:
-        Path(options.figures).mkdir(parents=True, exist_ok=True)
-        for name, found in report.items():
-            _figure(name, found, Path(options.figures) / f"limits-{name}.png")
     print(text)
 
 
-def _condition(samples: list[Sample], name: str) -> dict[str, Any]:
-    measurement = CONDITIONS[name]
+def _chances(samples: list[Sample], measurement: Measurement, concentration: float) -> NDArray[np.float64]:
+    """Return (E, E) probabilities that the best decision between two elements is right."""
+    far = separation(whiten(Contrasts.of_samples(samples, measurement), concentration))
+    return right_choice(np.minimum(far, far.T))
+
+
+def _condition(samples: list[Sample], measurement: Measurement) -> dict[str, Any]:
     contrasts = Contrasts.of_samples(samples, measurement)
-    found: dict[str, Any] = {"elements": contrasts.elements, "simulated_concentration": contrasts.concentration}
+    elements = contrasts.elements
+    pairs = list(zip(*np.triu_indices(len(elements), 1), strict=True))
+    found: dict[str, Any] = {
+        "elements": len(elements),
+        "placements": contrasts.values.shape[1],
+        "simulated_concentration": round(contrasts.concentration, 5),
+    }
     for concentration in CONCENTRATIONS:
         whitened = whiten(contrasts, concentration)
-        far = separation(whitened)
-        near = np.minimum(far, far.T)
+        chance = _chances(samples, measurement, concentration)
         answers = oracle(whitened, np.random.default_rng(0))
+        close = sorted((chance[i, j], elements[i], elements[j]) for i, j in pairs)
         found[f"{100 * concentration:g} at.%"] = {
             "oracle_top_1": round(answers.top_1, 3),
             "oracle_top_5": round(answers.top_5, 3),
             "oracle_relative_error_of_amount": round(answers.amount_error, 3),
-            "separation": near.round(2).tolist(),
-            "detectability": detectability(whitened).round(1).tolist(),
-            "pairs_that_part_at_90_percent": round(
-                float((right_choice(near)[np.triu_indices(len(near), 1)] >= 0.9).mean()), 3
-            ),
+            "pairs_that_part_at_90_percent": round(float(np.mean([c >= 0.9 for c, _, _ in close])), 3),
+            "hardest_pairs": {f"{first}-{second}": round(float(c), 2) for c, first, second in close[:10]},
+            "hardest_to_see": {
+                elements[i]: round(float(value), 1)
+                for value, i in sorted(zip(detectability(whitened), range(len(elements)), strict=True))[:5]
+            },
         }
     found["parting_noise_at_5_at.%"] = {
-        f"{first}-{second}": round(level, 5)
+        f"{first}-{second}": round(level, 4)
         for (first, second), level in parting_noise(samples, measurement, 0.05).items()
     }
     return found
 
 
-def _figure(host: str, found: dict[str, Any], path: Path) -> None:
+def _figure(samples: list[Sample], found: dict[str, Any], path: Path) -> None:
     """Draw the maps of confusion at 2 at.%, and the noise at which neighbours part."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=(1, 1, 0.9), layout="constrained")
-    for axis, (name, part) in zip(axes, found.items(), strict=False):
-        chance = right_choice(np.array(part["2 at.%"]["separation"]))
+    elements = Contrasts.of_samples(samples, CLEAN).elements
+    ticks = np.arange(0, len(elements), 3)
+    for axis, (name, measurement) in zip(axes, CONDITIONS.items(), strict=False):
+        chance = _chances(samples, measurement, 0.02)
         np.fill_diagonal(chance, 0.5)
         image = axis.imshow(chance, vmin=0.5, vmax=1.0, cmap="viridis", interpolation="nearest")
-        ticks = np.arange(0, len(part["elements"]), 3)
-        labels = [part["elements"][i] for i in ticks]
+        labels = [elements[i] for i in ticks]
         axis.set_xticks(ticks, labels, fontsize=6, rotation=90)
         axis.set_yticks(ticks, labels, fontsize=6)
-        axis.set_title(f"{host}, 2 at.%, {name}: best decision between two", fontsize=9)
-    figure.colorbar(image, ax=axes[:2], shrink=0.8, label="probability that it is right")
-    for name, part in found.items():
+        axis.set_title(f"{samples[0].formula} with 2 at.%, {name}", fontsize=10)
+    figure.colorbar(image, ax=axes[:2], shrink=0.8, label="chance that the best decision between two is right")
+    for (name, part), marker in zip(found.items(), "o^", strict=True):
         noise = part["parting_noise_at_5_at.%"]
-        axes[2].plot([max(value, 3e-5) for value in noise.values()], ".", markersize=5, label=name)
-    ticks = np.arange(0, len(noise), 3)
-    axes[2].set_xticks(ticks, [list(noise)[i] for i in ticks], fontsize=6, rotation=90)
+        axes[2].plot([max(value, 3e-5) for value in noise.values()], marker, markersize=3, label=name)
+    axes[2].set_xticks(ticks[:-1], [list(noise)[i] for i in ticks[:-1]], fontsize=6, rotation=90)
     axes[2].set_yscale("log")
     axes[2].axhline(0.01, color="0.6", linewidth=0.8)
+    axes[2].text(0, 0.011, "lab condition", fontsize=7, color="0.4")
     axes[2].set_ylabel("counting noise, relative to the peak")
-    axes[2].set_title("neighbours part below this noise (5 at.%)", fontsize=9)
-    axes[2].legend(fontsize=8)
+    axes[2].set_title("neighbours part below this noise (5 at.%)", fontsize=10)
+    axes[2].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
