@@ -463,26 +463,19 @@ def test_data_that_are_not_cached_are_an_error_without_a_network(tmp_path, monke
 
 
 def test_only_sound_shards_are_uploaded(folder, tmp_path, monkeypatch):
-    calls = []
-
-    class Api:
-        def create_repo(self, repo, **settings):
-            calls.append(("create", repo, settings["repo_type"]))
-
-        def upload_folder(self, **settings):
-            calls.append(("upload", settings["repo_id"], settings["repo_type"]))
-            return type("Commit", (), {"commit_url": "https://hub/commit/1"})()
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert push_dataset(folder, "lab/pairs") == "https://hub/commit/1"
-    assert calls == [("create", "lab/pairs", "dataset"), ("upload", "lab/pairs", "dataset")]
+    sent = []  # what the server gets of it: tests/test_hub_client.py
+    monkeypatch.setattr("defectnet.hub.remote.publish", lambda remote, files, **_: sent.append((remote.repo, files)))
+    push_dataset(folder, "lab/pairs", token="hf_any")
+    assert sent == [("lab/pairs", {path.name: path for path in folder.iterdir()})]
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "shard-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ShardError, match=r"shard-00001.parquet is truncated"):
-        push_dataset(broken, "lab/pairs")
+        push_dataset(broken, "lab/pairs", token="hf_any")
     with pytest.raises(ShardError, match="holds no shard"):
-        push_dataset(tmp_path, "lab/pairs")
-    assert len(calls) == 2
+        push_dataset(tmp_path, "lab/pairs", token="hf_any")
+    with pytest.raises(ShardError, match="'pairs' is no name of a repository"):
+        push_dataset(folder, "pairs", token="hf_any")
+    assert len(sent) == 1
 
 
 def test_the_leak_check_finds_a_copied_spectrum(tmp_path, monkeypatch):

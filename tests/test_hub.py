@@ -14,6 +14,7 @@ import defectnet
 from defectnet.config import Calibration
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.hub import from_pretrained, io, load, read_golden, resolve, save, verify
+from defectnet.hub.catalogue import PUBLISHED, bundled
 
 CALIBRATION = {
     "temperature_candidates": 1.5,
@@ -178,6 +179,40 @@ def test_bundled_checkpoints_are_listed(zoo):
     assert defectnet.list_checkpoints() == ["tiny-v1"]
 
 
+def test_published_checkpoints_are_their_commit(zoo, monkeypatch):
+    asked = []
+
+    def download(repo: str, **settings: object) -> str:
+        asked.append((repo, settings["revision"]))
+        return str(zoo)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    commit = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setitem(PUBLISHED, "tiny-v9", ("lab/tiny", commit))
+    monkeypatch.setitem(PUBLISHED, "tiny-v1", ("lab/other", commit))
+    assert defectnet.list_checkpoints() == ["tiny-v1", "tiny-v9"]
+    assert from_pretrained("tiny-v9", cache_dir=zoo.parent / "empty").name == "tiny-v9"
+    assert resolve("tiny-v1")[0] == zoo  # the bundled folder wins
+    assert asked == [("lab/tiny", commit)]
+    with pytest.raises(CheckpointError, match="Leave revision out"):
+        resolve("tiny-v9", revision="v1")
+
+
+def test_the_table_of_published_checkpoints_is_sound():
+    for name, (repo, commit) in PUBLISHED.items():
+        assert "/" not in name
+        assert repo.count("/") == 1
+        assert len(bytes.fromhex(commit)) == 20
+
+
+@pytest.mark.parametrize("source", ["tiny-v1", "../tiny-v1"])
+def test_only_downloads_can_be_forced(zoo, source):
+    with pytest.raises(CheckpointError, match="force_download=True is given with"):
+        resolve(source, force_download=True)
+    with pytest.raises(CheckpointError, match="exclude each other"):
+        resolve("lab/tiny", force_download=True, local_files_only=True)
+
+
 def test_repository(zoo, monkeypatch, caplog):
     asked = {}
 
@@ -229,5 +264,5 @@ def test_failed_downloads_are_one_clear_error(monkeypatch, error, message):
 
 
 def test_bundled_checkpoints_reproduce_their_golden_outputs():
-    for name in defectnet.list_checkpoints():
+    for name in bundled():
         verify(resolve(name)[0], from_pretrained(name))

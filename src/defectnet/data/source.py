@@ -7,11 +7,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from defectnet.data.shards import check_shard
 from defectnet.errors import ShardError
+
+if TYPE_CHECKING:
+    from defectnet.hub.remote import Pushed
 
 _log = logging.getLogger(__name__)
 
@@ -72,67 +75,63 @@ def fetch(source: Path | HubData, *, local_files_only: bool = False) -> Path:
     """
     if isinstance(source, Path):
         return source
-    # Here, because local shards need no HTTP library.
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever HTTP library the Hub uses
+    # Here, because local shards need neither torch nor an HTTP library.
+    from defectnet.hub.remote import Remote, download
 
-    what = f"data set {source.repo!r}" + (f" at revision {source.revision!r}" if source.revision else "")
     begin = f"{source.folder}/" if source.folder else ""
-    try:
-        path = snapshot_download(
-            source.repo,
-            repo_type="dataset",
-            revision=source.revision,
-            allow_patterns=[begin + name for name in FILES],
-            local_files_only=local_files_only,
-        )
-    except errors.LocalEntryNotFoundError as error:
-        fix = "Connect to the network once, without HF_HUB_OFFLINE, or give a local folder"
-        raise ShardError(f"{what} is not in the cache and was not fetched", fix=fix) from error
-    except errors.RevisionNotFoundError as error:
-        raise ShardError(f"{what} does not exist", fix="Check the revision on the data set's page") from error
-    except errors.RepositoryNotFoundError as error:
-        fix = f"Check the name (there is no local folder {source.repo} either); for a private one, run `hf auth login`"
-        raise ShardError(f"{what} does not exist or is not public", fix=fix) from error
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        why = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
-        raise ShardError(f"{what} could not be fetched", why=why, fix="Try again, or give a local folder") from error
+    path = download(
+        Remote(source.repo, "dataset", ShardError),
+        [begin + name for name in FILES],
+        revision=source.revision,
+        local_files_only=local_files_only,
+    )
     if source.revision is None:
-        _log.info("%s resolved to commit %s; name @revision to keep to it", source.repo, Path(path).name)
-    return Path(path) / source.folder
+        _log.info("%s resolved to commit %s; name @revision to keep to it", source.repo, path.name)
+    return path / source.folder
 
 
-def push_dataset(folder: str | os.PathLike[str], repo: str, *, private: bool = True) -> str:
+def push_dataset(
+    folder: str | os.PathLike[str],
+    repo: str,
+    *,
+    tag: str | None = None,
+    private: bool = True,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> Pushed:
     """Upload a folder of shards, with its README.md if there is one, as one commit; every shard is read first.
 
     Args:
         folder: Folder of shards, as `defectnet simulate` writes it.
         repo: ``org/name`` on the Hugging Face Hub; made if it is not there.
-        private: Whether a repository that is made is private.
+        tag: Name of the version, such as v1; one that exists with other files is never moved.
+        private: Whether a repository that is made is private; one that exists stays as it is.
+        token: By default the one of ``hf auth login`` or HF_TOKEN.
+        commit_message: By default the folder's name and the number of shards.
 
     Returns:
-        The address of the commit.
+        The commit; shards of an earlier push that the folder no longer has are gone from it.
 
     Raises:
         ShardError: There are no shards, one is damaged, or the upload failed.
     """
+    from defectnet.hub.remote import Remote, check_writable, publish
+
     folder = Path(folder)
+    remote = Remote(repo, "dataset", ShardError)
     shards = sorted(folder.glob(FILES[0]))
     if not shards:
         raise ShardError(f"data folder {folder} holds no {FILES[0]}", fix="Run `defectnet simulate --out` first")
+    check_writable(remote, token)
     for shard in shards:
         check_shard(shard)
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    try:
-        api = HfApi()
-        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, repo_type="dataset", allow_patterns=[*FILES, "README.md"]
-        )
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        why = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
-        fix = "Check the name, and log in with `hf auth login`"
-        raise ShardError(f"data set {repo!r} could not be written", why=why, fix=fix) from error
-    return str(commit.commit_url)
+    texts = [folder / name for name in (*FILES[1:], "README.md")]
+    return publish(
+        remote,
+        {path.name: path for path in [*shards, *texts] if path.is_file()},
+        message=commit_message or f"{folder.resolve().name}: {len(shards)} shards",
+        tag=tag,
+        private=private,
+        token=token,
+        stale=r"shard-[^/]*\.parquet",
+    )

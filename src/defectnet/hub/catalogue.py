@@ -1,8 +1,16 @@
-"""The checkpoints that come with the package: one folder each, named like its recipe."""
+"""The checkpoints that have a name: one folder each that comes with the package, and a table of published ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+PUBLISHED: Final[dict[str, tuple[str, str]]] = {}
+"""Name -> (``org/repo``, full commit) of checkpoints on the Hugging Face Hub.
+
+A commit never changes, so one that is in the cache is loaded without a request. A bundled folder of the same name wins
+over this table. `defectnet push` prints what an entry needs. Nothing is published yet.
+"""
 
 
 def bundled_root() -> Path | None:
@@ -27,5 +35,5 @@ def bundled() -> dict[str, Path]:
 
 
 def list_checkpoints() -> list[str]:
-    """Return the names of the bundled checkpoints, for `defectnet.from_pretrained`."""
-    return list(bundled())
+    """Return the names that `defectnet.from_pretrained` knows: bundled, then published checkpoints."""
+    return list(dict.fromkeys([*bundled(), *PUBLISHED]))

@@ -43,6 +43,8 @@ _KEYS: Final = {
 }
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOLERANCE: Final = 1e-5
+NEWER: Final = "Upgrade"
+"""How the fix begins of a checkpoint that is whole, but too new for this version."""
 _AGAIN: Final = "Copy or download the checkpoint again"
 
 
@@ -66,7 +68,7 @@ def load(folder: str | os.PathLike[str]) -> DefectModel:
         raise CheckpointError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
     model.training_info = config["training"]
     model.load_state_dict(_read_weights(folder / WEIGHTS, config["weights_sha256"], model), strict=True)
-    model.name = folder.resolve().name
+    model.name, model.source = folder.resolve().name, folder.resolve()
     return model.eval()
 
 
@@ -90,7 +92,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         writer = str(config.get("defectnet_version", "a newer version"))[:20]
         raise CheckpointError(
             f"{path} has schema version {schema}, this defectnet reads up to {SCHEMA_VERSION}",
-            fix=f"Upgrade: pip install 'defectnet>={writer}'",
+            fix=f"{NEWER}: pip install 'defectnet>={writer}'",
         )
     for key in [*config, *_KEYS]:
         if key not in _KEYS or key not in config:

@@ -1,23 +1,22 @@
-"""From what a user writes to a local folder. Checkpoints touch the network here alone."""
+"""From what a user writes to a local folder. Checkpoints are fetched through here alone."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from defectnet.errors import CheckpointError
-from defectnet.hub.catalogue import bundled
+from defectnet.hub import catalogue
+from defectnet.hub.remote import REPO, Remote, download
 
 _log = logging.getLogger(__name__)
 
 FILES: Final = ("config.json", "model.safetensors", "golden.safetensors", "README.md")
 """What a checkpoint folder holds, and all that is ever downloaded."""
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FORMS: Final = "Use a bundled name, a folder (starting with ./, / or ~), or org/repo"
 
 
@@ -26,18 +25,22 @@ def resolve(
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    token: str | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
 ) -> tuple[Path, str]:
     """Find a checkpoint's folder, downloading it if need be.
 
-    In this order, without guessing: a Path, or a text that starts with ``.``, ``/`` or ``~``, is a folder; the exact
-    name of a bundled checkpoint is that; ``org/repo`` is a repository on the Hugging Face Hub.
+    In this order: a Path, or a text that starts with ``.``, ``/`` or ``~``, is a folder; then come the exact names of
+    bundled checkpoints, those of `catalogue.PUBLISHED`, and ``org/repo`` on the Hugging Face Hub. Nothing is guessed.
 
     Args:
-        source: One of the three forms.
-        revision: Branch, tag or commit of a repository.
+        source: One of the four forms.
+        revision: Branch, tag or commit of a repository; a full commit that is in the cache costs no request.
         cache_dir: Where downloads are kept.
+        token: For a private repository; by default the one of ``hf auth login`` or HF_TOKEN.
         local_files_only: Do not use the network.
+        force_download: Fetch the files although they are in the cache.
 
     Returns:
         The folder, and the name to show.
@@ -47,25 +50,45 @@ def resolve(
     """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"source is a {type(source).__name__}", fix=_FORMS)
+    if local_files_only and force_download:
+        raise CheckpointError("force_download and local_files_only exclude each other", fix="Leave one of them out")
     text = os.fspath(source)
-    names = bundled()
+    names = catalogue.bundled()
     local = not isinstance(source, str) or text.startswith((".", "/", "~"))
-    if revision is not None and (local or text in names):
-        raise CheckpointError(
-            f"revision={revision!r} is given with {text!r}, which has none",
-            fix="Leave revision out; it belongs to repositories (org/repo) only",
-        )
-    if local:
-        return _local(text)
-    if text in names:
-        return names[text], text
+    settings: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    settings["force_download"] = force_download
+    if local or text in names:
+        _refuse(text, revision=revision, force_download=force_download or None)
+        return _local(text) if local else (names[text], text)
+    if text in catalogue.PUBLISHED:
+        _refuse(text, revision=revision)
+        repo, commit = catalogue.PUBLISHED[text]
+        return download(Remote(repo, "model", CheckpointError), FILES, revision=commit, **settings), text
+    if REPO.fullmatch(text):
+        folder = download(Remote(text, "model", CheckpointError), FILES, revision=revision, **settings)
+        if revision is None:
+            _log.info("%s resolved to commit %s; pass revision= to keep to it", text, folder.name)
+        return folder, text
+    raise _unknown(text)
+
+
+def _unknown(text: str) -> CheckpointError:
     if "@" in text:
-        raise CheckpointError(f"source {text!r} contains '@'", fix="Give the revision apart: revision='...'")
-    if _REPO.fullmatch(text):
-        return _download(text, revision, cache_dir, local_files_only), text
-    near = get_close_matches(text, names, n=3)
-    hint = f"Did you mean {' or '.join(near)}? " if near else f"Bundled are: {', '.join(names) or 'none'}. "
-    raise CheckpointError(f"no checkpoint is called {text!r}", fix=hint + _FORMS)
+        return CheckpointError(f"source {text!r} contains '@'", fix="Give the revision apart: revision='...'")
+    known = catalogue.list_checkpoints()
+    near = get_close_matches(text, known, n=3)
+    hint = f"Did you mean {' or '.join(near)}? " if near else f"Known are: {', '.join(known) or 'none'}. "
+    return CheckpointError(f"no checkpoint is called {text!r}", fix=hint + _FORMS)
+
+
+def _refuse(text: str, **settings: str | bool | None) -> None:
+    """Refuse settings that a source has no use for."""
+    for name, value in settings.items():
+        if value is not None:
+            raise CheckpointError(
+                f"{name}={value!r} is given with {text!r}, which has none",
+                fix=f"Leave {name} out; it belongs to repositories (org/repo) only",
+            )
 
 
 def _local(text: str) -> tuple[Path, str]:
@@ -75,37 +98,3 @@ def _local(text: str) -> tuple[Path, str]:
     if not folder.is_dir():
         raise CheckpointError(f"folder {folder} does not exist", fix="Check the path")
     return folder, folder.resolve().name
-
-
-def _download(repo: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, offline: bool) -> Path:
-    """Return the local snapshot of a repository."""
-    # Here, because a bundled or local checkpoint needs no HTTP library.
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever HTTP library the Hub uses
-
-    what = f"repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
-    try:
-        path = snapshot_download(
-            repo,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            local_files_only=offline,
-            allow_patterns=list(FILES),
-        )
-    except errors.LocalEntryNotFoundError as error:
-        fix = "Drop local_files_only=True once" if offline else "Connect to the network once, or give a local folder"
-        raise CheckpointError(f"{what} is not in the cache and was not fetched", fix=fix) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{what} does not exist", fix="Check the revision on the repository's page") from error
-    except errors.RepositoryNotFoundError as error:
-        fix = "Check the name; for a private or gated one, log in with `hf auth login`"
-        raise CheckpointError(f"{what} does not exist or is not public", fix=fix) from error
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        why = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
-        raise CheckpointError(
-            f"{what} could not be fetched", why=why, fix="Try again, or give a local folder"
-        ) from error
-    folder = Path(path)
-    if revision is None:
-        _log.info("%s resolved to commit %s; pass revision= to keep to it", repo, folder.name)
-    return folder

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -57,6 +60,7 @@ class DefectModel(nn.Module, ABC):
         config_type: Class of `net`.
         loss: Name of the loss that the network is trained with.
         name: Name of the checkpoint; the name of the class before it is saved.
+        source: Folder that it was loaded from; None for a network that was not.
         calibration: Numbers that `predict` applies; None before calibration.
         training_info: Where the weights come from; `edge_mev` (lowest and highest band edge seen) and
             `host_elements` (symbols seen) draw warnings where a question lies outside.
@@ -77,6 +81,7 @@ class DefectModel(nn.Module, ABC):
                 f"net is a {type(self.net).__name__}", fix=f"{type(self).__name__} takes a {self.config_type.__name__}"
             )
         self.name = type(self).__name__
+        self.source: Path | None = None
         self.calibration: Calibration | None = None
         self.training_info: dict[str, Any] = {}
 
@@ -196,6 +201,25 @@ class DefectModel(nn.Module, ABC):
             return Output(empty, empty)
         return Output(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, card: str | None = None, golden: Batch | None = None
+    ) -> Path:
+        """Write the network as it is now to a checkpoint folder; see `defectnet.hub.push.save_pretrained`."""
+        return cast("Path", _publishing().save_pretrained(self, folder, card=card, golden=golden))
+
+    def push_to_hub(self, repo: str, **settings: Any) -> Any:
+        """Publish the network as it is now on the Hugging Face Hub.
+
+        Args:
+            repo: ``org/repo``; made if it is not there.
+            **settings: `tag`, `private`, `token`, `commit_message`, `metrics`, `dataset`, `card`, `golden`, all
+                optional; see `push_checkpoint` and `push_model` of `defectnet.hub.push`.
+
+        Returns:
+            A `defectnet.hub.Pushed`: repository, full commit, address, tag.
+        """
+        return _publishing().push_model(self, repo, **settings)
+
     def _run(self, state: dict[str, Tensor], batch: Batch) -> Output:
         output: Output = torch.func.functional_call(self, state, (batch,))
         logits, concentration = (x.float().cpu() for x in output)
@@ -245,6 +269,11 @@ class DefectModel(nn.Module, ABC):
         if unseen:
             found.append(f"out of domain: no training host contains {', '.join(unseen)}")
         return found
+
+
+def _publishing() -> ModuleType:
+    """Return `defectnet.hub.push`, by name: the layer above, that no line here imports, called only by a user."""
+    return import_module("defectnet.hub.push")
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
