@@ -1,0 +1,315 @@
+"""One training run of a fine-tuning, and the processes that share it.
+
+With one device a run happens in this process. With more, each device has a process of its own, started and watched
+from here: this process is none of the ranks, so that it notices the end of any of them, ends the others, and says so.
+Training leaves its state in the run's folder after every epoch; the same call again goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from safetensors.torch import load_file, save_file
+
+from defectnet.config import Settings
+from defectnet.data.candidates import TrackSettings
+from defectnet.errors import ConfigError, DefectNetError, LabError
+from defectnet.export import read_run
+from defectnet.files import replacing
+from defectnet.hub import from_pretrained
+from defectnet.lab.data import LabDataModule, Replay
+from defectnet.lab.table import read_table
+from defectnet.models.base import DefectModel
+from defectnet.tasks.finetuning import FinetuneTask, method_named
+
+WEIGHTS: Final = "weights.safetensors"
+"""What a finished run leaves."""
+
+ENDED_WITH_PARENT: Final = 3  # exit code of a rank whose parent is gone
+_PLAN = "plan.json"
+_RANK = ("-m", "defectnet.lab.jobs")  # what a rank runs
+_AGAIN: Final = "Give the same command again: it goes on from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """How a network is trained further.
+
+    Attributes:
+        method: ``head``, ``gradual``, ``full`` or ``l2sp``.
+        epochs: Most epochs; an epoch asks one question about every pair.
+        learning_rate: Peak learning rate; the method's own if None.
+        batch_size: Pairs of a batch, over all devices together.
+        patience: Epochs without a better validation loss after which training stops.
+        validation: Share of the samples that is kept aside to stop by.
+        ema: Decay of an average of the weights that is kept in their place; 0 for none.
+        replay: Folder of simulated shards that are mixed in; None for none.
+        replay_share: Share of each batch that they make up.
+        seed: Fixes order, augmentation, questions, dropout and splits.
+        devices: Devices, one process each.
+        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        precision: Of the trainer: ``32-true`` or ``bf16-mixed``.
+    """
+
+    method: str = "l2sp"
+    epochs: int = 60
+    learning_rate: float | None = None
+    batch_size: int = 8
+    patience: int = 20
+    validation: float = 0.2
+    ema: float = 0.0
+    replay: str | None = None
+    replay_share: float = 0.5
+    seed: int = 0
+    devices: int = 1
+    accelerator: str = "auto"
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        method_named(self.method)
+        for name in ("epochs", "batch_size", "patience", "devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", fix="Use 1 or more")
+        if self.learning_rate is not None and not 0.0 < self.learning_rate <= 1.0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}", fix="Use a number above 0, such as 3e-4")
+        for name in ("validation", "ema", "replay_share"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}", fix="Use a number from 0 to below 1")
+        choices = {"accelerator": ("auto", "cpu", "gpu"), "precision": ("32-true", "bf16-mixed")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}", fix=f"Use {' or '.join(known)}")
+        found = torch.cuda.device_count()
+        if found < self.devices and (self.accelerator == "gpu" or (found and self.accelerator == "auto")):
+            raise ConfigError(f"devices is {self.devices}, with {found} GPUs", fix="Use fewer, or accelerator cpu")
+
+
+@dataclass(frozen=True)
+class Job(Settings):
+    """One training run.
+
+    Attributes:
+        folder: Where its state and its result lie.
+        checkpoint: Folder of the network to start from.
+        table: Table of the pairs.
+        rows: Positions in the table of the pairs to learn from.
+        training: How.
+    """
+
+    folder: str
+    checkpoint: str
+    table: str
+    rows: tuple[int, ...]
+    training: TrainingSettings
+
+    def result(self) -> DefectModel:
+        """Return the trained network, in evaluation mode."""
+        task = FinetuneTask(self.checkpoint, self.training.method, spec=_data(self).spec)
+        task.model.load_state_dict(load_file(Path(self.folder) / WEIGHTS), strict=True)
+        return task.model.eval()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return (Path(self.folder) / WEIGHTS).is_file()
+
+
+def run_jobs(jobs: Sequence[Job]) -> None:
+    """Train all that are not done yet.
+
+    Args:
+        jobs: Runs with equal settings of devices.
+
+    Raises:
+        DefectNetError: A run cannot be started, or one of its processes ended.
+    """
+    left = [job for job in jobs if not job.done]
+    for job in left:
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+    if not left:
+        return
+    if left[0].training.devices == 1:
+        for job in left:
+            run(job)
+    else:
+        _run_in_processes(left)
+
+
+def run(job: Job) -> None:
+    """Train, in this process; under several devices, this rank's part."""
+    training, folder = job.training, Path(job.folder)
+    # A seed for each rank: with one for all, the same activations would be dropped on every rank.
+    torch.manual_seed(1000 * training.seed + int(os.environ.get("LOCAL_RANK", "0")))
+    data = _data(job)
+    task = FinetuneTask(job.checkpoint, training.method, spec=data.spec, learning_rate=training.learning_rate)
+    with _quiet():
+        trainer = _trainer(training, folder, stops=data.val is not None)
+    last = folder / "last.ckpt"
+    with _quiet():
+        trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    if trainer.is_global_zero:
+        chosen = getattr(trainer.checkpoint_callback, "best_model_path", "") or last
+        weights = {name: x.contiguous().clone() for name, x in read_run(chosen).state_dict().items()}
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file(weights, temporary)
+    trainer.strategy.barrier()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Lightning says at every start, of devices and loaders, from a user who trains a dozen times."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _data(job: Job) -> LabDataModule:
+    training, model = job.training, from_pretrained(Path(job.checkpoint))
+    pairs = read_table(job.table, grid=model.spec.grid)
+    chosen = [pairs[i] for i in job.rows]
+    # A part of a handful says nothing of when to stop.
+    validation = training.validation if len({pair.sample for pair in chosen}) >= 8 else 0.0
+    return LabDataModule(
+        chosen,
+        training.batch_size,
+        model.spec.grid,
+        # The published network cannot be asked without candidates.
+        TrackSettings(blind_share=0.0 if model.loss == "paper" else 0.5),
+        replay=Replay(training.replay, training.replay_share) if training.replay else None,
+        validation=validation,
+        seed=training.seed,
+    )
+
+
+def _trainer(training: TrainingSettings, folder: Path, *, stops: bool) -> Trainer:
+    checkpoint: dict[str, Any] = {"dirpath": folder, "filename": "best", "save_last": True}
+    checkpoint |= {"enable_version_counter": False, "save_top_k": 1}
+    callbacks: list[Callback] = [EMAWeightAveraging(decay=training.ema)] if training.ema else []
+    callbacks.append(ModelCheckpoint(monitor="val/loss" if stops else None, **checkpoint))
+    if stops:
+        callbacks.append(EarlyStopping("val/loss", patience=training.patience))
+    several = training.devices > 1
+    return Trainer(
+        accelerator=training.accelerator,
+        devices=training.devices,
+        strategy="ddp" if several else "auto",
+        # Else an environment of a cluster, in which this command may run, would be taken for that of the ranks.
+        plugins=[LightningEnvironment()],
+        precision=training.precision,  # type: ignore[arg-type]  # checked by the settings
+        max_epochs=training.epochs,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+
+
+def _run_in_processes(jobs: Sequence[Job]) -> None:
+    """Run jobs on several ranks, one process each, and watch over them.
+
+    Raises:
+        LabError: A rank ended before its time; the others have been ended too.
+    """
+    folder, devices = Path(jobs[0].folder).parent, jobs[0].training.devices
+    with replacing(folder / _PLAN) as temporary:
+        temporary.write_text(json.dumps([job.to_dict() for job in jobs]), encoding="utf-8")
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(devices):
+            environment = os.environ | common | {"LOCAL_RANK": str(rank)}
+            words = [sys.executable, *_RANK, str(folder / _PLAN)]
+            with (folder / f"rank-{rank}.log").open("wb") as log:
+                # The pipe is never written to: it ends with this process, and the rank with it.
+                ranks.append(subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log))
+        failed = _first_failure(ranks)
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+    if failed is not None:
+        raise _failure(folder, failed, ranks[failed].returncode, devices)
+
+
+def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait for all ranks, or until one fails; return which, with the others killed."""
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        waits = {pool.submit(process.wait): rank for rank, process in enumerate(ranks)}
+        try:
+            for finished in as_completed(waits):
+                if finished.result() != 0:
+                    return waits[finished]
+        finally:
+            for process in ranks:  # before the pool is left, which waits for every process
+                if process.poll() is None:
+                    process.kill()
+    return None
+
+
+def _failure(folder: Path, rank: int, code: int, devices: int) -> DefectNetError:
+    """Say how a rank ended."""
+    lines = (folder / f"rank-{rank}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    who = f"process {rank} of {devices} (counted from 0)"
+    if code < 0:
+        fix = f"{_AGAIN}. If memory ran out, use fewer devices"
+        return LabError(f"{who} was killed by {signal.Signals(-code).name} while training", fix=fix)
+    return LabError(f"{who} ended with code {code}", why=lines[-1][:300] if lines else "no word", fix=_AGAIN)
+
+
+def _end_with_parent() -> None:
+    """End this rank when the process that started it is gone, however it went."""
+
+    def watch() -> None:
+        # Not through sys.stdin: a thread that holds its lock would abort the interpreter at its end.
+        while os.read(0, 1):
+            pass
+        os._exit(ENDED_WITH_PARENT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _main(plan: str) -> None:
+    _end_with_parent()
+    try:
+        for job in json.loads(Path(plan).read_text(encoding="utf-8")):
+            run(Job.from_dict(job))
+    except DefectNetError as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        raise SystemExit(2) from None
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,24 @@
+"""A rank of `defectnet.lab.jobs` that notes its epochs, and kills itself where the environment says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from defectnet.lab import jobs
+from defectnet.tasks.finetuning import FinetuneTask
+
+
+class Mortal(FinetuneTask):
+    def on_train_epoch_start(self):
+        with (Path(os.environ["EPOCHS_LOG"])).open("a", encoding="utf-8") as file:
+            file.write(f"{self.global_rank} {self.current_epoch}\n")
+        if os.environ.get("KILL") == f"{self.global_rank} {self.current_epoch}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    jobs.FinetuneTask = Mortal
+    jobs._main(sys.argv[1])

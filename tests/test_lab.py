@@ -1,0 +1,405 @@
+"""From a table of lab spectra to a checkpoint: splits, augmentation, the verdict, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_NETS, make_random_batch
+from defectnet import from_pretrained
+from defectnet.batch import Output
+from defectnet.cli import main
+from defectnet.config import Calibration, Interval
+from defectnet.errors import CheckpointError, ConfigError
+from defectnet.hub import save, verify
+from defectnet.lab.data import Augmentation, EncodedPairs, LabDataModule, Replay
+from defectnet.lab.finetune import Holdout, finetune
+from defectnet.lab.jobs import TrainingSettings
+from defectnet.lab.judge import ask, average_precision, join, judge
+from defectnet.lab.report import REPORT, sentence
+from defectnet.lab.splits import folds, groups_of, hold_out
+from defectnet.lab.table import read_table
+from defectnet.models.registry import build_model
+from defectnet.tasks.metrics import Answers
+from lab_tables import SHARES, write_lab
+from make_shards import toy_folder, toy_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+CALIBRATION = Calibration(temperature_blind=1.5, interval=Interval(0.9, 0.01, 0.3))
+TRAINING = {"edge_mev": [20.0, 30.0], "host_elements": ["Si"]}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return write_lab(tmp_path_factory.mktemp("lab"), SHARES)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = build_model("DefectNet", net=TINY_NETS["DefectNet"])
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    return str(
+        save(model, folder, golden=make_random_batch(2), card="# Tiny", training=TRAINING, calibration=CALIBRATION)
+    )
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory):
+    return str(toy_folder(tmp_path_factory.mktemp("toy")))
+
+
+FAST = TrainingSettings(method="full", epochs=25, learning_rate=1e-2, batch_size=2, accelerator="cpu")
+STILL = TrainingSettings(method="full", epochs=1, learning_rate=1e-9, accelerator="cpu")
+
+
+# Splits
+
+
+def test_whole_samples_are_held_out(lab):
+    pairs = read_table(lab)
+    twice = [*pairs, *(replace(pair, line=pair.line + 100) for pair in pairs)]
+    train, out = hold_out(twice, [pair.sample for pair in twice], 0.25, seed=0)
+    assert len(out) == 6
+    assert not {pair.sample for pair in train} & {pair.sample for pair in out}
+    assert hold_out(twice, [pair.sample for pair in twice], 0.25, seed=1)[1] != out
+
+
+def test_folds_hold_every_pair_once_and_no_group_twice():
+    groups = [name for name, size in zip("abcdefg", (5, 1, 1, 1, 2, 2, 4), strict=True) for _ in range(size)]
+    parts = folds(groups, 3, seed=0)
+    assert sorted(i for part in parts for i in part) == list(range(16))
+    assert sorted(map(len, parts)) == [5, 5, 6]
+    for one in parts:
+        assert not {groups[i] for i in one} & {groups[i] for other in parts if other is not one for i in other}
+    for count in (1, 8):
+        with pytest.raises(ConfigError, match="folds is"):
+            folds(groups, count, seed=0)
+
+
+def test_hosts_are_held_out_whole_where_there_are_several(lab):
+    pairs = read_table(lab)
+    assert groups_of(pairs, "auto")[1] == "sample"
+    formulas = ("GaAs", "AsGa", "GaP", "CdTe", "Ge", "Si")
+    many = [replace(pair, formula=formulas[i % 6]) for i, pair in enumerate(pairs)]
+    names, grouping = groups_of(many, "auto")
+    assert grouping == "host"
+    assert names[0] == names[1] == "As-Ga"
+    with pytest.raises(ConfigError, match="group is 'crystal'"):
+        groups_of(pairs, "crystal")
+
+
+# Batches
+
+
+def test_without_augmentation_a_batch_is_what_predict_sees(lab, checkpoint):
+    pairs = EncodedPairs(read_table(lab))
+    item = pairs.augmented([3, 1], Augmentation(share=0.0), (0, 0), "blind")
+    answer = from_pretrained(checkpoint).predict(lab / "host.csv", lab / "s3.csv", "GaAs")
+    output = from_pretrained(checkpoint).predict_batch(item.batch)
+    logits = output.identity_logits[0][item.batch.candidates[0]] / CALIBRATION.temperature_blind
+    np.testing.assert_allclose(answer.probability, torch.sigmoid(logits).double(), atol=1e-6)
+    assert item.targets.concentration[0].sum().item() == pytest.approx(SHARES[3])
+
+
+def test_augmentation_is_small_seeded_and_new_in_every_epoch(lab):
+    pairs = EncodedPairs(read_table(lab))
+    plain = pairs.item(range(12), "candidates").batch
+    first, again, later = (
+        pairs.augmented(range(12), Augmentation(share=1.0), (0, epoch), "mixed").batch for epoch in (0, 0, 1)
+    )
+    assert torch.equal(first.doped, again.doped)
+    assert torch.equal(first.candidates, again.candidates)
+    assert not torch.equal(first.doped, later.doped)
+    assert not torch.equal(first.candidates, later.candidates)
+    width = pairs.grid.width
+    for curve in (first.host, first.doped):
+        assert torch.allclose(curve.sum(dim=1) * width, torch.ones(12), atol=1e-4)
+    assert 0.0 < (first.doped - plain.doped).abs().sum(dim=1).max() * width / 2 < 0.25
+    assert (first.edge_mev / plain.edge_mev - 1.0).abs().max() < 0.08
+    # A pair comes out the same whatever it is batched with.
+    alone = pairs.augmented([5], Augmentation(share=1.0), (0, 0), "mixed").batch
+    assert torch.equal(alone.doped[0], first.doped[5])
+
+
+def test_an_augmentation_of_nothing_changes_next_to_nothing(lab):
+    pairs = EncodedPairs(read_table(lab))
+    none = Augmentation(share=1.0, broadening=0.0, noise=0.0, energy_scale=0.0)
+    changed, plain = pairs.augmented(range(12), none, (0, 0), "blind").batch, pairs.item(range(12), "blind").batch
+    # It passes through the grid on which data sets are stored.
+    assert ((changed.doped - plain.doped).abs().sum(dim=1) * pairs.grid.width / 2).max() < 0.03
+
+
+def test_named_candidates_are_what_is_asked(lab):
+    pairs = [replace(pair, candidates=("Al", "In", "P")) for pair in read_table(lab)]
+    asked = EncodedPairs(pairs).item(range(12), "candidates").batch
+    assert asked.candidates.sum(dim=1).tolist() == [3] * 12
+    assert EncodedPairs(pairs).item(range(12), "blind").batch.candidates.sum(dim=1).tolist() == [60] * 12
+
+
+def test_replayed_rows_make_up_their_share(lab, replay):
+    data = LabDataModule(lab, batch_size=4, replay=Replay(replay, 0.5), validation=0.0)
+    items = list(data.train_dataloader())
+    assert len(items) == 3
+    for item in items:
+        assert (item.rows >= 0).sum() == (item.rows < 0).sum() == 4
+        assert item.weight.sum().item() == pytest.approx(1.0)
+    assert "projected" in data.spec.kinds
+    for share in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="replay share"):
+            Replay(replay, share)
+
+
+# The verdict
+
+
+def answers_of(pairs, error, seed=0, shift=0.0):
+    """Answers to candidate questions whose concentrations err by a normal number of this size."""
+    item = EncodedPairs(pairs).item(range(len(pairs)), "candidates")
+    rng = torch.Generator().manual_seed(seed)
+    noise = error * torch.randn(len(pairs), 62, generator=rng).abs() + shift
+    logits = torch.where(item.targets.present, 20.0, -20.0)
+    amount = torch.where(item.targets.present, (item.targets.concentration + noise).clamp(0.0, 0.5), 0.0)
+    return {"candidates": Answers(Output(logits, amount), item.batch, item.targets)}
+
+
+def verdict(pairs, before, after):
+    return judge(before, after, [pair.sample for pair in pairs], "hurdle")
+
+
+def test_a_better_network_is_called_better_and_a_worse_one_worse(lab):
+    pairs = read_table(lab)
+    good, bad = answers_of(pairs, 0.01), answers_of(pairs, 0.05, seed=1)
+    judged = verdict(pairs, bad, good)
+    assert judged.verdict == "improved"
+    assert judged.difference["candidates/mae"].high < 0.0
+    assert judged.difference["candidates/mae"].value == pytest.approx(
+        judged.after["candidates/mae"].value - judged.before["candidates/mae"].value
+    )
+    assert verdict(pairs, good, bad).verdict == "worse"
+    assert verdict(pairs, good, good).verdict == "not distinguishable"
+
+
+def test_chance_is_seldom_called_better(lab):
+    """Two networks of the same quality: at most 5 % of the verdicts may be wrong, with some room for 60 tries."""
+    pairs = read_table(lab)
+    said = [
+        verdict(pairs, answers_of(pairs, 0.03, 2 * i), answers_of(pairs, 0.03, 2 * i + 1)).verdict for i in range(60)
+    ]
+    assert said.count("improved") <= 6
+    assert said.count("not distinguishable") >= 50
+
+
+def test_four_samples_never_suffice(lab):
+    pairs = read_table(lab)
+    for count, wanted in ((4, "not distinguishable"), (5, "improved")):
+        judged = verdict(pairs[:count], answers_of(pairs[:count], 0.0, shift=0.1), answers_of(pairs[:count], 0.0))
+        assert judged.verdict == wanted
+        assert judged.p_better == pytest.approx(2.0**-count)
+
+
+def test_lost_identification_is_worse_whatever_the_concentrations(lab):
+    pairs = read_table(lab)
+    before, after = answers_of(pairs, 0.1), answers_of(pairs, 0.0)
+    output = after["candidates"].output
+    turned = {"candidates": after["candidates"]._replace(output=output._replace(identity_logits=torch.zeros(12, 62)))}
+    assert verdict(pairs, before, turned).verdict == "worse"
+
+
+def test_average_precision_is_that_of_torchmetrics():
+    from torchmetrics.functional.classification import binary_average_precision
+
+    rng = np.random.default_rng(0)
+    score, present = np.round(rng.standard_normal(300), 1), rng.random(300) < 0.2
+    counts = np.stack([np.ones(300), rng.integers(0, 4, 300).astype(float)])
+    found = average_precision(score, present, counts)
+    for weight, value in zip(counts.astype(int), found, strict=True):
+        repeated = np.repeat(score, weight), np.repeat(present, weight)
+        probability = torch.sigmoid(torch.from_numpy(repeated[0]))
+        wanted = binary_average_precision(probability, torch.from_numpy(repeated[1]).long())
+        assert value == pytest.approx(wanted.item(), abs=1e-6)
+    assert np.isnan(average_precision(score, np.zeros(300, dtype=bool), counts)).all()
+
+
+def test_answers_of_folds_come_back_in_order(lab, checkpoint):
+    pairs, model = read_table(lab), from_pretrained(checkpoint)
+    whole = ask(model, pairs)
+    parts = [[7, 2, 4], [0, 1, 3, 5, 6, 8, 9, 10, 11]]
+    joined = join([(part, ask(model, [pairs[i] for i in part])) for part in parts])
+    for track, found in whole.items():
+        assert torch.equal(joined[track].output.identity_logits, found.output.identity_logits)
+        assert torch.equal(joined[track].batch.candidates, found.batch.candidates)
+        assert torch.equal(joined[track].targets.concentration, found.targets.concentration)
+
+
+# The whole
+
+
+@pytest.fixture(scope="module")
+def improved(lab, checkpoint, tmp_path_factory):
+    """An untrained network gains from anything."""
+    out = tmp_path_factory.mktemp("improved") / "mine"
+    return out, finetune(checkpoint, lab, out, FAST, Holdout(folds=2))
+
+
+def test_a_better_network_is_written_as_a_checkpoint_like_any_other(improved, checkpoint, lab):
+    out, report = improved
+    assert report["verdict"] == "improved"
+    assert report["kept"] == "after"
+    verify(out)
+    model = from_pretrained(out)
+    start = from_pretrained(checkpoint)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+    assert model.spec.kinds == ("total",)
+    assert {"Si", "Ga", "As"} == set(model.training_info["host_elements"])
+    assert model.training_info["edge_mev"][1] > 30.0
+    assert model.training_info["finetuning"]["checkpoint"] == "tiny"
+    assert not [text for text in model.predict(lab / "host.csv", lab / "s1.csv", "GaAs").warnings if "domain" in text]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["mine"]
+
+
+def test_the_report_stands_in_the_folder_and_on_the_card(improved):
+    out, report = improved
+    assert json.loads((out / REPORT).read_text(encoding="utf-8")) == report
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert sentence(report) in card
+    assert f"{report['held_out']['after']['candidates/mae']['value']:.3f}" in card
+    assert "| MAE (at.%), blind |" in card
+    assert report["pairs_held_out"] == 12
+    assert report["folds"] == 2
+
+
+def test_a_calibration_that_few_pairs_cannot_give_is_taken_over_and_marked(improved):
+    out, report = improved
+    assert report["calibration"]["fitted"] is False
+    assert from_pretrained(out).calibration == CALIBRATION
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "taken over from tiny: 12 held-out pairs with 12 dopants are too few" in card
+
+
+def test_a_calibration_is_fitted_where_there_are_enough_pairs(checkpoint, tmp_path):
+    lab = write_lab(tmp_path / "lab", [*SHARES, *(0.9 * share for share in SHARES)])
+    report = finetune(checkpoint, lab, tmp_path / "out", FAST, Holdout(folds=2))
+    assert report["calibration"]["fitted"] is True
+    found = from_pretrained(tmp_path / "out").calibration
+    assert found.interval.coverage == 0.9
+    assert found.interval != CALIBRATION.interval
+
+
+def test_a_network_that_is_not_better_is_not_kept(checkpoint, lab, tmp_path):
+    report = finetune(checkpoint, lab, tmp_path / "out", STILL, Holdout(folds=2))
+    assert report["verdict"] == "not distinguishable"
+    assert report["kept"] == "before"
+    model, start = from_pretrained(tmp_path / "out"), from_pretrained(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+    assert model.calibration == CALIBRATION
+    assert model.training_info["edge_mev"] == TRAINING["edge_mev"]
+    assert "cannot be told from tiny" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_forgetting_is_measured_where_simulated_rows_are_at_hand(checkpoint, lab, tmp_path, replay):
+    training = replace(FAST, replay=replay, ema=0.5)
+    report = finetune(checkpoint, lab, tmp_path / "out", training, Holdout(folds=1, share=0.5))
+    assert report["kept"] == "after"
+    assert report["forgetting"]["rows"] == 4
+    assert report["forgetting"]["before"] != report["forgetting"]["after"]
+    assert report["settings"]["replay"] == Path(replay).name
+    assert from_pretrained(tmp_path / "out").spec.kinds == ("total", "neutron-weighted", "projected")
+
+
+def test_the_command_prints_before_and_after(checkpoint, lab, tmp_path, capsys):
+    words = ["finetune", "--checkpoint", checkpoint, "--data", str(lab), "--out", str(tmp_path / "out")]
+    main([*words, "--epochs", "1", "--learning-rate", "1e-9", "--folds", "2", "--accelerator", "cpu"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("On 12 held-out pairs of 12 samples the fine-tuned network cannot be told from tiny")
+    assert "before" in printed
+    assert "MAE (at.%), candidates given" in printed
+    main([*words, "--epochs", "1", "--folds", "2", "--accelerator", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out)["schema"] == 1
+
+
+WRONG = {
+    "method": ({"method": "lora"}, {}, "method 'lora' is not known"),
+    "epochs": ({"epochs": 0}, {}, "epochs is 0"),
+    "rate": ({"learning_rate": -1.0}, {}, "learning_rate is -1"),
+    "ema": ({"ema": 1.0}, {}, "ema is 1"),
+    "precision": ({"precision": "16"}, {}, "precision is '16'"),
+    "accelerator": ({"accelerator": "abacus"}, {}, "accelerator is 'abacus'"),
+    "no GPU": ({"accelerator": "gpu", "devices": 1000}, {}, "devices is 1000, with [0-9]+ GPUs"),
+    "replay": ({"replay": "nowhere"}, {}, "replay folder nowhere does not exist"),
+    "holdout": ({}, {"share": 1.0}, "holdout is 1.0"),
+    "folds": ({}, {"folds": 13}, "folds is 13, with 12 groups"),
+    "group": ({}, {"group": "crystal"}, "group is 'crystal'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_setting_is_one_clear_error_before_any_work(name, checkpoint, lab, tmp_path):
+    training, holdout, message = WRONG[name]
+    with pytest.raises(ConfigError, match=message):
+        finetune(checkpoint, lab, tmp_path / "out", TrainingSettings(**training), Holdout(**holdout))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_stands_in_the_way_is_not_overwritten(checkpoint, lab, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        finetune(checkpoint, lab, tmp_path)
+    with pytest.raises(CheckpointError, match="is the checkpoint to start from"):
+        finetune(checkpoint, lab, checkpoint)
+    (tmp_path / ".out.run").mkdir()
+    (tmp_path / ".out.run" / "mine").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is no unfinished fine-tuning"):
+        finetune(checkpoint, lab, tmp_path / "out")
+    assert (tmp_path / ".out.run" / "mine").is_file()
+
+
+def test_an_interrupted_run_goes_on_and_that_of_other_data_begins_anew(checkpoint, lab, tmp_path, monkeypatch):
+    import defectnet.lab.jobs as jobs
+
+    runs, finished = [], jobs.run
+
+    def interrupted(job):
+        if len(runs) == 1:
+            raise KeyboardInterrupt
+        runs.append(job.rows)
+        finished(job)
+
+    monkeypatch.setattr(jobs, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(checkpoint, lab, tmp_path / "out", STILL, Holdout(folds=2))
+    assert [path.name for path in tmp_path.iterdir()] == [".out.run"]
+    monkeypatch.setattr(jobs, "run", lambda job: (runs.append(job.rows), finished(job)))
+    finetune(checkpoint, lab, tmp_path / "out", STILL, Holdout(folds=2))
+    assert len(runs) == 2
+    assert sorted(runs[0] + runs[1]) == list(range(12))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# The example
+
+
+def test_the_example_table_is_good():
+    pairs = read_table(ROOT / "examples" / "lab")
+    assert len(pairs) >= 20
+    assert {pair.host.kind for pair in pairs} == {"neutron-weighted"}
+    assert sum(path.stat().st_size for path in (ROOT / "examples" / "lab").iterdir()) < 200_000
+
+
+def test_the_maker_of_the_example_writes_a_good_table(tmp_path):
+    spec = util.spec_from_file_location("make_lab_example", ROOT / "examples" / "make_lab_example.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    samples = [toy_sample(i, "test", dopants=1) for i in range(4)]
+    module.write_lab(tmp_path, samples)
+    pairs = read_table(tmp_path)
+    assert [pair.dopants for pair in pairs] == [pytest.approx(sample.concentrations, rel=1e-4) for sample in samples]
+    edges = EncodedPairs(pairs).batch.edge_mev
+    wanted = torch.tensor([sample.edge_mev * module.ENERGY_ERROR for sample in samples])
+    assert (edges / wanted - 1.0).abs().max() < 0.25
