@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("repeatable")
 TINY_NETS: dict[str, dict[str, int | float]] = {
     "DefectNet": {"d_model": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "patch": 16, "dropout": 0.0},
     "PaperDefectNet": {"channels": 16, "heads": 2, "hidden": 16},
+    "ResNet1d": {"channels": 8, "blocks": 2, "hidden": 16, "dropout": 0.0},
 }
 
 

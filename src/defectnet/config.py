@@ -197,6 +197,8 @@ class PaperConfig(Settings):
         heads: Attention heads; must divide `channels`.
         hidden: Width of the MLP's two hidden layers.
         kernel: Kernel of the convolutions; odd.
+        input: ``paper`` for the histograms above; ``grid`` for the spectra on this project's own grid, which reaches
+            above the edge, in their place (`bins` says nothing then). All else stays.
     """
 
     bins: int = 100
@@ -204,8 +206,10 @@ class PaperConfig(Settings):
     heads: int = 8
     hidden: int = 256
     kernel: int = 5
+    input: str = "paper"
 
     def __post_init__(self) -> None:
+        _check(self.input in ("paper", "grid"), "net.input", self.input, "Use paper or grid")
         elements = len(VOCABULARY)
         _check(elements <= self.bins <= 4096, "net.bins", self.bins, f"Use {elements} (the vocabulary) to 4096")
         _check(
@@ -219,6 +223,33 @@ class PaperConfig(Settings):
         )
         _check(1 <= self.hidden <= 8192, "net.hidden", self.hidden, "Use a whole number from 1 to 8192")
         _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
+
+
+@dataclass(frozen=True)
+class ResNetConfig(Settings):
+    """Size of `defectnet.models.resnet.ResNet1d`.
+
+    Attributes:
+        channels: Channels of the first block, a multiple of 8; doubled by each of the first two blocks after the stem.
+        blocks: Residual blocks, each of which halves the length.
+        kernel: Kernel of the convolutions; odd.
+        hidden: Width of the layer before the heads.
+        dropout: Share of that layer's activations dropped in training.
+    """
+
+    channels: int = 32
+    blocks: int = 3
+    kernel: int = 5
+    hidden: int = 256
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("channels", 8, 1024), ("blocks", 1, 6), ("hidden", 8, 8192)):
+            value = getattr(self, name)
+            _check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
+        _check(self.channels % 8 == 0, "net.channels", self.channels, "Use a multiple of 8")
+        _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
+        _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ Differences that the common interface asks for:
 - Bins follow this project's grid: the band edge is the last bin's upper end. Histograms are densities per relative
   energy with mean 1 in the band, so that the 1e-2 added before the ratio is 1 % of the mean level; the published
   histograms have an area of 1/28, on an energy axis that we do not know, so that scale is not taken over.
+
+With ``net.input: grid`` the same network reads the two spectra on this project's grid instead of the histograms that
+end at the band edge. It tells what the input costs apart from what the network costs.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from torch.nn import functional
 
 from defectnet.batch import Batch, Output
 from defectnet.config import Grid, ModelSpec, PaperConfig
+from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
 
 TARGET_SCALE: Final = 10.0
@@ -63,7 +67,10 @@ class PaperDefectNet(DefectModel):
     def __init__(self, spec: ModelSpec | None = None, net: PaperConfig | None = None) -> None:
         super().__init__(spec, net)
         net, elements = self.net, len(self.spec.elements)
-        rebin = torch.as_tensor(rebin_matrix(self.spec.grid, net.bins), dtype=torch.float32)
+        grid = self.spec.grid
+        if net.input == "grid" and grid.bins < elements:
+            raise ConfigError(f"grid.bins is {grid.bins}", fix=f"The composition needs {elements} bins or more")
+        rebin = torch.as_tensor(rebin_matrix(grid, net.bins), dtype=torch.float32)
         self.register_buffer("rebin", rebin, persistent=False)  # (L, bins), a function of the spec
         width, pad = net.channels, net.kernel // 2
         self.convolutions = nn.Sequential(
@@ -91,15 +98,18 @@ class PaperDefectNet(DefectModel):
 
         Returns:
             (B, 3, bins): host histogram of unit area; log10 ratio of the doped histogram, also of unit area on the
-            host's range, to the host's; composition padded with zeros.
+            host's range, to the host's; composition padded with zeros. With ``net.input: grid`` there are L bins,
+            which reach above the host's range, and the host's mean inside its band is 1.
         """
         host, doped = (self._histogram(dos) for dos in (batch.host, batch.doped))
         ratio = torch.log10((doped + _FLOOR) / (host + _FLOOR))
-        composition = functional.pad(batch.composition, (0, self.net.bins - batch.composition.shape[-1]))
+        composition = functional.pad(batch.composition, (0, host.shape[-1] - batch.composition.shape[-1]))
         return torch.stack([host, ratio, composition], dim=1)
 
     def _histogram(self, dos: Tensor) -> Tensor:
-        """(B, L) -> (B, bins), mean 1."""
+        """(B, L) -> (B, bins), mean 1 over the band; on the grid the spectra have that area already."""
+        if self.net.input == "grid":
+            return dos
         binned = dos @ self.rebin
         return binned / binned.mean(dim=-1, keepdim=True).clamp_min(1e-12)
 

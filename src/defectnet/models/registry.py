@@ -10,8 +10,13 @@ from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
 from defectnet.models.defectnet import DefectNet
 from defectnet.models.paper import PaperDefectNet
+from defectnet.models.resnet import ResNet1d
 
-ARCHITECTURES: dict[str, type[DefectModel]] = {"DefectNet": DefectNet, "PaperDefectNet": PaperDefectNet}
+ARCHITECTURES: dict[str, type[DefectModel]] = {
+    "DefectNet": DefectNet,
+    "PaperDefectNet": PaperDefectNet,
+    "ResNet1d": ResNet1d,
+}
 
 
 def architecture(name: str) -> type[DefectModel]:
