@@ -1,38 +1,274 @@
-"""Benchmark tables reach the documents whole, or not at all."""
+"""Results reach tables, figures and documents whole, or not at all."""
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from defectnet.benchmark.report import into_block, main, to_markdown
+from benchmark_results import toy_result
+from conftest import make_random_batch
+from defectnet.benchmark import tables
+from defectnet.benchmark.bars import bars, best_without_attention, flagship, read_speed
+from defectnet.benchmark.figures import FIGURES, LARGEST_KB, write_figures
+from defectnet.benchmark.report import featured, into_block, main, page
+from defectnet.benchmark.results import compare, file_name, read_result, read_results, write_result
 from defectnet.errors import ConfigError
+from defectnet.hub import save
 
-SCORES = {
-    "identity": {"ap_micro": 0.25, "ap_macro": None, "recall_at_k": 0.5, "f1": 0.125},
-    "concentration": {"mae": 12.34, "rmse": 1.0, "r2": -0.5},
-    "interval": None,
-    "by_dopants": {"1": {"rows": 3, "recall_at_k": 1.0, "mae": 0.5}},
-    "by_range": {"0-1 at.%": {"dopants": 4, "recall": None, "mae": 0.75}},
-}
-REPORT = {
-    "split": "test",
-    "rows": 7,
-    "hosts": 2,
-    "dopants": 9,
-    "results": {"candidates": {"clean": {"Floor": SCORES}}, "blind": {"clean": {"Floor": SCORES}}},
-}
 CARD = "# Card\n<!-- results:start -->\nold\n<!-- results:end -->\nend\n"
+SPEED = {
+    "checkpoints": {
+        "defectnet-base": {
+            "batches": [
+                {"threads": 1, "batch_size": 64, "pairs_per_second": 900.0},
+                {"threads": 2, "batch_size": 64, "pairs_per_second": 620.0},
+            ],
+            "one_pair": [{"threads": 1, "milliseconds": 41.0}],
+        }
+    }
+}
 
 
-def test_tables_hold_the_numbers():
-    lines = to_markdown(REPORT).splitlines()
-    assert lines[0] == "test split, 7 pairs of 2 crystals."
-    assert "| Floor | 0.250 | - | 0.500 | 0.125 | 12.3 | 1.000 | -0.500 | - |" in lines
-    assert "| Floor | 0.250 | - | 0.500 | 0.125 | - |" in lines
-    assert "| Floor | 1 dopant | 3 | 1.000 | 0.500 |" in lines
-    assert "| Floor | 0-1 at.% | 4 | - | 0.750 |" in lines
+@pytest.fixture(scope="module")
+def results():
+    """A good network, one that cannot be asked blind, and two baselines."""
+    return {
+        "defectnet-base": toy_result("defectnet-base", skill=3.0, architecture="DefectNet"),
+        "paper-defectnet": toy_result("paper-defectnet", skill=1.0, architecture="PaperDefectNet", blind=False),
+        "ridge": toy_result("ridge", skill=1.5),
+        "mean": toy_result("mean", skill=0.0),
+    }
+
+
+@pytest.fixture
+def folder(results, tmp_path):
+    for result in results.values():
+        write_result(result, tmp_path / "results")
+    return tmp_path / "results"
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_as_it_was_written(results, folder):
+    assert {result["entrant"]: result for result in read_results([folder])} == results
+    assert file_name("org/repo") == "org--repo.json"
+    assert file_name("../../x") == "x.json"
+    text = (folder / "mean.json").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < len(json.dumps(results["mean"], indent=1).splitlines()) / 2
+
+
+def _without(tree, *path):
+    for key in path[:-1]:
+        tree = tree[key]
+    del tree[path[-1]]
+
+
+def _with(tree, value, *path):
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+CLEAN = ("results", "blind", "clean")
+DAMAGE = {
+    "no object": (lambda tree: [tree], "no result of the benchmark"),
+    "other file": (lambda tree: {"rows": 3}, "no result of the benchmark"),
+    "newer schema": (lambda tree: _with(tree, 99, "schema"), "has schema 99"),
+    "schema as text": (lambda tree: _with(tree, "1", "schema"), "has schema '1'"),
+    "no data": (lambda tree: _without(tree, "data"), "data is missing"),
+    "no hash of the rows": (lambda tree: _without(tree, "data", "rows_sha256"), r"data\.rows_sha256 is missing"),
+    "nothing measured": (lambda tree: _with(tree, {}, "results"), "results is empty"),
+    "unknown key": (lambda tree: _with(tree, 1, "extra"), "extra is not known"),
+    "track is a number": (lambda tree: _with(tree, 3, "results", "blind"), r"results\.blind"),
+    "part is missing": (lambda tree: _without(tree, *CLEAN, "identity"), r"blind\.clean: identity is missing"),
+    "metric is missing": (lambda tree: _without(tree, *CLEAN, "identity", "f1"), "identity holds other numbers"),
+    "metric is text": (lambda tree: _with(tree, "0.5", *CLEAN, "identity", "f1"), r"identity\.f1 is '0.5'"),
+    "metric is true": (lambda tree: _with(tree, True, *CLEAN, "identity", "f1"), r"identity\.f1 is True"),
+    "resamples are text": (
+        lambda tree: _with(tree, ["a"], *CLEAN, "resampled", "identity.ap_micro"),
+        "resampled.identity.ap_micro",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_wrong_file_is_one_clear_error(results, tmp_path, name):
+    change, message = DAMAGE[name]
+    tree = copy.deepcopy(results["mean"])
+    tree = change(tree) or tree
+    (tmp_path / "x.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_result(tmp_path / "x.json")
+    assert "x.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"schema": NaN}', b"[" * 100_000])
+def test_a_damaged_file_is_one_clear_error(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.json is not valid JSON"):
+        read_result(tmp_path / "x.json")
+    with pytest.raises(ConfigError, match=r"absent\.json cannot be read"):
+        read_result(tmp_path / "absent.json")
+
+
+def test_results_of_different_rows_are_not_put_together(results, folder, tmp_path):
+    other = copy.deepcopy(results["mean"])
+    other["entrant"], other["data"]["rows_sha256"] = "other", "0" * 64
+    path = write_result(other, tmp_path / "more")
+    with pytest.raises(ConfigError, match="different rows"):
+        read_results([folder, path])
+    with pytest.raises(ConfigError, match="two results of 'mean'"):
+        read_results([folder, folder / "mean.json"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no results"):
+        read_results([tmp_path / "empty"])
+
+
+def test_nothing_is_left_of_a_result_that_is_not_whole(results, tmp_path):
+    bad = copy.deepcopy(results["mean"])
+    bad["seconds"]["fit"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        write_result(bad, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_those_of_the_numbers(results):
+    one, other = results["defectnet-base"], results["mean"]
+    found = compare(one, other)["candidates"]["clean"]["concentration.mae"]
+    parts = [result["results"]["candidates"]["clean"]["concentration"]["mae"] for result in (one, other)]
+    assert found.value == pytest.approx(parts[0] / parts[1])
+    assert found.low < found.value < found.high
+    same = compare(one, one)["blind"]["lab"]["identity.ap_micro"]
+    assert same == pytest.approx((1.0, 1.0, 1.0))
+    assert "blind" not in compare(one, results["paper-defectnet"])
+
+
+def test_results_that_were_resampled_differently_are_not_compared(results):
+    other = copy.deepcopy(results["mean"])
+    other["bootstrap"]["seed"] = 1
+    with pytest.raises(ConfigError, match="differ in bootstrap"):
+        compare(results["ridge"], other)
+
+
+def test_bars_say_what_was_measured(results):
+    assert flagship(results) == "defectnet-base"
+    assert best_without_attention(results, "blind", "clean") == "ridge"
+    found = {bar.what: bar for bar in bars(results, "defectnet-base", SPEED)}
+    gain = found["blind, clean: AP micro over that of the best without attention (ridge)"]
+    values = [
+        results[name]["results"]["blind"]["clean"]["identity"]["ap_micro"] for name in ("defectnet-base", "ridge")
+    ]
+    assert gain.measured.startswith(tables.number(values[0] / values[1]))
+    assert gain.reached == (values[0] / values[1] >= 1.3)
+    assert found["pairs a second in batches, two threads"] == (
+        "pairs a second in batches, two threads", "at least 500", "620", True,
+    )  # fmt: skip
+    assert found["one pair, loaded model, ms"].reached is False
+    assert len(found) == 15
+    unmeasured = bars({"ridge": results["ridge"]}, "ridge")
+    assert [bar.reached for bar in unmeasured[:2]] == [None, None]
+    with pytest.raises(ConfigError, match="no result of 'x'"):
+        bars(results, "x")
+
+
+def test_speeds_are_read_strictly(tmp_path):
+    path = tmp_path / "speed.json"
+    path.write_text(json.dumps(SPEED), encoding="utf-8")
+    assert read_speed(path) == SPEED
+    for text in ("", "[]", "{}"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"speed\.json"):
+            read_speed(path)
+
+
+def test_speeds_are_measured(tmp_path, tiny_model, capsys):
+    path = Path(__file__).parents[1] / "benchmarks" / "predict.py"
+    spec = importlib.util.spec_from_file_location("benchmark_predict", path)
+    predict = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(predict)
+    folder = tmp_path / "defectnet-base"
+    save(tiny_model("DefectNet"), folder, golden=make_random_batch(2), card="A test.", training={})
+    words = ["--pairs", "6", "--rounds", "1", "--batch-sizes", "2", "4", "--threads", "2"]
+    predict.main([str(folder), *words])
+    (tmp_path / "speed.json").write_text(capsys.readouterr().out, encoding="utf-8")
+    found = read_speed(tmp_path / "speed.json")["checkpoints"][str(folder)]
+    assert [(row["threads"], row["batch_size"]) for row in found["batches"]] == [(2, 2), (2, 4)]
+    assert all(row["pairs_per_second"] > 0 for row in found["batches"])
+    assert found["one_pair"][0]["milliseconds"] > 0
+    with pytest.raises(SystemExit):
+        predict.main([str(folder), "--pairs", "0"])
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_leaderboard_is_ranked_and_marks_the_best(results):
+    lines = tables.leaderboard(results, "blind", "clean")
+    assert [text.split(" | ")[0] for text in lines[2:]] == ["| defectnet-base", "| ridge", "| mean"]
+    values = results["defectnet-base"]["results"]["blind"]["clean"]
+    low, high = values["intervals"]["identity.ap_micro"]
+    shown = f"**{tables.number(values['identity']['ap_micro'])} ({tables.number(low)} to {tables.number(high)})**"
+    assert lines[2].split(" | ")[1] == shown
+    assert "paper-defectnet" in "\n".join(tables.leaderboard(results, "candidates", "lab"))
+
+
+def test_every_table_has_as_many_cells_as_headings(results):
+    blocks = page(results, SPEED).split("\n\n")
+    found = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert len(found) >= 9
+    for block in found:
+        assert len({text.count("|") for text in block}) == 1, block[0]
+
+
+def test_page_holds_what_it_should(results):
+    text = page(results, SPEED, "figures")
+    for name in FIGURES:
+        assert f"(figures/{name})" in text
+    for name in results:
+        assert f"| {name} |" in text
+    assert "paper-defectnet is not asked blind" in text
+    assert "What defectnet-base must reach" in text
+    assert "None" not in text
+    assert "nan" not in text
+    alone = page({"mean": results["mean"]})
+    assert "must reach" not in alone
+    assert featured(results) == ["defectnet-base", "paper-defectnet", "ridge", "mean"]
+
+
+def test_number_has_the_digits_of_a_table():
+    shown = [tables.number(x) for x in (None, 0.01234, -0.5, 12.345, 1234.5)]
+    assert shown == ["-", "0.012", "-0.500", "12.3", "1,234"]
+
+
+def test_figures_are_small_and_not_empty(results, tmp_path):
+    shown = {name: results[name] for name in ("defectnet-base", "paper-defectnet")}
+    files = write_figures(shown, list(shown), tmp_path)
+    assert [path.name for path in files] == list(FIGURES)
+    for path in files:
+        assert path.stat().st_size < 1000 * LARGEST_KB
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.shape[1] > 600
+        assert (pixels < 200).mean() > 0.005, path.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FIGURES)
+
+
+def test_figures_show_what_was_measured(results, tmp_path):
+    """Where a track was not measured, its panels stay empty: nothing fails, nothing is made up."""
+    before = {path.name: path.read_bytes() for path in write_figures(results, ["ridge"], tmp_path)}
+    after = {path.name: path.read_bytes() for path in write_figures(results, ["paper-defectnet"], tmp_path)}
+    assert all(before[name] != after[name] for name in FIGURES)
 
 
 def test_into_block_replaces_one_block_only():
@@ -56,20 +292,36 @@ def test_into_block_wants_one_block(text):
         into_block(text, "x", "new")
 
 
-def test_command_prints_or_writes(tmp_path, capsys):
-    (tmp_path / "report.json").write_text(json.dumps(REPORT), encoding="utf-8")
-    main([str(tmp_path / "report.json")])
-    assert capsys.readouterr().out.strip() == to_markdown(REPORT).strip()
+def test_command_writes_page_figures_and_block(results, folder, tmp_path, capsys):
     (tmp_path / "card.md").write_text(CARD, encoding="utf-8")
-    main([str(tmp_path / "report.json"), "--into", str(tmp_path / "card.md")])
+    (tmp_path / "speed.json").write_text(json.dumps(SPEED), encoding="utf-8")
+    words = [str(folder), "--out", str(tmp_path / "RESULTS.md"), "--speed", str(tmp_path / "speed.json")]
+    main([*words, "--into", str(tmp_path / "card.md")])
     assert capsys.readouterr().out == ""
-    assert (tmp_path / "card.md").read_text(encoding="utf-8") == into_block(CARD, "results", to_markdown(REPORT))
+    # Files are read in the order of their names.
+    ordered = {result["entrant"]: result for result in read_results([folder])}
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == page(ordered, SPEED, "figures")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
+    short = "\n".join(tables.short_form(ordered))
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == into_block(CARD, "results", short)
+    assert "| defectnet-base |" in short
+    main([str(folder)])
+    assert capsys.readouterr().out.strip() == page(ordered).strip()
 
 
-def test_one_document_without_a_block_leaves_all_as_they_were(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps(REPORT), encoding="utf-8")
+def test_one_document_without_a_block_leaves_all_as_they_were(folder, tmp_path):
     (tmp_path / "card.md").write_text(CARD, encoding="utf-8")
     (tmp_path / "other.md").write_text("nothing", encoding="utf-8")
+    words = [str(folder), "--out", str(tmp_path / "RESULTS.md"), "--into", str(tmp_path / "card.md")]
     with pytest.raises(ConfigError, match="exactly one block"):
-        main([str(tmp_path / "report.json"), "--into", str(tmp_path / "card.md"), str(tmp_path / "other.md")])
+        main([*words, str(tmp_path / "other.md")])
     assert (tmp_path / "card.md").read_text(encoding="utf-8") == CARD
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_module_reports_errors_in_one_line(tmp_path):
+    words = [sys.executable, "-m", "defectnet.benchmark.report", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "holds no results" in done.stderr

@@ -13,7 +13,10 @@ import pytest
 import yaml
 
 import defectnet
-from defectnet.benchmark.report import into_block, to_markdown
+from defectnet.benchmark.bars import by_name, read_speed
+from defectnet.benchmark.report import into_block, page
+from defectnet.benchmark.results import read_results
+from defectnet.benchmark.tables import short_form
 from defectnet.hub.catalogue import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,13 +81,18 @@ def test_every_bundled_checkpoint_has_a_recipe_of_its_name():
         assert recipe["model"]["architecture"] == config["architecture"]
 
 
-def test_model_card_holds_the_report():
-    report = json.loads((ROOT / "benchmarks" / "pilot.json").read_text(encoding="utf-8"))
-    card = (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert into_block(card, "results", to_markdown(report)) == card, (
-        "run: python -m defectnet.benchmark.report benchmarks/pilot.json --into MODEL_CARD.md"
-    )
-    assert set(bundled()) <= set(report["results"]["candidates"]["clean"])
+def test_results_stand_where_they_should():
+    """The page, the model card, and README.md if it has room for them, show what the result files say."""
+    folder = ROOT / "benchmarks"
+    results = by_name(read_results([folder / "results"]))
+    speed = read_speed(folder / "speed.json") if (folder / "speed.json").is_file() else None
+    again = "make it again with python -m defectnet.benchmark.report, see benchmarks/README.md"
+    assert page(results, speed, "figures") == (folder / "RESULTS.md").read_text(encoding="utf-8"), again
+    for name in ("MODEL_CARD.md", "README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if name == "MODEL_CARD.md" or "<!-- results:start -->" in text:
+            assert into_block(text, "results", "\n".join(short_form(results))) == text, again
+    assert set(bundled()) <= set(results)
 
 
 @pytest.mark.parametrize("goal", ["demo", "test", "lint", "docs", "clean"])

@@ -172,7 +172,7 @@ def _card(name: str, model: DefectModel, training: dict[str, Any]) -> str:
             f"{training['train_hosts']} crystals, calibrated on {training['val_rows']} pairs of other crystals under "
             f"the conditions {' and '.join(CONDITIONS)}.",
             "",
-            "Not evaluated yet: run `python -m defectnet.benchmark.pilot` and state its numbers here.",
+            "Not evaluated yet: run `defectnet benchmark` and state its numbers here.",
             "",
             "```json",
             json.dumps(model.config["net"], indent=2),

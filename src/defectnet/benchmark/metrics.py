@@ -1,4 +1,4 @@
-"""What the benchmark reports of one answerer on one track under one condition.
+"""What the benchmark reports of one entrant on one track under one condition.
 
 Concentrations are reported in at.%, everything else as a share between 0 and 1. A value that nothing contributes to
 is None.
@@ -6,116 +6,91 @@ is None.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
+from sklearn.metrics import average_precision_score
+from torchmetrics.functional.classification import binary_calibration_error
 
-from defectnet.batch import Batch, Output, Targets
-from defectnet.config import Calibration
-from defectnet.models.base import DefectModel
-from defectnet.tasks.losses import expected_concentration
-from defectnet.tasks.metrics import Answers, answer
+from defectnet.benchmark.detection import detection
+from defectnet.benchmark.results import GROUPS
+from defectnet.benchmark.scores import RANGES, Bools, Floats, Scores
+from defectnet.elements import VOCABULARY
 
-RANGES: Final = ((0.0, 0.01), (0.01, 0.05), (0.05, 1.0))
-"""Ranges of the true concentration that are reported apart: up to 1, 1 to 5, and above 5 at.%."""
+PLENTY: Final = 0.02
+"""Concentration from which a single dopant counts as plenty, for `one_dopant_plenty`."""
+
+BINS: Final = 10
+"""Bins of the calibration error and of the reliability curve."""
 
 Values = dict[str, Any]
 
 
-class Answerer(Protocol):
-    """What can be benchmarked: a calibrated network or a floor."""
-
-    loss: str
-    """Says what its concentration means; see `defectnet.tasks.losses.expected_concentration`."""
-
-    calibration: Calibration | None
-    """Temperature and threshold of each track; the interval if it has one."""
-
-    def predict_batch(self, batch: Batch) -> Output:
-        """Answer a batch."""
-
-
-class Scores(NamedTuple):
-    """Answers as plain arrays, (N, E).
-
-    Attributes:
-        probability: Probability that the element is there, after the temperature; 0 for what is not in question.
-        expected: Expected concentration.
-        amount: Concentration if present.
-        asked: Bool, elements in question.
-        present: Bool, elements that are there.
-        true: True concentrations.
-        claimed: Bool, probability at or above the threshold.
-    """
-
-    probability: NDArray[np.float64]
-    expected: NDArray[np.float64]
-    amount: NDArray[np.float64]
-    asked: NDArray[np.bool_]
-    present: NDArray[np.bool_]
-    true: NDArray[np.float64]
-    claimed: NDArray[np.bool_]
-
-    def rows(self, chosen: NDArray[Any]) -> Scores:
-        """Return the scores of some rows."""
-        return Scores(*(field[chosen] for field in self))
-
-
-def evaluate(answerer: Answerer, items: Iterable[tuple[Batch, Targets, Tensor]], track: str) -> Values:
-    """Answer all batches of a loader and score the answers.
+def summary(scores: Scores, threshold: float, nominal: float | None = None) -> Values:
+    """Return all metrics of one track under one condition, JSON-able.
 
     Args:
-        answerer: Network or floor.
-        items: Batches of one track, as `SpectraDataModule.evaluation` gives them.
-        track: ``candidates`` or ``blind``.
-
-    Returns:
-        Plain values, JSON-able: see `summary`.
+        scores: Answers and truth.
+        threshold: Probability from which an element counts as present; chosen on validation rows.
+        nominal: Coverage that the entrant states for its intervals.
     """
-    return summary(scores_of(answerer, answer(answerer.predict_batch, items), track), answerer.calibration)
-
-
-def scores_of(answerer: Answerer, answers: Answers, track: str) -> Scores:
-    """Apply the calibration of a track to answers."""
-    calibration = answerer.calibration or Calibration()
-    temperature = getattr(calibration, f"temperature_{track}")
-    threshold = getattr(calibration, f"threshold_{track}")
-    logits = answers.output.identity_logits.double() / temperature
-    output = Output(logits, answers.output.concentration.double())
-    asked = answers.batch.candidates
-    probability = torch.sigmoid(logits).masked_fill(~asked, 0.0)
-    return Scores(
-        probability=probability.numpy(),
-        expected=expected_concentration(output, answerer.loss).masked_fill(~asked, 0.0).numpy(),
-        amount=output.concentration.numpy(),
-        asked=asked.numpy(),
-        present=answers.targets.present.numpy(),
-        true=answers.targets.concentration.double().numpy(),
-        claimed=((probability >= threshold) & asked).numpy(),
-    )
-
-
-def summary(scores: Scores, calibration: Calibration | None) -> Values:
-    """Return all metrics, and the main ones by number of dopants and by range of concentration."""
-    count = scores.present.sum(axis=1)
+    claimed = scores.asked & (scores.probability >= threshold)
+    count = scores.dopants
+    plenty = (count == 1) & (scores.true.sum(axis=1) >= PLENTY)
     return {
         "rows": len(scores.true),
-        "identity": _identity(scores),
+        "dopants": int(scores.present.sum()),
+        "threshold": threshold,
+        "identity": _identity(scores, claimed),
         "concentration": _concentration(scores),
-        "interval": _interval(scores, calibration),
-        "by_dopants": {
-            str(n): {"rows": int((count == n).sum()), **_short(scores.rows(count == n))} for n in np.unique(count)
+        "one_dopant": _one(scores.rows(count == 1)),
+        "one_dopant_plenty": {k: v for k, v in _one(scores.rows(plenty)).items() if k in GROUPS["one_dopant_plenty"]},
+        "many_dopants": _part(scores.rows(count > 1)),
+        "calibration": _calibration(scores),
+        "interval": _interval(scores, nominal),
+        "by_dopants": {str(n): _part(scores.rows(count == n)) for n in np.unique(count)},
+        "by_placement": {
+            str(name): _part(scores.rows(scores.facts.placement == name)) for name in np.unique(scores.facts.placement)
         },
-        "by_range": {f"{100 * low:g}-{100 * high:g} at.%": _range(scores, low, high) for low, high in RANGES},
+        "by_range": {range_name(low, high): _range(scores, claimed, low, high) for low, high in RANGES},
+        "detection": detection(scores),
+        "elements": _elements(scores, claimed),
     }
 
 
-def _identity(scores: Scores) -> Values:
+def range_name(low: float, high: float) -> str:
+    """Name a range of concentrations."""
+    return f"above {100 * low:g} at.%" if high >= 1.0 else f"{100 * low:g} to {100 * high:g} at.%"
+
+
+def inclusion(scores: Scores, k: NDArray[np.integer[Any]]) -> Floats:
+    """Return the chance that each dopant is among its row's k most probable elements, ties being broken at random.
+
+    Args:
+        scores: Answers and truth.
+        k: (N,) how many elements are taken.
+
+    Returns:
+        (n,) chances, for each dopant in the order of `np.nonzero(scores.present)`.
+    """
+    row, element = np.nonzero(scores.present)
+    own = scores.probability[row, element][:, None]
+    above = ((scores.probability[row] > own) & scores.asked[row]).sum(axis=1)
+    tied = ((scores.probability[row] == own) & scores.asked[row]).sum(axis=1)
+    return np.asarray(np.clip((k[row] - above) / tied, 0.0, 1.0))
+
+
+def recall_at_k(scores: Scores) -> Floats:
+    """Return, for each row with dopants, the share of them among its k most probable elements, k their true number."""
+    count = scores.dopants
+    row = np.nonzero(scores.present)[0]
+    hits = np.bincount(row, weights=inclusion(scores, count), minlength=len(count))
+    return np.asarray(hits[count > 0] / count[count > 0])
+
+
+def _identity(scores: Scores, claimed: Bools) -> Values:
     """Average precision: micro over all elements in question; macro, the mean over elements that occur."""
     columns = [
         _average_precision(scores.probability[asked, e], scores.present[asked, e])
@@ -124,96 +99,111 @@ def _identity(scores: Scores) -> Values:
     ]
     return {
         "ap_micro": _average_precision(scores.probability[scores.asked], scores.present[scores.asked]),
-        "ap_macro": _mean(np.array(columns)),
-        "prevalence": _mean(scores.present[scores.asked]),
-        "recall_at_k": _recall_at_k(scores),
-        "f1": _f1(scores),
-        "exact": _mean((scores.claimed == scores.present).all(axis=1)),
+        "ap_macro": mean(np.array(columns)),
+        "prevalence": mean(scores.present[scores.asked]),
+        "recall_at_k": mean(recall_at_k(scores)),
+        "f1": _f1(claimed, scores.present),
+        "exact": mean((claimed == scores.present).all(axis=1)),
     }
 
 
-def _average_precision(probability: NDArray[np.float64], present: NDArray[np.bool_]) -> float | None:
-    if not present.any():
-        return None
-    return float(binary_average_precision(torch.from_numpy(probability), torch.from_numpy(present.astype(np.int64))))
+def _average_precision(probability: Floats, present: Bools) -> float | None:
+    return float(average_precision_score(present, probability)) if present.any() else None
 
 
-def _recall_at_k(scores: Scores) -> float | None:
-    """Share of the true dopants among a row's k most probable elements, k being their true number."""
-    shares = []
-    for probability, present in zip(scores.probability, scores.present, strict=True):
-        if k := int(present.sum()):
-            top = np.argsort(-probability, kind="stable")[:k]
-            shares.append(present[top].mean())
-    return _mean(np.array(shares))
-
-
-def _f1(scores: Scores) -> float | None:
-    hits = (scores.claimed & scores.present).sum()
-    total = scores.claimed.sum() + scores.present.sum()
-    return float(2 * hits / total) if total else None
+def _f1(claimed: Bools, present: Bools) -> float | None:
+    total = claimed.sum() + present.sum()
+    return float(2 * (claimed & present).sum() / total) if total else None
 
 
 def _concentration(scores: Scores) -> Values:
     """Errors of the expected concentration over the elements in question, at.%; R2 against their mean."""
     error = (scores.expected - scores.true)[scores.asked]
     true = scores.true[scores.asked]
-    spread = ((true - true.mean()) ** 2).sum() if len(true) else 0.0
+    spread = float(((true - true.mean()) ** 2).sum()) if len(true) else 0.0
     return {
-        "mae": _mean(100 * np.abs(error)),
-        "rmse": None if not len(error) else float(100 * np.sqrt((error**2).mean())),
+        "mae": mean(100 * np.abs(error)),
+        "rmse": float(100 * np.sqrt((error**2).mean())) if len(error) else None,
         "r2": float(1.0 - (error**2).sum() / spread) if spread > 0 else None,
-        "mae_present": _mean(100 * np.abs(scores.amount - scores.true)[scores.present]),
+        "mae_present": mean(100 * np.abs(scores.amount - scores.true)[scores.present]),
     }
 
 
-def _interval(scores: Scores, calibration: Calibration | None) -> Values | None:
-    """Share of true concentrations of present dopants inside the interval, and its mean width in at.%."""
-    if calibration is None or calibration.interval is None:
-        return None
-    band = calibration.interval
-    amount, true = scores.amount[scores.present].clip(0.0, 1.0), scores.true[scores.present]
-    half = band.offset + band.slope * amount
-    low, high = np.clip(amount - half, 0.0, 1.0), np.clip(amount + half, 0.0, 1.0)
+def _one(scores: Scores) -> Values:
+    """Rows of one dopant: how often it is the most probable element, or one of the five most probable."""
+    rows = len(scores.true)
+    found = {f"top_{k}": mean(inclusion(scores, np.full(rows, k))) for k in (1, 5)}
+    part = _part(scores)
+    return {"rows": rows, **found, "mae": part["mae"], "r2": part["r2"]}
+
+
+def _part(scores: Scores) -> Values:
+    concentration = _concentration(scores)
     return {
-        "nominal": band.coverage,
-        "coverage": _mean((low <= true) & (true <= high)),
-        "width": _mean(100 * (high - low)),
+        "rows": len(scores.true),
+        "recall_at_k": mean(recall_at_k(scores)),
+        "mae": concentration["mae"],
+        "r2": concentration["r2"],
     }
 
 
-def _short(scores: Scores) -> Values:
-    return {
-        "recall_at_k": _recall_at_k(scores),
-        "f1": _f1(scores),
-        "exact": _mean((scores.claimed == scores.present).all(axis=1)),
-        "mae": _mean(100 * np.abs(scores.expected - scores.true)[scores.asked]),
-    }
-
-
-def _range(scores: Scores, low: float, high: float) -> Values:
+def _range(scores: Scores, claimed: Bools, low: float, high: float) -> Values:
     chosen = scores.present & (scores.true > low) & (scores.true <= high)
     return {
         "dopants": int(chosen.sum()),
-        "recall": _mean(scores.claimed[chosen]),
-        "mae": _mean(100 * np.abs(scores.expected - scores.true)[chosen]),
+        "recall": mean(claimed[chosen]),
+        "mae": mean(100 * np.abs(scores.expected - scores.true)[chosen]),
+        "mae_present": mean(100 * np.abs(scores.amount - scores.true)[chosen]),
+        **_band(scores, chosen),
     }
 
 
-def _mean(values: NDArray[Any]) -> float | None:
+def _calibration(scores: Scores) -> Values:
+    """Expected calibration error (Guo et al., ICML 2017), Brier score and spread of the probabilities."""
+    probability, present = scores.probability[scores.asked], scores.present[scores.asked]
+    if not len(probability):
+        return dict.fromkeys(GROUPS["calibration"])
+    error = binary_calibration_error(torch.from_numpy(probability), torch.from_numpy(present.astype(np.int64)), BINS)
+    return {
+        "error": float(error),
+        "brier": float(((probability - present) ** 2).mean()),
+        "sharpness": float(probability.std()),
+    }
+
+
+def _interval(scores: Scores, nominal: float | None) -> Values | None:
+    """Share of true concentrations of present dopants inside the interval, and its mean width in at.%."""
+    if scores.low is None or scores.high is None:
+        return None
+    return {"nominal": nominal, **_band(scores, scores.present)}
+
+
+def _band(scores: Scores, chosen: Bools) -> Values:
+    if scores.low is None or scores.high is None:
+        return {"coverage": None, "width": None}
+    low, high, true = scores.low[chosen], scores.high[chosen], scores.true[chosen]
+    return {"coverage": mean((low <= true) & (true <= high)), "width": mean(100 * (high - low))}
+
+
+def _elements(scores: Scores, claimed: Bools) -> Values:
+    """One line for each element that is asked about: recall at the threshold, and among the k most probable."""
+    table = {}
+    element = np.nonzero(scores.present)[1]
+    among = inclusion(scores, scores.dopants)
+    for e, symbol in enumerate(VOCABULARY):
+        asked, present = scores.asked[:, e], scores.present[:, e]
+        if asked.any():
+            table[symbol] = {
+                "asked": int(asked.sum()),
+                "dopants": int(present.sum()),
+                "ap": _average_precision(scores.probability[asked, e], present[asked]),
+                "recall": mean(claimed[present, e]),
+                "recall_at_k": mean(among[element == e]),
+                "mae": mean(100 * np.abs(scores.expected - scores.true)[asked, e]),
+            }
+    return table
+
+
+def mean(values: NDArray[Any]) -> float | None:
+    """Return the mean; None of nothing."""
     return float(values.mean()) if len(values) else None
-
-
-class CalibratedModel:
-    """A checkpoint as an `Answerer`.
-
-    Args:
-        model: A loaded network.
-    """
-
-    def __init__(self, model: DefectModel) -> None:
-        self.model, self.loss, self.calibration = model, model.loss, model.calibration
-
-    def predict_batch(self, batch: Batch) -> Output:
-        """Answer a batch with the network."""
-        return self.model.predict_batch(batch)

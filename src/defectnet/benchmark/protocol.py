@@ -6,6 +6,8 @@
             return Estimate(probability=0.1 * asked, concentration=0.005 * asked)
 
     $ defectnet benchmark --model my_module:HalfAPercent --track candidates --condition clean
+
+The same from Python: `defectnet.benchmark.runner`.
 """
 
 from __future__ import annotations

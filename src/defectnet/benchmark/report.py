@@ -1,86 +1,139 @@
-"""Benchmark results as Markdown tables, printed or put into a card.
+"""The results page: tables and figures from result files, and the short form for README and model card.
 
-python -m defectnet.benchmark.report REPORT.json [--into MODEL_CARD.md ...]
+python -m defectnet.benchmark.report benchmarks/results --out benchmarks/RESULTS.md --into README.md MODEL_CARD.md
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from defectnet.errors import ConfigError
+from defectnet.benchmark.bars import PUBLISHED, bars, best_without_attention, by_name, flagship, read_speed
+from defectnet.benchmark.results import read_results
+from defectnet.benchmark.tables import (
+    LEADERBOARD,
+    bar_table,
+    describe,
+    elements,
+    head,
+    leaderboard,
+    line,
+    parts,
+    ranked,
+    ratios,
+    short_form,
+)
+from defectnet.errors import ConfigError, DefectNetError
 from defectnet.files import replacing
 
-_COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "candidates": (
-        ("AP micro", "identity", "ap_micro"),
-        ("AP macro", "identity", "ap_macro"),
-        ("recall@k", "identity", "recall_at_k"),
-        ("F1", "identity", "f1"),
-        ("MAE at.%", "concentration", "mae"),
-        ("RMSE at.%", "concentration", "rmse"),
-        ("R2", "concentration", "r2"),
-        ("coverage", "interval", "coverage"),
-    ),
-    "blind": (
-        ("AP micro", "identity", "ap_micro"),
-        ("AP macro", "identity", "ap_macro"),
-        ("recall@k", "identity", "recall_at_k"),
-        ("F1", "identity", "f1"),
-        ("coverage", "interval", "coverage"),
-    ),
+BLOCK: Final = "results"
+"""Name of the block that the short form goes into."""
+
+_LEGEND: Final = """\
+AP: average precision; micro over all elements in question, macro the mean over elements. recall@k: share of a row's
+dopants among its k most probable elements, k being their number. top 1 and top 5, marked *: share of rows whose single
+dopant, of 2 at.% or more, is the most probable element or among the five most probable. F1 and exact set: at the
+threshold that is best on validation rows, chosen alike for every entrant. MAE, RMSE and R2: expected concentration over
+all elements in question. ECE: expected calibration error, ten bins. limit: of detection, the lowest concentration from
+which nine of ten dopants are found at 5 % false alarms; a dash where that is not reached. In brackets: 95 % intervals
+over resampled chemical systems."""
+
+_CAPTIONS: Final = {
+    "concentration.png": "Expected against true concentration of dopants, candidates named; on the line is right.",
+    "precision-recall.png": "Precision and recall over all elements in question.",
+    "reliability.png": "Share of elements that are there, against the probability that was said.",
+    "detection.png": "Share of dopants found at 5 % false alarms, and detection limit, by the mass difference to the "
+    "replaced atom. A limit is the lowest concentration from which nine of ten dopants are found.",
+    "periodic-table.png": "Share of the dopants of each element that are among the k most probable, k being the number "
+    "of dopants of their row.",
+    "examples.png": "Two answers drawn from the best tenth and two from the worst: host and doped spectrum, what is "
+    "there, and what was said.",
 }
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Render what `defectnet.benchmark.pilot` wrote.
+def page(results: Mapping[str, Mapping[str, Any]], speed: Mapping[str, Any] | None = None, figures: str = "") -> str:
+    """Write the results page.
 
     Args:
-        report: Its JSON.
+        results: Results by name.
+        speed: What ``benchmarks/predict.py`` printed.
+        figures: Folder of the figures as the page links to it; empty for a page without them.
 
     Returns:
-        A table for each track and condition, then each answerer's parts by number of dopants and by concentration.
+        Markdown.
     """
-    lines = [f"{report['split']} split, {report['rows']} pairs of {report['hosts']} crystals.", ""]
-    for track, conditions in report["results"].items():
-        for condition, answers in conditions.items():
-            lines += [f"**{track}, {condition}**", "", *_overview(track, answers), ""]
-    lines += ["By number of dopants and by concentration (candidates, clean):", ""]
-    lines += _parts(report["results"].get("candidates", {}).get("clean", {}))
-    return "\n".join(lines).rstrip() + "\n"
+    first = next(iter(results.values()))
+    model = flagship(results)
+    lines = [
+        "# Results of the benchmark",
+        "",
+        f"{describe(first)} No system of these is in the training or the validation split. Written by "
+        "`python -m defectnet.benchmark.report` from the files of `defectnet benchmark --out`; not edited by hand.",
+        "",
+        *_leaderboards(results),
+    ]
+    if model is not None:
+        lines += [f"## What {model} must reach", "", *bar_table(bars(results, model, speed)), ""]
+        if len(results) > 1:
+            lines += [f"## {model} over the others", "", "Ratios, with intervals over the same resamples.", ""]
+            lines += [*ratios(results, model), ""]
+    if figures:
+        lines += ["## Figures", ""]
+        for name, caption in _CAPTIONS.items():
+            lines += [f"![{caption}]({figures}/{name})", "", caption, ""]
+    chosen = featured(results)
+    lines += ["## In parts", "", "recall is recall@k for rows, and that at the threshold for dopants.", ""]
+    for track in LEADERBOARD:
+        if ranked(results, track, "clean"):
+            lines += [f"**{track}, clean**", "", *parts(chosen, results, track, "clean"), ""]
+    if model is not None:
+        lines += [f"## {model} by element", "", "Clean conditions.", "", *elements(results[model]), ""]
+    return "\n".join([*lines, *_entrants(results)]) + "\n"
 
 
-def _overview(track: str, answers: dict[str, Any]) -> list[str]:
-    columns = _COLUMNS[track]
-    lines = _head(["", *(title for title, _, _ in columns)])
-    for name, values in answers.items():
-        cells = [_number((values[group] or {}).get(key)) for _, group, key in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def _leaderboards(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["## Leaderboard", ""]
+    for track in LEADERBOARD:
+        for condition in ("clean", "lab"):
+            if ranked(results, track, condition):
+                lines += [f"**{track}, {condition}**", "", *leaderboard(results, track, condition), ""]
+    return [*lines, _LEGEND, ""]
 
 
-def _parts(answers: dict[str, Any]) -> list[str]:
-    lines = _head(["", "part", "pairs or dopants", "recall", "MAE at.%"])
-    for name, values in answers.items():
-        for count, part in values["by_dopants"].items():
-            title = "1 dopant" if count == "1" else f"{count} dopants"
-            cells = [title, str(part["rows"]), _number(part["recall_at_k"]), _number(part["mae"])]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        for title, part in values["by_range"].items():
-            cells = [title, str(part["dopants"]), _number(part["recall"]), _number(part["mae"])]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def featured(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the few entrants that long tables and figures show: our model, the published network, the best others."""
+    wished = [
+        flagship(results),
+        PUBLISHED,
+        best_without_attention(results, "blind", "clean"),
+        best_without_attention(results, "candidates", "clean"),
+        "composition",
+        "mean",
+    ]
+    found = [name for name in dict.fromkeys(wished) if name is not None and name in results]
+    return found[:4] or list(results)[:4]
 
 
-def _head(titles: list[str]) -> list[str]:
-    return [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def _entrants(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["## Entrants", "", *head(["", "what", "settings", "fit, s", "answer, s"])]
+    for name, result in results.items():
+        notes, seconds = result["notes"], result["seconds"]
+        settings = ", ".join(f"{key} {value}" for key, value in notes.get("settings", {}).items())
+        if "parameters" in notes:
+            settings = f"{notes['architecture']}, {notes['parameters']:,} parameters"
+        what = str(notes.get("description", "")).replace("|", "/")
+        cells = [name, what, settings.replace("|", "/") or "-", f"{seconds['fit']:.0f}", f"{seconds['answer']:.0f}"]
+        lines.append(line(cells))
+    skipped = [
+        f"{name} is not asked {track}: it {why}."
+        for name, result in results.items()
+        for track, why in result["skipped"].items()
+    ]
+    versions = sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results.values()})
+    return [*lines, "", *skipped, *([""] if skipped else []), f"Measured with {'; and '.join(versions)}."]
 
 
 def into_block(document: str, name: str, content: str) -> str:
@@ -103,19 +156,33 @@ def into_block(document: str, name: str, content: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a saved report as tables, or put them into the block ``results`` of documents."""
+    """Write the page and its figures, and put the short form into the block ``results`` of documents."""
     parser = argparse.ArgumentParser(prog="python -m defectnet.benchmark.report", description=__doc__)
-    parser.add_argument("report", type=Path, help="JSON that defectnet.benchmark.pilot wrote")
+    parser.add_argument("results", type=Path, nargs="+", help="folder of result files, or single files")
+    parser.add_argument("--out", type=Path, help="page to write; its figures go to the folder figures beside it")
+    parser.add_argument("--speed", type=Path, help="JSON that benchmarks/predict.py printed")
     parser.add_argument("--into", type=Path, nargs="+", default=[], help="Markdown files with a block 'results'")
     chosen = parser.parse_args(arguments)
-    tables = to_markdown(json.loads(chosen.report.read_text(encoding="utf-8")))
-    if not chosen.into:
-        print(tables)
-    changed = {path: into_block(path.read_text(encoding="utf-8"), "results", tables) for path in chosen.into}
+    results = by_name(read_results(chosen.results))
+    speed = read_speed(chosen.speed) if chosen.speed else None
+    short = "\n".join(short_form(results))
+    changed = {path: into_block(path.read_text(encoding="utf-8"), BLOCK, short) for path in chosen.into}
+    if chosen.out:
+        from defectnet.benchmark.figures import write_figures
+
+        folder = chosen.out.parent / "figures"
+        write_figures(results, featured(results), folder)
+        changed[chosen.out] = page(results, speed, folder.name)
+    elif not chosen.into:
+        print(page(results, speed))
     for path, text in changed.items():
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (DefectNetError, OSError) as error:
+        print(f"report: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
