@@ -27,11 +27,22 @@ LAYERS: dict[str, int] = {
     "uncertainty": 6,
     "simulate": 7,
     "benchmark": 8,
-    **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "train", "export", "app"), 9),
+    **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "train", "export", "lab", "app"), 9),
 }
 SIDEWAYS = {0, 9}  # layers whose files may import each other
-LIGHTNING = ("tasks/", "data/module.py", "train.py")
-LIGHT = ("lightning", "pyarrow", "scipy", "ase", "matplotlib", "pandas", "defectnet.simulate", "defectnet.data")
+LIGHTNING = ("tasks/", "data/module.py", "train.py", "lab/")
+LIGHT = (
+    "lightning",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "lightgbm",
+    "ase",
+    "matplotlib",
+    "pandas",
+    "defectnet.simulate",
+    "defectnet.data",
+)
 
 
 def imports(path: Path) -> set[str]:

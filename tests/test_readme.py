@@ -87,7 +87,12 @@ def test_options_of_commands_exist():
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        if not target.startswith("https://"):
+            path, _, heading = target.partition("#")
+            assert (ROOT / path).exists(), target
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings], target
 
 
 def test_example_is_the_same_everywhere():

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from defectnet.errors import DefectNetError
+from defectnet.errors import DefectNetError, LabError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,6 +110,7 @@ def identify(
     kind: str | None = None,
     element: str | None = None,
     checkpoint: str = DEFAULT_CHECKPOINT,
+    revision: str | None = None,
     plot: str | None = None,
     json: bool = False,
 ) -> None:
@@ -124,6 +125,7 @@ def identify(
         kind: Kind of DOS where the files do not declare it: total, neutron-weighted or projected.
         element: Element that the DOS is projected on, or to select from a file of projected DOS.
         checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
+        revision: Branch, tag or full commit of org/repo.
         plot: File to draw the spectra and the answer to: .png, .pdf or .svg.
         json: Print JSON and nothing else.
     """
@@ -136,7 +138,7 @@ def identify(
     from defectnet.hub import from_pretrained
 
     names = None if candidates is None else candidates.replace(",", " ").replace(";", " ").split()
-    prediction = from_pretrained(checkpoint).predict(pair[0], pair[1], formula, candidates=names)
+    prediction = from_pretrained(checkpoint, revision=revision).predict(pair[0], pair[1], formula, candidates=names)
     if plot is not None:
         from defectnet.plotting import plot_pair
 
@@ -147,6 +149,63 @@ def identify(
         print(dumps(prediction.to_dict(), indent=2))
     else:
         _print(prediction)
+
+
+def benchmark(
+    *,
+    model: list[str],
+    track: str = "all",
+    condition: str = "all",
+    split: str = "test",
+    data: str = "data/defectnet-sim-v1",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
+    """Measure models on crystals that none of them has seen: networks, baselines, and classes of your own.
+
+    Args:
+        model: A baseline such as ridge or lightgbm, a checkpoint (bundled name, ./folder, org/repo), or module:attr for
+            a class with predict(batch), see defectnet.benchmark.protocol. Repeat the option for more.
+        track: Whether candidates are named: candidates, blind or all.
+        condition: How is measured: clean, lab or all.
+        split: Rows: test, or val while choosing between models.
+        data: Folder of shards, or a data set on the Hugging Face Hub.
+        bootstrap: Resamples of the intervals; 0 for none.
+        seed: Of the resamples.
+        out: Folder for one JSON file of each model.
+        json: Print JSON and nothing else.
+    """
+    try:
+        from defectnet.benchmark.command import measure
+    except ImportError as error:
+        from defectnet.errors import ConfigError
+
+        raise ConfigError(
+            "the benchmark needs more packages", why=str(error), fix="Install them: pip install 'defectnet[benchmark]'"
+        ) from error
+
+    results = measure(
+        model, track=track, condition=condition, split=split, data=data, bootstrap=bootstrap, seed=seed, out=out
+    )
+    if json:
+        from json import dumps
+
+        print(dumps(results, indent=1))
+    else:
+        from rich.console import Console
+
+        from defectnet.benchmark.bars import by_name
+        from defectnet.benchmark.tables import SCREEN_NOTE, describe, screen_tables
+
+        console = Console(highlight=False, soft_wrap=True)
+        console.width = max(console.width, 140)  # a line that the terminal wraps is better than a column cut off
+        console.print(describe(results[0]), style="bold", markup=False)
+        for title, table in screen_tables(by_name(results)):
+            console.print(f"\n{title}", style="bold", markup=False)
+            console.print(table)
+        console.print(f"\n{SCREEN_NOTE}", style="dim", markup=False)
 
 
 def export(*, run: str, out: str, data: str, card: str | None = None, coverage: float = 0.9) -> None:
@@ -167,18 +226,67 @@ def export(*, run: str, out: str, data: str, card: str | None = None, coverage: 
     print(f"wrote {write(run, out, data, card=text, coverage=coverage)}")
 
 
+def push(
+    name: str,
+    repo: str,
+    *,
+    tag: str | None = None,
+    private: bool = False,
+    metrics: str | None = None,
+    dataset: str | None = None,
+    message: str | None = None,
+) -> None:
+    """Publish a checkpoint on the Hugging Face Hub: weights, settings, golden outputs and card, in one commit.
+
+    Log in first with `hf auth login`, or set HF_TOKEN.
+
+    Args:
+        name: Bundled name, or a folder such as ./run/best.
+        repo: Where to, as org/repo; made if it is not there.
+        tag: Name of the version, such as v1.
+        private: Make the repository private if it is not there.
+        metrics: JSON file of `defectnet benchmark`, whose numbers the card then states.
+        dataset: The data set on the Hub that the metrics were measured on, as org/name; adds them to its leaderboard.
+        message: Of the commit.
+    """
+    from defectnet.hub import push_checkpoint
+
+    print(
+        push_checkpoint(name, repo, tag=tag, private=private, metrics=metrics, dataset=dataset, commit_message=message)
+    )
+
+
+def data_push(
+    folder: str, repo: str, *, tag: str | None = None, public: bool = False, message: str | None = None
+) -> None:
+    """Publish a data set on the Hugging Face Hub, as one commit; every shard is read first.
+
+    Args:
+        folder: Folder of shards, as `defectnet simulate` writes it.
+        repo: Where to, as org/name; made if it is not there.
+        tag: Name of the version, such as v1.
+        public: Make the repository public if it is not there.
+        message: Of the commit.
+    """
+    from defectnet.data.source import push_dataset
+
+    print(push_dataset(folder, repo, tag=tag, private=not public, commit_message=message))
+
+
 def checkpoints() -> None:
-    """List the checkpoints that come with the package."""
+    """List the checkpoints that have a name: those that come with the package, and published ones."""
     from json import loads
 
     from rich.console import Console
     from rich.table import Table
 
-    from defectnet.hub.catalogue import bundled
+    from defectnet.hub.catalogue import PUBLISHED, bundled
 
     table = Table("name", "architecture", box=None, pad_edge=False, header_style="bold")
     for name, folder in bundled().items():
         table.add_row(name, loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+    for name in sorted(PUBLISHED.keys() - bundled()):
+        table.add_row(name, "{} on the Hub, commit {}".format(*PUBLISHED[name]))
     if table.row_count:
         Console().print(table)
     else:
@@ -289,16 +397,100 @@ def data_verify(
         sys.exit(1)
 
 
+def finetune(
+    *,
+    data: str,
+    out: str,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    method: str = "l2sp",
+    devices: int = 1,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    epochs: int = 60,
+    learning_rate: float | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    holdout: float = 0.25,
+    folds: int = 0,
+    group: str = "auto",
+    replay: str | None = None,
+    replay_share: float = 0.5,
+    ema: float = 0.0,
+    json: bool = False,
+) -> None:
+    """Fine-tune a checkpoint on your own pairs of spectra, judge it on pairs held out, keep the better network.
+
+    Stopped and started again with the same options, it goes on where it was.
+
+    Args:
+        data: Table of the pairs (.csv), or a folder with pairs.csv; its columns stand in docs/fine-tuning.md.
+        out: Folder to write the checkpoint to.
+        checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
+        method: head, gradual, full or l2sp.
+        devices: Devices that train together, one process each.
+        accelerator: auto, cpu or gpu.
+        precision: 32-true, or bf16-mixed on GPUs; losses and metrics are in single precision always.
+        epochs: Most epochs.
+        learning_rate: Peak learning rate; the method's own by default.
+        batch_size: Pairs of a batch, over all devices together.
+        seed: Fixes splits, order and every random choice.
+        holdout: Share of the samples that is held out where there are many.
+        folds: Turns in which all samples are held out; 0 decides by their number, 1 holds out a share once.
+        group: What is held out as a whole: sample, host, or auto.
+        replay: Folder of simulated shards to mix in, against forgetting.
+        replay_share: Share of each batch that they make up.
+        ema: Decay of an average of the weights, such as 0.98; 0 for none.
+        json: Print JSON and nothing else.
+    """
+    from defectnet.lab.finetune import Holdout
+    from defectnet.lab.finetune import finetune as run
+    from defectnet.lab.jobs import TrainingSettings
+
+    training = TrainingSettings(
+        method=method,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        ema=ema,
+        replay=replay,
+        replay_share=replay_share,
+        seed=seed,
+        devices=devices,
+        accelerator=accelerator,
+        precision=precision,
+    )
+    report = run(checkpoint, data, out, training, Holdout(holdout, folds, group))
+    if json:
+        from json import dumps
+
+        print(dumps(report, indent=2))
+        return
+    from rich.console import Console
+
+    from defectnet.lab.report import remarks, sentence, to_table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(sentence(report), style="bold", markup=False)
+    console.print(to_table(report))
+    for text in remarks(report):
+        console.print(text, style="dim", markup=False)
+    console.print(f"wrote {out}", markup=False)
+
+
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "identify": identify,
     "simulate": simulate,
     "data": {
-        "_help": "Look into a data set: its numbers, one row of it, or whether rows come out again.",
+        "_help": "Look into a data set: its numbers, one row of it, whether rows come out again; publish it.",
         "stats": data_stats,
         "show": data_show,
         "verify": data_verify,
+        "push": data_push,
     },
+    "finetune": finetune,
+    "benchmark": benchmark,
     "export": export,
+    "push": push,
     "checkpoints": checkpoints,
 }
 
@@ -384,12 +576,14 @@ def _parse_and_run(arguments: list[str]) -> None:
     from jsonargparse import ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):
-        """Parser whose switches take no value: ``--json`` instead of ``--json true``."""
+        """Parser whose switches take no value (``--json``, not ``--json true``) and whose lists are repeated."""
 
         def add_argument(self, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("type") is bool and kwargs.get("default") is False:
                 del kwargs["type"]
                 kwargs["action"] = "store_true"
+            if str(args[-1]).endswith("+"):  # jsonargparse's spelling of an option that may be repeated
+                args, kwargs["action"] = args[:-1], "append"
             args = tuple(a.replace("_", "-") if str(a).startswith("--") else a for a in args)  # as users expect
             return super().add_argument(*args, **kwargs)
 
@@ -413,7 +607,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _parse_and_run(words)
     except (DefectNetError, OSError) as error:
-        print(f"defectnet: {' '.join(str(error).split())}", file=sys.stderr)
+        # One line, but for a table of lab spectra, whose faults are listed one below the other.
+        text = str(error) if isinstance(error, LabError) else " ".join(str(error).split())
+        print(f"defectnet: {text}", file=sys.stderr)
         raise SystemExit(EXIT_ERROR) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -39,6 +39,10 @@ class SimulationError(DefectNetError):
     """A structure, a potential or a setting of the simulator cannot be used."""
 
 
+class LabError(DefectNetError):
+    """A table of lab spectra, or a row of it, cannot be used."""
+
+
 class ConfigError(DefectNetError):
     """A setting has a value that it cannot have."""
 
