@@ -113,6 +113,8 @@ def stages(model: DefectModel) -> list[list[str]]:
             ]
         case "PaperDefectNet":
             upper = [["mlp"], ["attention", "query"]]
+        case "ResNet1d":
+            upper = [["identity", "amount"], ["trunk"]]
         case _:
             upper = [children[-1:]]
     taken = {name.split(".")[0] for stage in upper for name in stage}
