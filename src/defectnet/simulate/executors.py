@@ -27,7 +27,7 @@ from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from defectnet.errors import DefectNetError, SimulationError
 
@@ -343,6 +343,9 @@ for end in ("terminate", "kill"):
 parsl's own processes do not notice when the process dies that started them, and would go on writing."""
 
 
+_SENDING: Final = 0.2  # seconds that a worker's last result has to get out, before the next task may end the worker
+
+
 @dataclass(frozen=True)
 class ParslExecutor:
     """Processes that parsl starts: on this machine, or through a batch system.
@@ -432,6 +435,9 @@ class ParslExecutor:
 
 def _call_there(work: Callable[[Task], Result], task: Task, memory_gib: float, cwd: str) -> Result | Failure:
     os.chdir(cwd)  # relative paths are meant as in the command
+    # A parsl worker hands results to a thread that sends them, and takes its next task meanwhile. If that task ends the
+    # process at once, the result before it is lost, and parsl waits for it for ever.
+    time.sleep(_SENDING)
     return _call(work, task, memory_gib)
 
 
