@@ -22,9 +22,9 @@ demo: $(VENV)/.stamp-plot
 	@echo
 	@echo "Plot: demo/answer.png. What is truly in the sample: examples/README.md"
 
-# Two threads at most: more gain nothing on the small networks and matrices of the tests.
+# Two processes of one thread: the small networks and matrices of the tests gain nothing from more threads.
 test: $(VENV)/.stamp-test
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check
