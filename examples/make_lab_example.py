@@ -10,31 +10,22 @@ chemical systems that no bundled checkpoint was trained on.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from defectnet.config import STORAGE_GRID
-from defectnet.data.measurement import Measured, Measurement, measure, row_rng
 from defectnet.data.shards import Sample
-from defectnet.files import replacing
+from defectnet.lab.virtual import Instrument, write_lab
 from defectnet.simulate.doping import Recipe, build
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.potential import Potential, load_potential
 from defectnet.simulate.rows import HostSimulation, Settings, atom_range, relax_host, row_generator
-from defectnet.spectrum import Spectrum
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts-pilot.json.xz"
 FAMILIES = {"Si-diamond": ("Ge", "Si"), "MgB2": ("Al", "Mg")}
 """Host -> dopant, and the element that it replaces."""
 
 CONCENTRATIONS = (0.0, 0.01, 0.02, 0.035, 0.05, 0.07, 0.09, 0.11, 0.14, 0.17, 0.2, 0.225, 0.25)
-LAB = Measurement(weights=(0.0, 1.0, 0.0), fwhm_mev=(1.5, 1.5), fwhm_growth=(1.6, 1.6), noise=(0.01, 0.01))
-RESOLUTION_MEV = 2.0  # what the lab states: the mean over the band
-ENERGY_ERROR = 1.03
-POINTS, REACH = 200, 2.4  # of a spectrum; its end, in units of the host's edge
+LAB = Instrument(fwhm_mev=1.5, fwhm_growth=1.6, noise=0.01, energy_factor=1.03)
 
 
 def simulate(potential: Potential, host_id: str, atoms: str) -> list[Sample]:
@@ -53,33 +44,6 @@ def simulate(potential: Potential, host_id: str, atoms: str) -> list[Sample]:
     return samples
 
 
-def write(path: Path, measured: Measured, role: str) -> None:
-    """Write one spectrum on a plain grid in meV, as the lab has calibrated it."""
-    energy = STORAGE_GRID.centres * measured.edge_mev * ENERGY_ERROR
-    dos = measured.host if role == "host" else measured.doped
-    plain = np.arange(POINTS) * round(REACH * measured.edge_mev * ENERGY_ERROR / POINTS, 2)
-    spectrum = Spectrum(energy, dos, "meV", kind="neutron-weighted").resampled(plain).normalised()
-    lines = [f"{e:.2f},{1000 * d:.2f}" for e, d in zip(spectrum.energy, spectrum.dos, strict=True)]
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(["# kind: neutron-weighted", "energy_meV,dos", *lines]) + "\n", encoding="utf-8")
-
-
-def write_lab(folder: Path, samples: Sequence[Sample]) -> None:
-    """Measure samples and write pairs.csv and the spectra that it names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = [("sample", "host_file", "doped_file", "formula", "dopants", "resolution_mev")]
-    for sample in samples:
-        name, host_file = sample.row_id.replace("/", "-"), f"{sample.host_id}.csv"
-        measured = measure(sample, LAB, row_rng("lab", sample.row_id), grid=STORAGE_GRID)
-        if host_file not in {row[1] for row in table}:
-            write(folder / host_file, measured, "host")
-        write(folder / f"{name}.csv", measured, "doped")
-        dopants = ";".join(f"{symbol}:{share:.5g}" for symbol, share in sample.concentrations.items())
-        table.append((name, host_file, f"{name}.csv", sample.formula, dopants, f"{RESOLUTION_MEV:g}"))
-    with replacing(folder / "pairs.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     potential = load_potential(chosen.potential)
     samples = [sample for host_id in FAMILIES for sample in simulate(potential, host_id, chosen.atoms)]
-    write_lab(chosen.out, samples)
-    print(f"{len(samples)} pairs in {chosen.out}")
+    print(f"{write_lab(chosen.out, samples, LAB)} pairs in {chosen.out}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import make_random_batch
 from defectnet import cli
+from defectnet.cli.identify import BLIND_ROWS, answer
 from defectnet.hub import save
 from defectnet.io import read_spectrum
 from defectnet.prediction import Prediction
@@ -70,7 +71,7 @@ def test_table_starts_with_the_answer(work, checkpoint, capsys):
     assert "GaAs" in lines[0]
     assert lines[0].endswith(".")
     assert any(line.split()[:1] == ["element"] for line in lines)
-    assert sum(line.split()[-1:] in (["yes"], ["no"]) for line in lines) == cli.BLIND_ROWS
+    assert sum(line.split()[-1:] in (["yes"], ["no"]) for line in lines) == BLIND_ROWS
 
 
 def test_plot_is_written(work, checkpoint, tmp_path, capsys):
@@ -177,17 +178,17 @@ def prediction(probability, **changes):
 
 
 def test_sentence_of_one_of_two_and_of_none():
-    assert cli.answer(prediction((0.9, 0.1))) == "GaAs contains Al (90%; about 3.1 at.%, 2.0 to 4.5)."
-    assert cli.answer(prediction((0.9, 0.95))).startswith("GaAs contains In (95%; about 0.2 at.%, 0.1 to 0.4) and Al (")
-    assert cli.answer(prediction((0.7, 0.1))).startswith("GaAs probably contains Al (70%;")
-    assert cli.answer(prediction((0.9, 0.3), threshold=0.2)).startswith("GaAs may contain Al (90%;")
-    assert cli.answer(prediction((0.2, 0.1), threshold=0.1)) == (
+    assert answer(prediction((0.9, 0.1))) == "GaAs contains Al (90%; about 3.1 at.%, 2.0 to 4.5)."
+    assert answer(prediction((0.9, 0.95))).startswith("GaAs contains In (95%; about 0.2 at.%, 0.1 to 0.4) and Al (")
+    assert answer(prediction((0.7, 0.1))).startswith("GaAs probably contains Al (70%;")
+    assert answer(prediction((0.9, 0.3), threshold=0.2)).startswith("GaAs may contain Al (90%;")
+    assert answer(prediction((0.2, 0.1), threshold=0.1)) == (
         "No dopant of GaAs stands out; the most probable are Al (20%), In (10%)."
     )
     nan = (float("nan"),) * 2
     unknown = prediction((0.9, 0.1), low=nan, high=nan, coverage=float("nan"))
-    assert cli.answer(unknown) == "GaAs contains Al (90%; about 3.1 at.%)."
-    assert cli.answer(prediction((0.2, 0.1))) == (
+    assert answer(unknown) == "GaAs contains Al (90%; about 3.1 at.%)."
+    assert answer(prediction((0.2, 0.1))) == (
         "No dopant found in GaAs: the most probable element, Al, has probability 0.20, below the threshold of 0.50."
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from conftest import TINY_NETS, make_random_batch
 from defectnet import from_pretrained
 from defectnet.batch import Output
 from defectnet.cli import main
-from defectnet.config import Calibration, Interval
-from defectnet.errors import CheckpointError, ConfigError
+from defectnet.config import STORAGE_GRID, Calibration, Interval
+from defectnet.errors import CheckpointError, ConfigError, LabError
 from defectnet.hub import save, verify
+from defectnet.lab import virtual
 from defectnet.lab.data import Augmentation, EncodedPairs, LabDataModule, Replay
 from defectnet.lab.finetune import Holdout, finetune
 from defectnet.lab.jobs import TrainingSettings
@@ -25,6 +25,7 @@ from defectnet.lab.judge import ask, average_precision, join, judge
 from defectnet.lab.report import REPORT, sentence
 from defectnet.lab.splits import folds, groups_of, hold_out
 from defectnet.lab.table import read_table
+from defectnet.lab.virtual import Instrument
 from defectnet.models.registry import build_model
 from defectnet.tasks.metrics import Answers
 from lab_tables import SHARES, write_lab
@@ -392,14 +393,54 @@ def test_the_example_table_is_good():
     assert sum(path.stat().st_size for path in (ROOT / "examples" / "lab").iterdir()) < 200_000
 
 
-def test_the_maker_of_the_example_writes_a_good_table(tmp_path):
-    spec = util.spec_from_file_location("make_lab_example", ROOT / "examples" / "make_lab_example.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_what_a_virtual_lab_writes_is_a_good_table(tmp_path):
+    instrument = Instrument(energy_factor=1.05)
     samples = [toy_sample(i, "test", dopants=1) for i in range(4)]
-    module.write_lab(tmp_path, samples)
+    assert virtual.write_lab(tmp_path, samples, instrument) == 4
     pairs = read_table(tmp_path)
     assert [pair.dopants for pair in pairs] == [pytest.approx(sample.concentrations, rel=1e-4) for sample in samples]
+    assert {(pair.host.kind, pair.resolution_mev) for pair in pairs} == {("neutron-weighted", 2.0)}
     edges = EncodedPairs(pairs).batch.edge_mev
-    wanted = torch.tensor([sample.edge_mev * module.ENERGY_ERROR for sample in samples])
+    wanted = torch.tensor([sample.edge_mev * instrument.energy_factor for sample in samples])
     assert (edges / wanted - 1.0).abs().max() < 0.25
+
+
+def test_a_virtual_lab_sees_one_element_where_it_projects():
+    sample = replace(toy_sample(0, "test", dopants=1), variant="as-is")
+    element = sample.host_elements[0]
+    assert element in sample.doped_elements
+    seen = Instrument(kind="projected", element=element, noise=0.0, fwhm_mev=0.05, fwhm_growth=1.0).measure(sample)
+    own = sample.host_dos[0] / (sample.host_dos[0].sum() * STORAGE_GRID.width)
+    assert np.abs(seen.host - own).mean() < 0.05 * own.mean()
+    with pytest.raises(LabError, match="Bi to project on"):
+        Instrument(kind="projected", element="Bi").measure(sample)
+
+
+def test_data_measure_takes_a_folder_of_shards(tmp_path, replay, capsys):
+    main(["data", "measure", replay, "--out", str(tmp_path), "--kind", "total", "--noise", "0.02"])
+    pairs = read_table(tmp_path)
+    assert f"{len(pairs)} pairs" in capsys.readouterr().out
+    assert {pair.host.kind for pair in pairs} == {"total"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kind", "partial"], "instrument.kind is 'partial'"),
+        (["--kind", "projected"], "Name the element"),
+        (["--element", "Fe"], "Name the element"),
+        (["--energy-factor", "3"], "energy_factor is 3"),
+        (["--noise", "-1"], "measurement.noise"),
+    ],
+)
+def test_an_instrument_that_cannot_be(tmp_path, replay, capsys, words, message):
+    with pytest.raises(SystemExit):
+        main(["data", "measure", replay, "--out", str(tmp_path / "out"), *words])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_shards_cannot_be_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "measure", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "holds no rows" in capsys.readouterr().err

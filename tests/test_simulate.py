@@ -78,6 +78,39 @@ def test_recipes():
     assert draw_recipe(crystal, np.random.default_rng(5)) == recipes[5]
 
 
+def test_named_dopants_are_the_only_ones():
+    crystal = host(cubic("Al", "Ni")).crystal
+    named = ("Cu@Ni", "Fe", "Ni", "Mg@Zn")  # an element of the host and a site that it has not are passed over
+    recipes = [
+        draw_recipe(crystal, np.random.default_rng(seed), dopants=named, controls=0.0, highest=0.1, lowest=0.02)
+        for seed in range(300)
+    ]
+    drawn = [symbol for recipe in recipes for symbol in recipe.dopants]
+    assert set(drawn) == {"Cu", "Fe"}
+    assert 0.4 < drawn.count("Cu") / len(drawn) < 0.6
+    assert {len(recipe.dopants) for recipe in recipes} == {1, 2}
+    replaced = {(d, r) for recipe in recipes for d, r in zip(recipe.dopants, recipe.replaced, strict=True)}
+    assert replaced == {("Cu", "Ni"), ("Fe", "Al"), ("Fe", "Ni")}
+    assert 0.02 <= min(recipe.total for recipe in recipes) < max(recipe.total for recipe in recipes) <= 0.1
+    with pytest.raises(SimulationError, match="none of the dopants Ni"):
+        draw_recipe(crystal, np.random.default_rng(0), dopants=("Ni",))
+
+
+def test_settings_of_the_first_data_sets_are_described_as_they_were(tmp_path):
+    assert not {"highest", "controls", "dopants"} & set(Settings().to_dict())
+    settings = Settings(dopants=("Al@Mg", "C"), highest=0.2, controls=0.1)
+    (tmp_path / "recipe.json").write_text(json.dumps(settings.to_dict()))
+    assert Settings.read(tmp_path / "recipe.json") == settings
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dopants": ("Xx",)}, {"dopants": "Al"}, {"dopants": ("Al@",)}, {"highest": 0.3}, {"controls": 2.0}]
+)
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(SimulationError, match=next(iter(wrong)).rstrip("s")):
+        Settings(**wrong)
+
+
 def test_likeness_knows_chemistry():
     fit = likeness(("Ga", "As"))
     assert fit[INDEX["In"], 0] > fit[INDEX["In"], 1]

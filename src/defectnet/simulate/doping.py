@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,7 +82,10 @@ def draw_recipe(
     *,
     most: int = len(NUMBER_WEIGHTS),
     lowest: float = LOWEST,
+    highest: float = HIGHEST,
     clustered: float = 0.0,
+    controls: float = CONTROLS,
+    dopants: Sequence[str] = (),
 ) -> Recipe:
     """Draw dopants, their shares and their total concentration for a host.
 
@@ -89,23 +93,35 @@ def draw_recipe(
         host: What is doped.
         rng: Source of every choice.
         most: Most coexisting dopants.
-        lowest: Least concentration of each dopant; the total is log-uniform from as many times this to `HIGHEST`.
+        lowest: Least concentration of each dopant; the total is log-uniform from as many times this to `highest`.
+        highest: Greatest of all together.
         clustered: Share of cells with clustered dopants.
+        controls: Share of cells without a dopant.
+        dopants: The only ones that are drawn, each as likely as the others: ``Al``, or ``Al@Mg`` for one that replaces
+            magnesium. Any element of the vocabulary if there are none.
+
+    Raises:
+        SimulationError: None of `dopants` is left without those that are in the host, or replace what is not.
     """
     host_symbols = _symbols(host)
-    if rng.random() < CONTROLS:
+    sites = _allowed(dopants, host_symbols)
+    if rng.random() < controls:
         return Recipe((), (), 0.0, ())
-    chances = np.array(NUMBER_WEIGHTS[:most])
-    count = int(rng.choice(most, p=chances / chances.sum())) + 1
+    chances = np.array(NUMBER_WEIGHTS[: min(most, len(sites))])
+    count = int(rng.choice(len(chances), p=chances / chances.sum())) + 1
     similarity = likeness(host_symbols)
     by_likeness = rng.random() < LIKENESS
-    weights = similarity.max(axis=1) if by_likeness else np.ones(len(VOCABULARY))
-    weights = np.where(np.isin(VOCABULARY, host_symbols), 0.0, weights)
+    weights = similarity.max(axis=1) if by_likeness and not dopants else np.ones(len(VOCABULARY))
+    weights = np.where(np.isin(VOCABULARY, list(sites)), weights, 0.0)
     chosen = rng.choice(len(VOCABULARY), size=count, replace=False, p=weights / weights.sum())
-    total = float(np.exp(rng.uniform(np.log(min(lowest * count, HIGHEST)), np.log(HIGHEST))))
+    total = float(np.exp(rng.uniform(np.log(min(lowest * count, highest)), np.log(highest))))
     shares = rng.dirichlet(np.full(count, EVENNESS))
     replaced = []
     for index in chosen:
+        site = sites[VOCABULARY[index]]
+        if site is not None:
+            replaced.append(site)
+            continue
         row = similarity[index] if by_likeness else np.sqrt(similarity[index])
         replaced.append(host_symbols[int(rng.choice(len(host_symbols), p=row / row.sum()))])
     return Recipe(
@@ -115,6 +131,35 @@ def draw_recipe(
         tuple(replaced),
         "clustered" if rng.random() < clustered else "random",
     )
+
+
+def split_dopant(text: str) -> tuple[str, str | None]:
+    """Read ``Al`` or ``Al@Mg``: a dopant, and the host element that it replaces, if it matters.
+
+    Raises:
+        SimulationError: An element is not in the vocabulary.
+    """
+    dopant, _, site = (part.strip() for part in text.partition("@"))
+    for symbol in (dopant, site) if "@" in text else (dopant,):
+        if symbol not in INDEX:
+            raise SimulationError(f"dopant {text!r}: {symbol!r} is not in the vocabulary", fix="Write Al or Al@Mg")
+    return dopant, site or None
+
+
+def _allowed(dopants: Sequence[str], host_symbols: tuple[str, ...]) -> dict[str, str | None]:
+    """Return what may be drawn, with the host element that it replaces or None for any."""
+    if not dopants:
+        return {symbol: None for symbol in VOCABULARY if symbol not in host_symbols}
+    sites = dict(split_dopant(text) for text in dopants)
+    fitting = {
+        k: site for k, site in sites.items() if k not in host_symbols and (site or host_symbols[0]) in host_symbols
+    }
+    if not fitting:
+        raise SimulationError(
+            f"none of the dopants {', '.join(dopants)} can replace an element of the host, {', '.join(host_symbols)}",
+            fix="Name others",
+        )
+    return fitting
 
 
 def likeness(host_symbols: tuple[str, ...]) -> FloatArray:

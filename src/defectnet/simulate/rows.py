@@ -18,12 +18,14 @@ from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
 from defectnet.simulate.doping import (
+    CONTROLS,
     HIGHEST,
     LOWEST,
     NUMBER_WEIGHTS,
     DopedCell,
     build,
     draw_recipe,
+    split_dopant,
     supercell,
     supercell_matrix,
 )
@@ -41,6 +43,9 @@ AS_IS = "as-is"
 INTERPOLATED_LIMIT = 0.06
 """Largest share of imaginary modes where finite displacements of one cell are interpolated to other wave vectors: some
 soft acoustic ones are artefacts of the small cell. At Gamma, where it is exact, the limits of the settings hold."""
+
+LATER = ("highest", "controls", "dopants")
+"""Settings that the first data sets do not have: left out where they are at their default, so that these go on."""
 
 _SYMBOL = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
 
@@ -60,7 +65,10 @@ class Settings:
         dilute_lowest: Least concentration of each dopant in the larger cells.
         most_dopants: Most coexisting dopants.
         lowest: Least concentration of each dopant.
+        highest: Greatest concentration of all dopants together.
         clustered: Share of cells with clustered dopants.
+        controls: Share of cells without a dopant.
+        dopants: The only ones that are substituted in, as ``Al`` or ``Al@Mg`` (in place of magnesium); any if empty.
         stiffness_share: Share of training cells that are also computed with one or two randomised stiffnesses.
         keep_hessians: Write the doped cells and their Hessians too, beside each shard.
         tolerance: Largest force left, eV/angstrom (and virial per atom, eV).
@@ -81,7 +89,10 @@ class Settings:
     dilute_lowest: float = LOWEST
     most_dopants: int = 6
     lowest: float = LOWEST
+    highest: float = HIGHEST
     clustered: float = 0.1
+    controls: float = CONTROLS
+    dopants: tuple[str, ...] = ()
     stiffness_share: float = 0.0
     keep_hessians: bool = False
     tolerance: float = 0.01
@@ -108,13 +119,20 @@ class Settings:
             raise SimulationError(f"seed is {self.seed}", fix="Use a number from 0 on")
         if not 1 <= self.most_dopants <= len(NUMBER_WEIGHTS):
             raise SimulationError(f"most_dopants is {self.most_dopants}", fix="Use 1 to 6")
-        for name in ("clustered", "stiffness_share", "dilute_share"):
+        for name in ("clustered", "stiffness_share", "dilute_share", "controls"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SimulationError(f"{name} is {getattr(self, name)}", fix="Use a share from 0 to 1")
-        if not 0.0 < self.lowest * self.most_dopants <= HIGHEST:
+        if not 0.0 < self.highest <= HIGHEST:
+            raise SimulationError(f"highest is {self.highest}", fix=f"Use more than 0, at most {HIGHEST}")
+        if not 0.0 < self.lowest * self.most_dopants <= self.highest:
             raise SimulationError(
-                f"lowest is {self.lowest}", fix=f"Use more than 0, at most {HIGHEST} over all dopants"
+                f"lowest is {self.lowest}", fix=f"Use more than 0, at most {self.highest} over all dopants"
             )
+        if isinstance(self.dopants, str):
+            raise SimulationError(f"dopants is {self.dopants!r}", fix='Use a list, such as ["Al@Mg"]')
+        object.__setattr__(self, "dopants", tuple(self.dopants))  # JSON has lists
+        for dopant in self.dopants:
+            split_dopant(dopant)
         if self.tolerance <= 0:
             raise SimulationError(f"tolerance is {self.tolerance}", fix="Use a positive force in eV/angstrom")
 
@@ -143,8 +161,10 @@ class Settings:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return asdict(self)
+        """Return the settings as plain values; of those in `LATER`, what is not the default."""
+        values = asdict(self) | {"dopants": list(self.dopants)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return {k: v for k, v in values.items() if k not in LATER or getattr(self, k) != defaults[k]}
 
 
 def atom_range(text: str) -> tuple[int, int]:
@@ -273,7 +293,10 @@ class HostSimulation:
             rng,
             most=settings.most_dopants,
             lowest=settings.dilute_lowest if dilute else settings.lowest,
+            highest=settings.highest,
             clustered=settings.clustered,
+            controls=settings.controls,
+            dopants=settings.dopants,
         )
         cell = build(self.relaxed, recipe, rng, self.dilute if dilute else self.regular)
         stiffnesses = int(rng.integers(1, 3)) if rng.random() < settings.stiffness_share else 0

@@ -1,0 +1,100 @@
+"""The command line. A command is one function in `COMMANDS`; it imports what it needs itself, so that help is fast.
+
+Its keyword-only arguments are options, others are given without a name.
+
+Training (``fit``, ``validate``, ``test``) has Lightning's own command line and is handed over before any parsing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from defectnet.cli.data import data_measure, data_show, data_stats, data_verify, simulate
+from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
+from defectnet.cli.publish import checkpoints, data_push, push
+from defectnet.cli.training import benchmark, export, finetune
+from defectnet.errors import DefectNetError, LabError
+
+__all__ = ["COMMANDS", "DEFAULT_CHECKPOINT", "EXIT_ERROR", "TRAINING", "main"]
+
+TRAINING = ("fit", "validate", "test")
+EXIT_ERROR = 2
+
+_DESCRIPTION = (
+    "Which dopants are in a crystal, and how much: from its phonon density of states. "
+    "Training: defectnet fit|validate|test -c configs/<name>.yaml (each with its own --help)."
+)
+
+COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
+    "identify": identify,
+    "simulate": simulate,
+    "data": {
+        "_help": "Data sets: their numbers, one row, whether rows come out again; to measure or publish one.",
+        "stats": data_stats,
+        "show": data_show,
+        "verify": data_verify,
+        "measure": data_measure,
+        "push": data_push,
+    },
+    "finetune": finetune,
+    "benchmark": benchmark,
+    "export": export,
+    "push": push,
+    "checkpoints": checkpoints,
+}
+
+
+def _parse_and_run(arguments: list[str]) -> None:
+    if arguments and arguments[0] in TRAINING:
+        from defectnet.train import main as train
+
+        # Lightning warns about words that it could have read from the process itself.
+        train(None if arguments == sys.argv[1:] else arguments)
+        return
+    if arguments == ["--version"]:
+        from defectnet import __version__
+
+        print(f"defectnet {__version__}")
+        return
+    from jsonargparse import ArgumentParser, auto_cli
+
+    class Parser(ArgumentParser):
+        """Parser whose switches take no value (``--json``, not ``--json true``) and whose lists are repeated."""
+
+        def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("type") is bool and kwargs.get("default") is False:
+                del kwargs["type"]
+                kwargs["action"] = "store_true"
+            if str(args[-1]).endswith("+"):  # jsonargparse's spelling of an option that may be repeated
+                args, kwargs["action"] = args[:-1], "append"
+            args = tuple(a.replace("_", "-") if str(a).startswith("--") else a for a in args)  # as users expect
+            return super().add_argument(*args, **kwargs)
+
+    # dict(): jsonargparse types its argument as a dict of more than functions.
+    auto_cli(
+        dict(COMMANDS),
+        args=arguments,
+        prog="defectnet",
+        description=_DESCRIPTION,
+        parser_class=Parser,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; anything wrong with the input is one line on stderr and exit code 2.
+
+    Args:
+        arguments: Words of the command line; those of the process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _parse_and_run(words)
+    except (DefectNetError, OSError) as error:
+        # One line, but for a table of lab spectra, whose faults are listed one below the other.
+        text = str(error) if isinstance(error, LabError) else " ".join(str(error).split())
+        print(f"defectnet: {text}", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,5 @@
+"""``python -m defectnet.cli``."""
+
+from defectnet.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""``defectnet finetune``, ``benchmark`` and ``export``: networks, trained further, measured and written."""
+
+from __future__ import annotations
+
+from defectnet.cli.identify import DEFAULT_CHECKPOINT
+from defectnet.cli.screen import print_json, terminal
+
+
+def finetune(
+    *,
+    data: str,
+    out: str,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    method: str = "l2sp",
+    devices: int = 1,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    epochs: int = 60,
+    learning_rate: float | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    holdout: float = 0.25,
+    folds: int = 0,
+    group: str = "auto",
+    replay: str | None = None,
+    replay_share: float = 0.5,
+    ema: float = 0.0,
+    json: bool = False,
+) -> None:
+    """Fine-tune a checkpoint on your own pairs of spectra, judge it on pairs held out, keep the better network.
+
+    Stopped and started again with the same options, it goes on where it was.
+
+    Args:
+        data: Table of the pairs (.csv), or a folder with pairs.csv; its columns stand in docs/fine-tuning.md.
+        out: Folder to write the checkpoint to.
+        checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
+        method: head, gradual, full or l2sp.
+        devices: Devices that train together, one process each.
+        accelerator: auto, cpu or gpu.
+        precision: 32-true, or bf16-mixed on GPUs; losses and metrics are in single precision always.
+        epochs: Most epochs.
+        learning_rate: Peak learning rate; the method's own by default.
+        batch_size: Pairs of a batch, over all devices together.
+        seed: Fixes splits, order and every random choice.
+        holdout: Share of the samples that is held out where there are many.
+        folds: Turns in which all samples are held out; 0 decides by their number, 1 holds out a share once.
+        group: What is held out as a whole: sample, host, or auto.
+        replay: Folder of simulated shards to mix in, against forgetting.
+        replay_share: Share of each batch that they make up.
+        ema: Decay of an average of the weights, such as 0.98; 0 for none.
+        json: Print JSON and nothing else.
+    """
+    from defectnet.lab.finetune import Holdout
+    from defectnet.lab.finetune import finetune as run
+    from defectnet.lab.jobs import TrainingSettings
+
+    training = TrainingSettings(
+        method=method,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        ema=ema,
+        replay=replay,
+        replay_share=replay_share,
+        seed=seed,
+        devices=devices,
+        accelerator=accelerator,
+        precision=precision,
+    )
+    report = run(checkpoint, data, out, training, Holdout(holdout, folds, group))
+    if json:
+        print_json(report)
+        return
+
+    from defectnet.lab.report import remarks, sentence, to_table
+
+    console = terminal()
+    console.print(sentence(report), style="bold", markup=False)
+    console.print(to_table(report))
+    for text in remarks(report):
+        console.print(text, style="dim", markup=False)
+    console.print(f"wrote {out}", markup=False)
+
+
+def benchmark(
+    *,
+    model: list[str],
+    track: str = "all",
+    condition: str = "all",
+    split: str = "test",
+    data: str = "data/defectnet-sim-v1",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
+    """Measure models on crystals that none of them has seen: networks, baselines, and classes of your own.
+
+    Args:
+        model: A baseline such as ridge or lightgbm, a checkpoint (bundled name, ./folder, org/repo), or module:attr for
+            a class with predict(batch), see defectnet.benchmark.protocol. Repeat the option for more.
+        track: Whether candidates are named: candidates, blind or all.
+        condition: How is measured: clean, lab or all.
+        split: Rows: test, or val while choosing between models.
+        data: Folder of shards, or a data set on the Hugging Face Hub.
+        bootstrap: Resamples of the intervals; 0 for none.
+        seed: Of the resamples.
+        out: Folder for one JSON file of each model.
+        json: Print JSON and nothing else.
+    """
+    try:
+        from defectnet.benchmark.command import measure
+    except ImportError as error:
+        from defectnet.errors import ConfigError
+
+        raise ConfigError(
+            "the benchmark needs more packages", why=str(error), fix="Install them: pip install 'defectnet[benchmark]'"
+        ) from error
+
+    results = measure(
+        model, track=track, condition=condition, split=split, data=data, bootstrap=bootstrap, seed=seed, out=out
+    )
+    if json:
+        print_json(results)
+    else:
+        from defectnet.benchmark.bars import by_name
+        from defectnet.benchmark.tables import SCREEN_NOTE, describe, screen_tables
+
+        console = terminal()
+        console.width = max(console.width, 140)  # a line that the terminal wraps is better than a column cut off
+        console.print(describe(results[0]), style="bold", markup=False)
+        for title, table in screen_tables(by_name(results)):
+            console.print(f"\n{title}", style="bold", markup=False)
+            console.print(table)
+        console.print(f"\n{SCREEN_NOTE}", style="dim", markup=False)
+
+
+def export(*, run: str, out: str, data: str, card: str | None = None, coverage: float = 0.9) -> None:
+    """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
+
+    Args:
+        run: The .ckpt of a `defectnet fit` run.
+        out: Folder to write, such as checkpoints/my-model.
+        data: Folder of the shards that it was trained on.
+        card: Markdown file that becomes the checkpoint's README.md; a short one is written by default.
+        coverage: Nominal coverage of the concentrations' intervals.
+    """
+    from pathlib import Path
+
+    from defectnet.export import export as write
+
+    text = Path(card).read_text(encoding="utf-8") if card else None
+    print(f"wrote {write(run, out, data, card=text, coverage=coverage)}")

@@ -1,0 +1,171 @@
+"""A virtual lab: rows of a simulated data set, measured on an instrument of its own, as a table for fine-tuning.
+
+To train for an instrument, or a kind of spectrum, of which there are few measured samples or none yet; and to learn
+what so many samples would be worth.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from defectnet.config import STORAGE_GRID
+from defectnet.data.measurement import Measured, Measurement, measure, row_rng
+from defectnet.data.shards import Sample, read_shard
+from defectnet.elements import element_index
+from defectnet.errors import ConfigError, LabError, ShardError
+from defectnet.files import replacing
+from defectnet.lab.table import TABLE
+from defectnet.spectrum import KINDS, Spectrum
+
+POINTS: Final = 200  # of a spectrum
+REACH: Final = 2.4  # its end, in units of the host's edge
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """What a lab measures with; the same for all its samples.
+
+    Attributes:
+        kind: Kind of DOS: total, neutron-weighted or projected.
+        element: Host element that a projected DOS shows.
+        fwhm_mev: Gaussian resolution at zero energy, full width at half maximum.
+        fwhm_growth: Resolution at the host's band edge over that at zero energy.
+        noise: Counting noise, as `defectnet.data.measurement.Measurement.noise`.
+        background: Area of a smooth background, relative to that of the DOS.
+        energy_factor: Energy that the instrument reads over the true one.
+    """
+
+    kind: str = "neutron-weighted"
+    element: str | None = None
+    fwhm_mev: float = 1.5
+    fwhm_growth: float = 1.6
+    noise: float = 0.01
+    background: float = 0.0
+    energy_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"instrument.kind is {self.kind!r}", fix=f"Use one of {', '.join(KINDS)}")
+        if (self.element is not None) != (self.kind == "projected"):
+            raise ConfigError(
+                f"instrument.kind is {self.kind} and element {self.element}",
+                fix="Name the element of a projected DOS, and of no other",
+            )
+        if self.element is not None:
+            element_index(self.element)
+        if not 0.5 <= self.energy_factor <= 2.0:
+            raise ConfigError(
+                f"instrument.energy_factor is {self.energy_factor}", fix="Use 1.03 for an axis that reads 3 % too high"
+            )
+        self.measurement()  # which checks the rest
+
+    def measurement(self) -> Measurement:
+        """Return the forward model without the error of the energy axis."""
+        # What is projected has one row of DOS left, which is then all there is.
+        kind = "total" if self.kind == "projected" else self.kind
+        return Measurement(
+            weights=tuple(float(kind == name) for name in KINDS),  # type: ignore[arg-type]  # as many as kinds
+            fwhm_mev=(self.fwhm_mev, self.fwhm_mev),
+            fwhm_growth=(self.fwhm_growth, self.fwhm_growth),
+            noise=(self.noise, self.noise),
+            background=(self.background, self.background),
+        )
+
+    @property
+    def resolution_mev(self) -> float:
+        """Resolution in the middle of the band, as a lab would state it."""
+        return self.fwhm_mev * (1.0 + self.fwhm_growth) / 2.0
+
+    def measure(self, sample: Sample) -> Measured:
+        """Measure a simulated pair; its noise depends on its id alone.
+
+        Raises:
+            LabError: The DOS is to be projected on an element that the host or the sample does not hold.
+        """
+        seen = sample if self.element is None else projected(sample, self.element)
+        return measure(seen, self.measurement(), row_rng("lab", sample.row_id), grid=STORAGE_GRID)
+
+
+def projected(sample: Sample, element: str) -> Sample:
+    """Return a row with the DOS of one element alone.
+
+    Raises:
+        LabError: The host or the sample does not hold the element.
+    """
+    if element not in sample.host_elements or element not in sample.doped_elements:
+        raise LabError(f"row {sample.row_id} holds no {element} to project on", fix="Measure rows of other hosts")
+    host, doped = sample.host_elements.index(element), sample.doped_elements.index(element)
+    return replace(
+        sample,
+        host_elements=(element,),
+        host_dos=sample.host_dos[host : host + 1],
+        doped_elements=(element,),
+        doped_counts=sample.doped_counts[doped : doped + 1],
+        doped_dos=sample.doped_dos[doped : doped + 1],
+    )
+
+
+def as_is(folder: Path) -> list[Sample]:
+    """Read the rows of a data set with the potential's own stiffness.
+
+    Raises:
+        ShardError: There are none, or a shard is damaged.
+    """
+    paths = sorted(folder.glob("shard-*.parquet"))
+    rows = [row for path in paths for row in read_shard(path) if row.variant == "as-is"]
+    if not rows:
+        raise ShardError(f"folder {folder} holds no rows", fix="Give a folder of `defectnet simulate`")
+    return rows
+
+
+def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -> int:
+    """Measure rows and write the table of pairs with the spectra that it names.
+
+    A host's spectrum is written once, and is that of its first row.
+
+    Args:
+        folder: Where to; made if needed.
+        samples: Rows.
+        instrument: What they are measured on.
+
+    Returns:
+        Number of pairs.
+
+    Raises:
+        LabError: As `Instrument.measure`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = [("sample", "host_file", "doped_file", "formula", "dopants", "resolution_mev")]
+    hosts: set[str] = set()
+    for sample in samples:
+        name, host_file = sample.row_id.replace("/", "-"), f"{sample.host_id}.csv"
+        measured = instrument.measure(sample)
+        if host_file not in hosts:
+            _write(folder / host_file, measured.host, measured.edge_mev, instrument)
+            hosts.add(host_file)
+        _write(folder / f"{name}.csv", measured.doped, measured.edge_mev, instrument)
+        dopants = ";".join(f"{symbol}:{share:.5g}" for symbol, share in sample.concentrations.items())
+        resolution = f"{round(instrument.resolution_mev, 1):g}"
+        table.append((name, host_file, f"{name}.csv", sample.formula, dopants, resolution))
+    with replacing(folder / TABLE) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    return len(table) - 1
+
+
+def _write(path: Path, dos: np.ndarray, edge_mev: float, instrument: Instrument) -> None:
+    """Write one spectrum on a plain grid in meV, as the instrument reads it."""
+    edge = edge_mev * instrument.energy_factor
+    energy = STORAGE_GRID.centres * edge
+    plain = np.arange(POINTS) * round(REACH * edge / POINTS, 2)
+    spectrum = Spectrum(energy, dos, "meV", kind=instrument.kind, element=instrument.element)
+    spectrum = spectrum.resampled(plain).normalised()
+    head = [f"# kind: {instrument.kind}", *([f"# element: {instrument.element}"] if instrument.element else [])]
+    lines = [f"{e:.2f},{1000 * d:.2f}" for e, d in zip(spectrum.energy, spectrum.dos, strict=True)]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*head, "energy_meV,dos", *lines]) + "\n", encoding="utf-8")
