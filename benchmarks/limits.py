@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from defectnet.benchmark.limits import (
     Contrasts,
+    Whitened,
     detectability,
     oracle,
     parting_noise,
@@ -93,9 +94,9 @@ def analyse(options: argparse.Namespace) -> None:
     print(text)
 
 
-def _chances(samples: list[Sample], measurement: Measurement, concentration: float) -> NDArray[np.float64]:
+def _chances(whitened: Whitened) -> NDArray[np.float64]:
     """Return (E, E) probabilities that the best decision between two elements is right."""
-    far = separation(whiten(Contrasts.of_samples(samples, measurement), concentration))
+    far = separation(whitened)
     return right_choice(np.minimum(far, far.T))
 
 
@@ -110,7 +111,7 @@ def _condition(samples: list[Sample], measurement: Measurement) -> dict[str, Any
     }
     for concentration in CONCENTRATIONS:
         whitened = whiten(contrasts, concentration)
-        chance = _chances(samples, measurement, concentration)
+        chance = _chances(whitened)
         answers = oracle(whitened, np.random.default_rng(0))
         close = sorted((chance[i, j], elements[i], elements[j]) for i, j in pairs)
         found[f"{100 * concentration:g} at.%"] = {
@@ -136,10 +137,10 @@ def _figure(samples: list[Sample], found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=(1, 1, 0.9), layout="constrained")
-    elements = Contrasts.of_samples(samples, CLEAN).elements
+    elements = tuple(dict.fromkeys(sample.dopants[0] for sample in samples))
     ticks = np.arange(0, len(elements), 3)
     for axis, (name, measurement) in zip(axes, CONDITIONS.items(), strict=False):
-        chance = _chances(samples, measurement, 0.02)
+        chance = _chances(whiten(Contrasts.of_samples(samples, measurement), 0.02))
         np.fill_diagonal(chance, 0.5)
         image = axis.imshow(chance, vmin=0.5, vmax=1.0, cmap="viridis", interpolation="nearest")
         labels = [elements[i] for i in ticks]

@@ -25,6 +25,14 @@ TINY_NETS: dict[str, dict[str, int | float]] = {
 }
 
 
+class NotFoundResponse:
+    """As much of an HTTP response as the Hub's errors read."""
+
+    headers: dict[str, str] = {}  # noqa: RUF012
+    request = None
+    status_code = 404
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

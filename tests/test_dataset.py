@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import errors
 from lightning import Callback, Trainer
 
+from conftest import NotFoundResponse
 from defectnet.data import dataset as dataset_module
 from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
@@ -431,17 +432,14 @@ def test_only_prepare_data_uses_the_network_under_a_trainer(folder, monkeypatch)
     assert asked == [False, True]
 
 
-class _Response:
-    headers: dict[str, str] = {}  # noqa: RUF012
-    request = None
-    status_code = 404
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (errors.RepositoryNotFoundError("404", response=_Response()), "'lab/pairs'.*does not exist or is not public"),
-        (errors.RevisionNotFoundError("404", response=_Response()), "at revision 'v9' does not exist"),
+        (
+            errors.RepositoryNotFoundError("404", response=NotFoundResponse()),
+            "'lab/pairs'.*does not exist or is not public",
+        ),
+        (errors.RevisionNotFoundError("404", response=NotFoundResponse()), "at revision 'v9' does not exist"),
         (errors.LocalEntryNotFoundError("offline"), "not in the cache"),
         (ConnectionResetError("reset by peer"), "could not be fetched .reset by peer."),
     ],

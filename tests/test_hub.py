@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import errors
 
 import defectnet
+from conftest import NotFoundResponse
 from defectnet.config import Calibration
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.hub import from_pretrained, io, load, read_golden, resolve, save, verify
@@ -235,19 +236,11 @@ def test_repository_that_is_not_cached_is_an_error(tmp_path):
         from_pretrained("lab/tiny", cache_dir=tmp_path, local_files_only=True)
 
 
-class _Response:
-    """As much of an HTTP response as the Hub's errors read."""
-
-    headers: dict[str, str] = {}  # noqa: RUF012
-    request = None
-    status_code = 404
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (errors.RepositoryNotFoundError("404", response=_Response()), "does not exist or is not public"),
-        (errors.RevisionNotFoundError("404", response=_Response()), "at revision 'v9' does not exist"),
+        (errors.RepositoryNotFoundError("404", response=NotFoundResponse()), "does not exist or is not public"),
+        (errors.RevisionNotFoundError("404", response=NotFoundResponse()), "at revision 'v9' does not exist"),
         (errors.LocalEntryNotFoundError("offline"), "not in the cache"),
         (ConnectionResetError("reset by peer"), "could not be fetched .reset by peer."),
         (errors.HFValidationError("bad name"), "could not be fetched .bad name."),

@@ -181,6 +181,23 @@ def test_validation_logs_both_tracks(run):
     assert logged["val/identity/ap"].item() == pytest.approx(mean.item())
 
 
+def test_a_batch_counts_for_its_rows_in_the_validation_loss(folder):
+    torch.manual_seed(0)
+    data = SpectraDataModule(str(folder), batch_size=5)
+    task = DefectTask("DefectNet", net=TINY, spec=data.spec)
+    logged = quiet().validate(task, data, verbose=False)
+    items = list(data.evaluation("val", "blind"))
+    assert len({len(item.rows) for item in items}) == 2  # 24 rows in five batches
+    loss = loss_named("hurdle")
+    task.eval()
+    with torch.no_grad():
+        losses = [sum(loss(task(i.batch), i.batch, i.targets, LossWeights()).values()) * len(i.rows) for i in items]
+    mean = sum(losses).item() / sum(len(item.rows) for item in items)
+    found = {name: value for part in logged for name, value in part.items()}
+    assert found["val/blind/loss"] == pytest.approx(mean, rel=1e-5)
+    assert found["val/loss"] == pytest.approx((mean + found["val/candidates/loss"]) / 2, rel=1e-5)
+
+
 def test_a_checkpoint_holds_plain_values_only(run):
     state = torch.load(run[0], weights_only=True)
     assert state["defectnet"]["architecture"] == "DefectNet"

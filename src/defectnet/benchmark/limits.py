@@ -64,13 +64,12 @@ class Contrasts:
     concentration: float
 
     @classmethod
-    def of_samples(cls, samples: Sequence[Sample], measurement: Measurement, *, noise_scale: float = 1.0) -> Contrasts:
+    def of_samples(cls, samples: Sequence[Sample], measurement: Measurement) -> Contrasts:
         """Measure simulated cells of one host, each with a single dopant.
 
         Args:
             samples: The same number of cells, with the same concentration, for each element.
             measurement: Its noise and background are counted in the scatter, not drawn.
-            noise_scale: Factor of the noise level.
 
         Raises:
             ConfigError: The cells do not belong together, or there are fewer than two of an element.
@@ -95,7 +94,7 @@ class Contrasts:
         pairs = [measure_pairs(Stack.of_sample(sample), silent, [row_rng("limits", sample.host_id)]) for sample in rows]
         host = np.stack([pair.host[0] for pair in pairs]).astype(np.float64)
         doped = np.stack([pair.doped[0] for pair in pairs]).astype(np.float64)
-        level = np.hypot(noise_scale * measurement.noise[1], STORAGE_NOISE)
+        level = np.hypot(measurement.noise[1], STORAGE_NOISE)
         curve = host.mean(axis=0)
         noise = level * np.sqrt(2.0 * curve * curve.max() * NOISE_BIN / MODEL_GRID.width)
         return cls(
@@ -105,6 +104,10 @@ class Contrasts:
             measurement.background[1],
             amounts.pop(),
         )
+
+    def noisier(self, noise: float) -> Contrasts:
+        """Return contrasts of noise-free spectra with this counting noise, as `Measurement.noise` has it."""
+        return replace(self, noise=self.noise * (np.hypot(noise, STORAGE_NOISE) / STORAGE_NOISE))
 
     @property
     def backgrounds(self) -> FloatArray:
@@ -166,14 +169,7 @@ def separation(whitened: Whitened) -> FloatArray:
     Returns:
         (E, E), rows A, columns B; 0 where the scatter hides it.
     """
-    values = whitened.values
-    elements, placements, _ = values.shape
-    products = np.zeros((elements, elements))
-    for first in range(placements):
-        for second in range(placements):
-            if first != second:
-                products += values[:, first] @ values[:, second].T
-    products /= placements * (placements - 1)
+    products = _products(whitened.values)
     length = np.maximum(np.diag(products), 1e-9)
     rest = length[:, None] - products.clip(0.0) ** 2 / length[None, :]
     return np.asarray(np.sqrt(rest.clip(0.0)))
@@ -181,11 +177,15 @@ def separation(whitened: Whitened) -> FloatArray:
 
 def detectability(whitened: Whitened) -> FloatArray:
     """Return (E,) how far each element's contrast stands out of an undoped pair, in standard deviations."""
-    values = whitened.values
+    return np.asarray(np.sqrt(np.diag(_products(whitened.values)).clip(0.0)))
+
+
+def _products(values: FloatArray) -> FloatArray:
+    """Return (E, E) mean products of the elements' contrasts, over all pairs of different placements."""
     placements = values.shape[1]
     total = values.sum(axis=1)
-    squares = (total**2).sum(axis=1) - (values**2).sum(axis=(1, 2))
-    return np.asarray(np.sqrt((squares / (placements * (placements - 1))).clip(0.0)))
+    same = np.einsum("apk,bpk->ab", values, values)
+    return np.asarray((total @ total.T - same) / (placements * (placements - 1)))
 
 
 def right_choice(separations: FloatArray) -> FloatArray:
@@ -255,11 +255,10 @@ def parting_noise(
     """
     wanted = 2.0 * float(norm.ppf(certainty))
     levels = np.concatenate([[0.0], np.geomspace(1e-4, 0.2, 34)])
+    contrasts = Contrasts.of_samples(samples, replace(measurement, noise=(0.0, 0.0)))
     apart = []
     for level in levels:
-        noisy = replace(measurement, noise=(float(level), float(level)))
-        contrasts = Contrasts.of_samples(samples, noisy)
-        far = separation(whiten(contrasts, concentration))
+        far = separation(whiten(contrasts.noisier(float(level)), concentration))
         near = np.minimum(far, far.T)
         apart.append(np.diagonal(near, offset=1) >= wanted)
     held = np.logical_and.accumulate(np.stack(apart), axis=0)

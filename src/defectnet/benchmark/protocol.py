@@ -20,6 +20,7 @@ from torch import Tensor
 from defectnet.batch import Batch
 from defectnet.data.candidates import Track
 from defectnet.data.module import SpectraDataModule
+from defectnet.encode import stack
 
 
 class Estimate(NamedTuple):
@@ -77,11 +78,7 @@ class FitData:
     def _rows(self, split: str, track: Track, condition: str) -> Rows:
         assert split in ("train", "val")
         items = list(self._module.evaluation(split, track, condition))  # type: ignore[arg-type]
-        batches = [item.batch for item in items]
-        return Rows(
-            Batch(*(torch.cat(fields) for fields in zip(*batches, strict=True))),
-            torch.cat([item.targets.concentration for item in items]),
-        )
+        return Rows(stack([item.batch for item in items]), torch.cat([item.targets.concentration for item in items]))
 
 
 @runtime_checkable

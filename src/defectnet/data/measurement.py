@@ -481,7 +481,7 @@ def measure_pairs(
         curves = _with_noise(curves, drawn.noise[:, None, None].astype(np.float32), noise).astype(np.float32)
     curves = _cut_off(curves, np.minimum(drawn.low_mev / edge, 0.2), drawn.high)
     running = _running(curves)
-    observed = _relative_edges(curves[:, 0], running[:, 0], edge)
+    observed = relative_edges(curves[:, 0], edge, total=running[:, 0])
     cells = grid.edges * observed[:, None]
     shares = np.diff(_integrals(curves, running, np.broadcast_to(cells[:, None], (*curves.shape[:2], cells.shape[1]))))
     result = (shares / (shares.sum(axis=2, keepdims=True) * grid.width)).astype(np.float32)
@@ -550,12 +550,15 @@ def _weights(stack: Stack, kind: NDArray[np.intp], uniform: FloatArray) -> tuple
     return kind, weights
 
 
-def relative_edges(dos: NDArray[np.floating[Any]], edge_mev: FloatArray) -> FloatArray:
+def relative_edges(
+    dos: NDArray[np.floating[Any]], edge_mev: FloatArray, *, total: FloatArray | None = None
+) -> FloatArray:
     """Find band edges as `defectnet.spectrum.band_edge_mev` does, of many hosts at a time.
 
     Args:
         dos: (P, N) curves on `STORAGE_GRID`.
         edge_mev: (P,) their units, for errors.
+        total: (P, N) their integrals up to each bin, where they are known already.
 
     Returns:
         (P,) observed edges, in these units.
@@ -563,11 +566,7 @@ def relative_edges(dos: NDArray[np.floating[Any]], edge_mev: FloatArray) -> Floa
     Raises:
         SpectrumError: As there.
     """
-    return _relative_edges(dos, _running(dos), edge_mev)
-
-
-def _relative_edges(dos: NDArray[np.floating[Any]], total: FloatArray, edge_mev: FloatArray) -> FloatArray:
-    """Find the edges of curves of which `total` is what `_running` returns."""
+    total = _running(dos) if total is None else total
     step, cells = STORAGE_GRID.width, EDGE_CELLS
     target = 0.95 * total[:, -1]
     # The first point at which 95 % are reached, and the way to it from the point before.

@@ -12,9 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
 from defectnet.batch import Batch, Output, Targets
 from defectnet.config import ModelSpec
+from defectnet.data.candidates import TRACKS
 from defectnet.errors import ConfigError
 from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
@@ -96,7 +98,9 @@ class DefectTask(LightningModule):
         else:
             self.model = _pretrained(init_from, architecture, net, spec)
         self.optimiser, self.weights = optimiser, weights
-        self.metrics = nn.ModuleDict({name: TrackMetrics(self.model.loss) for name in ("candidates", "blind")})
+        self.metrics = nn.ModuleDict({name: TrackMetrics(self.model.loss) for name in TRACKS})
+        # Not logged with sync_dist: Lightning's mean over ranks of unequal parts divides by a rounded count.
+        self.mean_loss = nn.ModuleDict({name: MeanMetric() for name in TRACKS})
 
     @classmethod
     def from_pretrained(cls, source: str, **settings: Any) -> Self:
@@ -130,16 +134,23 @@ class DefectTask(LightningModule):
         output = self(batch)
         terms = loss_named(self.model.loss)(output, batch, targets, self.weights)
         loss = torch.stack(list(terms.values())).sum()
-        size, evaluation = len(batch.host), stage != "train"
-        prefix = f"{stage}/{track_of(batch)}" if evaluation else stage
-        values = {f"{prefix}/loss": loss, **{f"{prefix}/loss_{name}": value for name, value in terms.items()}}
-        common: dict[str, Any] = {"batch_size": size, "on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        self.log_dict(values, sync_dist=True, **common)
-        if evaluation:
-            metrics = self.metrics[track_of(batch)]
-            assert isinstance(metrics, TrackMetrics)
-            metrics.update(output, batch, targets)
+        size = len(batch.host)
+        if stage == "train":
+            values = {"train/loss": loss, **{f"train/loss_{name}": value for name, value in terms.items()}}
+            self.log_dict(values, sync_dist=True, batch_size=size, on_step=False, on_epoch=True)
+        else:
+            self._score(output, batch, targets, loss, size)
         return loss
+
+    def _score(
+        self, output: Output, batch: Batch, targets: Targets, loss: Tensor, weight: float | Tensor = 1.0
+    ) -> None:
+        """Count a batch of validation or test: its metrics, and losses that count for `weight` each."""
+        metrics, mean_loss = self.metrics[track_of(batch)], self.mean_loss[track_of(batch)]
+        assert isinstance(metrics, TrackMetrics)
+        assert isinstance(mean_loss, MeanMetric)
+        metrics.update(output, batch, targets)
+        mean_loss.update(loss, weight)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of each track that was asked."""
@@ -150,18 +161,24 @@ class DefectTask(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        scores = []
+        scores, losses = [], []
         for track, metrics in self.metrics.items():
             assert isinstance(metrics, TrackMetrics)
             # A rank without rows of a track would hang the others: every rank has rows of every loader, or none has.
             if metrics.updated:
                 values = metrics.compute()
+                mean_loss = self.mean_loss[track]
+                assert isinstance(mean_loss, MeanMetric)
+                losses.append(mean_loss.compute())
+                values = {**values, "loss": losses[-1]}
                 self.log_dict({f"{stage}/{track}/{name}": value for name, value in values.items()})
                 scores.append(values["identity/ap"])
                 metrics.reset()
+                mean_loss.reset()
         if scores:
-            # One number to choose a checkpoint by, also where the blind track is not asked.
+            # One number each to choose a checkpoint by or to stop, also where the blind track is not asked.
             self.log(f"{stage}/identity/ap", torch.stack(scores).mean(), prog_bar=True)
+            self.log(f"{stage}/loss", torch.stack(losses).mean())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule over the whole run."""

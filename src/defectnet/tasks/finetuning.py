@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from defectnet.batch import Batch, Output, Targets
 from defectnet.config import ModelSpec
@@ -27,7 +26,6 @@ from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
 from defectnet.tasks.losses import LossWeights, loss_named
-from defectnet.tasks.metrics import TrackMetrics, track_of
 
 Method = Literal["head", "gradual", "full", "l2sp"]
 
@@ -191,7 +189,6 @@ class FinetuneTask(DefectTask):
             optimiser = OptimiserSettings(learning_rate=learning_rate, weight_decay=optimiser.weight_decay)
         super().__init__(spec=spec, init_from=init_from, optimiser=optimiser, weights=weights)
         self.method = MethodSettings(optimiser, settings.penalty, settings.unlock_every, settings.fall)
-        self.mean_loss = nn.ModuleDict({name: MeanMetric() for name in self.metrics})
         self._stages = stages(self.model)
         # Not part of the state: a resumed run builds the task from the same checkpoint, and so has them again.
         self._start = [p.detach().clone() for p in self.model.parameters()] if self.method.penalty else []
@@ -234,13 +231,7 @@ class FinetuneTask(DefectTask):
             # One value a step, which the weights have made fit for a plain mean over the ranks.
             self.log("train/loss", loss.detach(), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
             return loss + self._pull()
-        track = track_of(batch)
-        metrics, mean_loss = self.metrics[track], self.mean_loss[track]
-        assert isinstance(metrics, TrackMetrics)
-        assert isinstance(mean_loss, MeanMetric)
-        metrics.update(output, batch, targets)
-        # Not logged with sync_dist: Lightning's mean over ranks of unequal parts divides by a rounded count.
-        mean_loss.update(losses)
+        self._score(output, batch, targets, losses)
         return losses.mean()
 
     def _pull(self) -> Tensor:
@@ -249,18 +240,6 @@ class FinetuneTask(DefectTask):
             return torch.zeros((), device=self.device)
         squares = [(p - start).square().sum() for p, start in zip(self.model.parameters(), self._start, strict=True)]
         return self.method.penalty * torch.stack(squares).sum()
-
-    def _log_metrics(self, stage: str) -> None:
-        super()._log_metrics(stage)
-        found = []
-        for track, mean_loss in self.mean_loss.items():
-            assert isinstance(mean_loss, MeanMetric)
-            if mean_loss.update_called:
-                found.append(mean_loss.compute())
-                self.log(f"{stage}/{track}/loss", found[-1])
-                mean_loss.reset()
-        if found:  # the one number for early stopping
-            self.log(f"{stage}/loss", torch.stack(found).mean())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with the stages as groups, and a schedule in which a frozen one has learning rate 0."""

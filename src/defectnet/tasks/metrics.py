@@ -13,6 +13,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelEx
 
 from defectnet.batch import Batch, Output, Targets
 from defectnet.elements import VOCABULARY
+from defectnet.encode import stack
 from defectnet.tasks.losses import expected_concentration
 
 
@@ -94,6 +95,6 @@ def answer(predict: Callable[[Batch], Output], items: Iterable[tuple[Batch, Targ
     outputs, batches, targets = zip(*parts, strict=True)
     return Answers(
         Output(*(torch.cat(fields) for fields in zip(*outputs, strict=True))),
-        Batch(*(torch.cat(fields) for fields in zip(*batches, strict=True))),
+        stack(batches),
         Targets(torch.cat([t.concentration for t in targets])),
     )
