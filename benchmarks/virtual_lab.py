@@ -63,7 +63,7 @@ FIGURE = HERE / "figures" / "virtual-lab.png"
 
 RECORD = "record.json"
 
-INSTRUMENT = Instrument(fwhm_mev=1.5, fwhm_growth=1.6, noise=0.01, background=0.01, energy_factor=1.03)
+INSTRUMENT = Instrument(fwhm_mev=1.5, fwhm_growth=1.6, noise=0.01, cut_low_mev=2.0, energy_factor=1.03)
 SIZES, SEEDS, ASKED = (5, 10, 20, 40), 3, 20
 
 

@@ -17,6 +17,7 @@ from defectnet.cli import main
 from defectnet.config import STORAGE_GRID, Calibration, Interval
 from defectnet.errors import CheckpointError, ConfigError, LabError
 from defectnet.hub import save, verify
+from defectnet.io import read_spectrum
 from defectnet.lab import virtual
 from defectnet.lab.data import Augmentation, EncodedPairs, LabDataModule, Replay
 from defectnet.lab.finetune import Holdout, finetune
@@ -414,6 +415,16 @@ def test_a_virtual_lab_sees_one_element_where_it_projects():
     assert np.abs(seen.host - own).mean() < 0.05 * own.mean()
     with pytest.raises(LabError, match="Bi to project on"):
         Instrument(kind="projected", element="Bi").measure(sample)
+
+
+def test_a_virtual_lab_measures_as_far_as_there_are_modes(tmp_path):
+    sample = toy_sample(0, "test", dopants=1)
+    doped = sample.doped_dos.copy()
+    doped[:, -40:-20] += doped.max()  # light atoms, far above the host's edge
+    assert virtual.write_lab(tmp_path, [replace(sample, doped_dos=doped)], Instrument(noise=0.0)) == 1
+    seen = read_spectrum(tmp_path / f"{sample.row_id.replace('/', '-')}.csv")
+    assert seen.energy[-1] > 0.9 * STORAGE_GRID.reach * sample.edge_mev
+    assert seen.dos[-3:].max() < 0.05 * seen.dos.max()
 
 
 def test_data_measure_takes_a_folder_of_shards(tmp_path, replay, capsys):

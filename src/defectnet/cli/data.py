@@ -185,6 +185,7 @@ def data_measure(
     fwhm_growth: float = 1.6,
     noise: float = 0.01,
     background: float = 0.0,
+    cut_low_mev: float = 0.0,
     energy_factor: float = 1.0,
 ) -> None:
     """Measure the rows of a data set on a virtual instrument, into a table that `defectnet finetune` reads.
@@ -198,11 +199,12 @@ def data_measure(
         fwhm_growth: Resolution at the host's band edge over that at zero energy.
         noise: Counting noise at the peak, relative to it, in bins of a hundredth of the edge.
         background: Area of a smooth background that was not subtracted, relative to that of the DOS.
+        cut_low_mev: Energy below which nothing is measured; the DOS is continued as energy squared.
         energy_factor: Energy that the instrument reads over the true one.
     """
     from pathlib import Path
 
     from defectnet.lab.virtual import Instrument, as_is, write_lab
 
-    instrument = Instrument(kind, element, fwhm_mev, fwhm_growth, noise, background, energy_factor)
+    instrument = Instrument(kind, element, fwhm_mev, fwhm_growth, noise, background, cut_low_mev, energy_factor)
     print(f"{write_lab(Path(out), as_is(Path(folder)), instrument)} pairs in {out}")

@@ -23,8 +23,9 @@ from defectnet.files import replacing
 from defectnet.lab.table import TABLE
 from defectnet.spectrum import KINDS, Spectrum
 
-POINTS: Final = 200  # of a spectrum
-REACH: Final = 2.4  # its end, in units of the host's edge
+POINTS: Final = 200  # of a spectrum that ends at `REACH`
+REACH: Final = 2.4  # its end, in units of the host's edge; further where modes lie beyond
+_BEYOND: Final = 1e-4  # of the area: so little may be cut off
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Instrument:
         fwhm_growth: Resolution at the host's band edge over that at zero energy.
         noise: Counting noise, as `defectnet.data.measurement.Measurement.noise`.
         background: Area of a smooth background, relative to that of the DOS.
+        cut_low_mev: Energy below which nothing is measured; the DOS is continued as energy squared.
         energy_factor: Energy that the instrument reads over the true one.
     """
 
@@ -47,6 +49,7 @@ class Instrument:
     fwhm_growth: float = 1.6
     noise: float = 0.01
     background: float = 0.0
+    cut_low_mev: float = 0.0
     energy_factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class Instrument:
             fwhm_growth=(self.fwhm_growth, self.fwhm_growth),
             noise=(self.noise, self.noise),
             background=(self.background, self.background),
+            cut_low_mev=(self.cut_low_mev, self.cut_low_mev),
         )
 
     @property
@@ -139,6 +143,7 @@ def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -
 
     Raises:
         LabError: As `Instrument.measure`.
+        SpectrumError: What is measured of a row is no DOS, by too much noise or by modes at zero energy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = [("sample", "host_file", "doped_file", "formula", "dopants", "resolution_mev")]
@@ -147,9 +152,9 @@ def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -
         name, host_file = sample.row_id.replace("/", "-"), f"{sample.host_id}.csv"
         measured = instrument.measure(sample)
         if host_file not in hosts:
-            _write(folder / host_file, measured.host, measured.edge_mev, instrument)
+            _write(folder / host_file, measured.host, measured.edge_mev, instrument, f"host of {sample.row_id}")
             hosts.add(host_file)
-        _write(folder / f"{name}.csv", measured.doped, measured.edge_mev, instrument)
+        _write(folder / f"{name}.csv", measured.doped, measured.edge_mev, instrument, sample.row_id)
         dopants = ";".join(f"{symbol}:{share:.5g}" for symbol, share in sample.concentrations.items())
         resolution = f"{round(instrument.resolution_mev, 1):g}"
         table.append((name, host_file, f"{name}.csv", sample.formula, dopants, resolution))
@@ -158,12 +163,14 @@ def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -
     return len(table) - 1
 
 
-def _write(path: Path, dos: np.ndarray, edge_mev: float, instrument: Instrument) -> None:
+def _write(path: Path, dos: np.ndarray, edge_mev: float, instrument: Instrument, row: str) -> None:
     """Write one spectrum on a plain grid in meV, as the instrument reads it."""
     edge = edge_mev * instrument.energy_factor
     energy = STORAGE_GRID.centres * edge
-    plain = np.arange(POINTS) * round(REACH * edge / POINTS, 2)
-    spectrum = Spectrum(energy, dos, "meV", kind=instrument.kind, element=instrument.element)
+    step = round(REACH * edge / POINTS, 2)
+    last = int(np.searchsorted(dos.cumsum(), (1.0 - _BEYOND) * dos.sum()))
+    plain = np.arange(max(POINTS, int(energy[last] / step) + 2)) * step
+    spectrum = Spectrum(energy, dos, "meV", kind=instrument.kind, element=instrument.element, source=row)
     spectrum = spectrum.resampled(plain).normalised()
     head = [f"# kind: {instrument.kind}", *([f"# element: {instrument.element}"] if instrument.element else [])]
     lines = [f"{e:.2f},{1000 * d:.2f}" for e, d in zip(spectrum.energy, spectrum.dos, strict=True)]
