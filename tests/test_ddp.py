@@ -125,8 +125,8 @@ def test_metrics_are_those_of_one_process(runs, method):
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
-def job_of(lab, checkpoint, folder, rows=range(20)):
-    training = TrainingSettings(method="full", epochs=4, devices=RANKS, accelerator="cpu", validation=0.3)
+def job_of(lab, checkpoint, folder, rows=range(20), epochs=4):
+    training = TrainingSettings(method="full", epochs=epochs, devices=RANKS, accelerator="cpu", validation=0.3)
     return Job(str(folder / "run-0"), checkpoint, str(lab / "pairs.csv"), tuple(rows), training)
 
 
@@ -146,8 +146,9 @@ def test_the_end_of_the_first_rank_is_noticed_too(lab, checkpoint, tmp_path, mon
 
 
 def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes(lab, checkpoint, tmp_path, monkeypatch, mortal):
-    monkeypatch.setenv("KILL", "1 2")
-    job, log = job_of(lab, checkpoint, tmp_path), mortal
+    assert jobs.SAVED_EVERY == 5
+    monkeypatch.setenv("KILL", "1 6")
+    job, log = job_of(lab, checkpoint, tmp_path, epochs=7), mortal
     with pytest.raises(LabError, match=r"process 1 of 2 .* was killed by SIGKILL") as caught:
         run_jobs([job])
     assert "goes on from the last checkpoint" in caught.value.fix
@@ -155,7 +156,7 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes(lab, checkpo
     log.unlink()
     monkeypatch.delenv("KILL")
     run_jobs([job])
-    assert sorted(log.read_text(encoding="utf-8").splitlines()) == ["0 2", "0 3", "1 2", "1 3"]
+    assert sorted(log.read_text(encoding="utf-8").splitlines()) == ["0 5", "0 6", "1 5", "1 6"]
     assert job.done
     run_jobs([job])  # nothing is left to do
     assert len(log.read_text(encoding="utf-8").splitlines()) == 4

@@ -30,7 +30,6 @@ from defectnet.tasks.finetuning import (
     WeightedItem,
     method_named,
     parameter_groups,
-    row_losses,
     stages,
 )
 from defectnet.tasks.losses import LossWeights, loss_named
@@ -215,7 +214,7 @@ def test_row_losses_add_up_to_the_loss_of_the_batch():
     batch = make_random_batch(6)
     concentration = torch.where(batch.candidates & (torch.rand(6, 62) < 0.1), 0.05, 0.0)
     output = Output(torch.randn(6, 62), torch.rand(6, 62) * 0.2)
-    terms = row_losses("hurdle", output, batch, Targets(concentration), LossWeights())
+    terms = loss_named("hurdle", rows=True)(output, batch, Targets(concentration), LossWeights())
     whole = loss_named("hurdle")(output, batch, Targets(concentration), LossWeights())
     for name in ("identity", "amount"):
         assert terms[name].mean().item() == pytest.approx(whole[name].item(), rel=1e-5)

@@ -18,6 +18,7 @@ def finetune(
     epochs: int = 60,
     learning_rate: float | None = None,
     batch_size: int = 8,
+    validation: float = 0.0,
     seed: int = 0,
     holdout: float = 0.25,
     folds: int = 0,
@@ -42,6 +43,7 @@ def finetune(
         epochs: Most epochs.
         learning_rate: Peak learning rate; the method's own by default.
         batch_size: Pairs of a batch, over all devices together.
+        validation: Share of the samples kept aside to stop by, for hundreds of samples; 0 trains for all epochs.
         seed: Fixes splits, order and every random choice.
         holdout: Share of the samples that is held out where there are many.
         folds: Turns in which all samples are held out; 0 decides by their number, 1 holds out a share once.
@@ -60,6 +62,7 @@ def finetune(
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=batch_size,
+        validation=validation,
         ema=ema,
         replay=replay,
         replay_share=replay_share,

@@ -2,7 +2,7 @@
 
 With one device a run happens in this process. With more, each device has a process of its own, started and watched
 from here: this process is none of the ranks, so that it notices the end of any of them, ends the others, and says so.
-Training leaves its state in the run's folder after every epoch; the same call again goes on from there.
+Training leaves its state in the run's folder every few epochs; the same call again goes on from there.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ from defectnet.tasks.finetuning import FinetuneTask, method_named
 WEIGHTS: Final = "weights.safetensors"
 """What a finished run leaves."""
 
+SAVED_EVERY: Final = 5
+"""Epochs after which a run that is killed goes on."""
+
 ENDED_WITH_PARENT: Final = 3  # exit code of a rank whose parent is gone
 _PLAN = "plan.json"
 _RANK = ("-m", "defectnet.lab.jobs")  # what a rank runs
@@ -58,7 +61,8 @@ class TrainingSettings(Settings):
         learning_rate: Peak learning rate; the method's own if None.
         batch_size: Pairs of a batch, over all devices together.
         patience: Epochs without a better validation loss after which training stops.
-        validation: Share of the samples that is kept aside to stop by.
+        validation: Share of the samples that is kept aside to stop by; 0 trains for all epochs. A part of a handful
+            says nothing of when to stop: with 16 pairs to learn from it left errors half as large again.
         ema: Decay of an average of the weights that is kept in their place; 0 for none.
         replay: Folder of simulated shards that are mixed in; None for none.
         replay_share: Share of each batch that they make up.
@@ -72,8 +76,8 @@ class TrainingSettings(Settings):
     epochs: int = 60
     learning_rate: float | None = None
     batch_size: int = 8
-    patience: int = 20
-    validation: float = 0.2
+    patience: int = 40
+    validation: float = 0.0
     ema: float = 0.0
     replay: str | None = None
     replay_share: float = 0.5
@@ -164,9 +168,12 @@ def run(job: Job) -> None:
     last = folder / "last.ckpt"
     with _quiet():
         trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if data.val is None:
+            trainer.save_checkpoint(last)  # the end is what counts
     if trainer.is_global_zero:
-        chosen = getattr(trainer.checkpoint_callback, "best_model_path", "") or last
-        weights = {name: x.contiguous().clone() for name, x in read_run(chosen).state_dict().items()}
+        best = folder / "best.ckpt"
+        model = read_run(best if best.is_file() else last)
+        weights = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
         with replacing(folder / WEIGHTS) as temporary:
             save_file(weights, temporary)
     trainer.strategy.barrier()
@@ -192,8 +199,6 @@ def _data(job: Job) -> LabDataModule:
     training, model = job.training, from_pretrained(Path(job.checkpoint))
     pairs = read_table(job.table, grid=model.spec.grid)
     chosen = [pairs[i] for i in job.rows]
-    # A part of a handful says nothing of when to stop.
-    validation = training.validation if len({pair.sample for pair in chosen}) >= 8 else 0.0
     return LabDataModule(
         chosen,
         training.batch_size,
@@ -201,18 +206,19 @@ def _data(job: Job) -> LabDataModule:
         # The published network cannot be asked without candidates.
         TrackSettings(blind_share=0.0 if model.loss == "paper" else 0.5),
         replay=Replay(training.replay, training.replay_share) if training.replay else None,
-        validation=validation,
+        validation=training.validation,
         seed=training.seed,
     )
 
 
 def _trainer(training: TrainingSettings, folder: Path, *, stops: bool) -> Trainer:
-    checkpoint: dict[str, Any] = {"dirpath": folder, "filename": "best", "save_last": True}
-    checkpoint |= {"enable_version_counter": False, "save_top_k": 1}
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
     callbacks: list[Callback] = [EMAWeightAveraging(decay=training.ema)] if training.ema else []
-    callbacks.append(ModelCheckpoint(monitor="val/loss" if stops else None, **checkpoint))
     if stops:
+        callbacks.append(ModelCheckpoint(monitor="val/loss", filename="best", save_weights_only=True, **common))
         callbacks.append(EarlyStopping("val/loss", patience=training.patience))
+    # Not after every epoch: of a small table it takes no longer than writing.
+    callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=SAVED_EVERY, **common))
     several = training.devices > 1
     return Trainer(
         accelerator=training.accelerator,

@@ -169,7 +169,7 @@ def _write(path: Path, dos: np.ndarray, edge_mev: float, instrument: Instrument,
     energy = STORAGE_GRID.centres * edge
     step = round(REACH * edge / POINTS, 2)
     last = int(np.searchsorted(dos.cumsum(), (1.0 - _BEYOND) * dos.sum()))
-    plain = np.arange(max(POINTS, int(energy[last] / step) + 2)) * step
+    plain = np.arange(max(POINTS, int(energy[last] / step) + 3)) * step
     spectrum = Spectrum(energy, dos, "meV", kind=instrument.kind, element=instrument.element, source=row)
     spectrum = spectrum.resampled(plain).normalised()
     head = [f"# kind: {instrument.kind}", *([f"# element: {instrument.element}"] if instrument.element else [])]

@@ -72,12 +72,12 @@ class MethodSettings:
 
 
 METHODS: Final[dict[str, MethodSettings]] = {
-    "head": MethodSettings(OptimiserSettings(learning_rate=1e-3, weight_decay=0.05), unlock_every=math.inf),
+    "head": MethodSettings(OptimiserSettings(learning_rate=2e-3, weight_decay=0.05), unlock_every=math.inf),
     # The lower a stage, the later and the less it learns: Howard and Ruder, arXiv 1801.06146, who fall by 2.6.
-    "gradual": MethodSettings(OptimiserSettings(learning_rate=1e-3, weight_decay=0.05), unlock_every=0.15, fall=0.5),
-    "full": MethodSettings(OptimiserSettings(learning_rate=5e-4, weight_decay=0.05)),
+    "gradual": MethodSettings(OptimiserSettings(learning_rate=2e-3, weight_decay=0.05), unlock_every=0.15, fall=0.5),
+    "full": MethodSettings(OptimiserSettings(learning_rate=1e-3, weight_decay=0.05)),
     # The pull to the start takes the place of the decay to zero: Li, Grandvalet and Davoine, arXiv 1802.01483.
-    "l2sp": MethodSettings(OptimiserSettings(learning_rate=5e-4, weight_decay=0.0), penalty=0.1),
+    "l2sp": MethodSettings(OptimiserSettings(learning_rate=1e-3, weight_decay=0.0), penalty=0.1),
 }
 """The methods by name."""
 
@@ -139,23 +139,6 @@ def parameter_groups(model: DefectModel, weight_decay: float) -> list[dict[str, 
         )
         if chosen
     ]
-
-
-def row_losses(name: str, output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
-    """Return the terms of a loss for every row by itself, (B,) each.
-
-    A mean over the rows then is the same however they are spread over batches and devices; the terms of a whole
-    batch are not, since one of them is a mean over candidates.
-    """
-    loss = loss_named(name)
-    found: dict[str, list[Tensor]] = {}
-    for i in range(len(batch.host)):
-        row = slice(i, i + 1)
-        one = Output(output.identity_logits[row], output.concentration[row])
-        asked = Batch(*(field[row] for field in batch))
-        for term, value in loss(one, asked, Targets(targets.concentration[row]), weights).items():
-            found.setdefault(term, []).append(value)
-    return {term: torch.stack(values) for term, values in found.items()}
 
 
 class FinetuneTask(DefectTask):
@@ -223,7 +206,7 @@ class FinetuneTask(DefectTask):
         batch, targets = item[0], item[1]
         output = Output(*(x.float() for x in self(batch)))
         with torch.autocast(self.device.type, enabled=False):
-            terms = row_losses(self.model.loss, output, batch, targets, self.weights)
+            terms = loss_named(self.model.loss, rows=True)(output, batch, targets, self.weights)
         losses = torch.stack(list(terms.values())).sum(dim=0)
         if stage == "train":
             weight = item.weight if isinstance(item, WeightedItem) else torch.full_like(losses, 1.0 / len(losses))

@@ -51,7 +51,7 @@ def expected_concentration(output: Output, loss: str = "hurdle") -> Tensor:
     return torch.sigmoid(output.identity_logits) * output.concentration
 
 
-def hurdle_loss(output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
+def hurdle_rows(output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
     """Presence first, then amount.
 
     Args:
@@ -61,48 +61,76 @@ def hurdle_loss(output: Output, batch: Batch, targets: Targets, weights: LossWei
         weights: Weights of the terms.
 
     Returns:
-        ``identity``: cross entropy over the elements in question, summed over a row (a likelihood of the set), mean
-        over rows. ``amount``: Huber loss of the scaled root over present elements, summed over a row. ``expected``:
-        absolute error of the expected concentration in at.%, mean over the candidates of rows that name them.
+        (B,) each. ``identity``: cross entropy, summed over the elements in question (a likelihood of the set).
+        ``amount``: Huber loss of the scaled root, summed over present elements. ``expected``: absolute error of the
+        expected concentration in at.%, mean over the candidates; zero where none are named.
     """
-    rows = len(batch.host)
     present = targets.present & batch.candidates
     cross = binary_cross_entropy_with_logits(output.identity_logits, present.float(), reduction="none")
-    # Selected before the root is taken: at the zeros of other elements its gradient is infinite.
-    predicted, true = output.concentration[present], targets.concentration[present]
+    # Absent elements are replaced before the root is taken: at zero its gradient is infinite.
+    predicted, true = (torch.where(present, x, 1.0) for x in (output.concentration, targets.concentration))
     amount = huber_loss(
-        AMOUNT_SCALE * predicted.clamp_min(1e-6).sqrt(), AMOUNT_SCALE * true.sqrt(), reduction="sum", delta=1.0
+        AMOUNT_SCALE * predicted.clamp_min(1e-6).sqrt(), AMOUNT_SCALE * true.sqrt(), reduction="none", delta=1.0
     )
-    named = batch.candidates & batch.candidates_given[:, None]
     error = (expected_concentration(output) - targets.concentration).abs()
     return {
-        "identity": weights.identity * cross[batch.candidates].sum() / rows,
-        "amount": weights.amount * amount / rows,
-        "expected": weights.expected * 100.0 * error[named].sum() / named.sum().clamp_min(1),
+        "identity": weights.identity * (cross * batch.candidates).sum(dim=1),
+        "amount": weights.amount * amount.sum(dim=1),
+        "expected": weights.expected * 100.0 * _mean(error, batch.candidates & batch.candidates_given[:, None]),
     }
 
 
-def paper_loss(output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
+def paper_rows(output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
     """Mean squared error of ten times the concentration, over the candidates only (arXiv 2506.00725).
 
     Returns:
-        ``expected``: the one term; it has no weight.
+        ``expected``: the one term, (B,); it has no weight.
     """
     error = TARGET_SCALE * (output.concentration - targets.concentration)
-    return {"expected": error[batch.candidates].square().mean()}
+    return {"expected": _mean(error.square(), batch.candidates)}
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of (B, E) values over what is chosen of each row, (B,); zero where nothing is."""
+    return (values * chosen).sum(dim=1) / chosen.sum(dim=1).clamp_min(1)
+
+
+def hurdle_loss(output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
+    """Return `hurdle_rows` as means: over rows; of ``expected`` over all candidates that are named."""
+    terms = hurdle_rows(output, batch, targets, weights)
+    named = (batch.candidates & batch.candidates_given[:, None]).sum(dim=1)
+    return {name: value.mean() for name, value in terms.items()} | {"expected": _weighted(terms["expected"], named)}
+
+
+def paper_loss(output: Output, batch: Batch, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
+    """Return `paper_rows` as a mean over all candidates."""
+    terms = paper_rows(output, batch, targets, weights)
+    return {"expected": _weighted(terms["expected"], batch.candidates.sum(dim=1))}
+
+
+def _weighted(values: Tensor, counts: Tensor) -> Tensor:
+    return (values * counts).sum() / counts.sum().clamp_min(1)
 
 
 Loss = Callable[[Output, Batch, Targets, LossWeights], dict[str, Tensor]]
 LOSSES: Final[dict[str, Loss]] = {"hurdle": hurdle_loss, "paper": paper_loss}
-"""The losses by name."""
+"""The losses of a batch by name."""
+
+ROW_LOSSES: Final[dict[str, Loss]] = {"hurdle": hurdle_rows, "paper": paper_rows}
+"""The same for every row by itself: a mean over rows does not depend on how they are spread over batches."""
 
 
-def loss_named(name: str) -> Loss:
+def loss_named(name: str, *, rows: bool = False) -> Loss:
     """Return a loss by name.
+
+    Args:
+        name: Key of `LOSSES`.
+        rows: Whether each row has its own.
 
     Raises:
         ConfigError: There is none of that name.
     """
-    if name not in LOSSES:
-        raise ConfigError(f"loss {name!r} is not known", fix=f"Use one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    known = ROW_LOSSES if rows else LOSSES
+    if name not in known:
+        raise ConfigError(f"loss {name!r} is not known", fix=f"Use one of {', '.join(known)}")
+    return known[name]
