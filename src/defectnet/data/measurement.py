@@ -44,7 +44,7 @@ _BINS: Final = np.arange(STORAGE_GRID.bins)
 _REACH: Final = 4.5  # standard deviations of the resolution: 7e-6 of a line lies beyond
 _REACHES: Final = np.array([8, 16, 24, 32, 48, 64, 96, 128, 192])  # bins; beyond, a full kernel is cheaper
 _BLOCK: Final = 24  # bins whose lines are taken together; a divisor of the number of bins
-_CHUNK: Final = 16  # pairs broadened at a time, for the processor's cache
+_CHUNK: Final = 8  # pairs broadened at a time, for the processor's cache
 
 
 @dataclass(frozen=True)

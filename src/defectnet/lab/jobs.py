@@ -45,6 +45,9 @@ WEIGHTS: Final = "weights.safetensors"
 SAVED_EVERY: Final = 5
 """Epochs after which a run that is killed goes on."""
 
+SMALL: Final = 1_000_000
+"""Parameters of a network that one thread serves best."""
+
 ENDED_WITH_PARENT: Final = 3  # exit code of a rank whose parent is gone
 _PLAN = "plan.json"
 _RANK = ("-m", "defectnet.lab.jobs")  # what a rank runs
@@ -156,6 +159,21 @@ def run_jobs(jobs: Sequence[Job]) -> None:
         _run_in_processes(left)
 
 
+@contextmanager
+def _one_thread(model: DefectModel) -> Iterator[None]:
+    """Keep a small network to one thread: more gain nothing, and wait for each other where other programs are at work.
+
+    On a machine that was busy with two of them, two threads took six times as long as one.
+    """
+    threads = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def run(job: Job) -> None:
     """Train, in this process; under several devices, this rank's part."""
     training, folder = job.training, Path(job.folder)
@@ -166,7 +184,7 @@ def run(job: Job) -> None:
     with _quiet():
         trainer = _trainer(training, folder, stops=data.val is not None)
     last = folder / "last.ckpt"
-    with _quiet():
+    with _quiet(), _one_thread(task.model):
         trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
         if data.val is None:
             trainer.save_checkpoint(last)  # the end is what counts
