@@ -22,6 +22,7 @@ from defectnet.data.candidates import TrackSettings
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import from_pretrained, save
+from defectnet.lab import jobs
 from defectnet.lab.data import LabDataModule
 from defectnet.models.registry import build_model
 from defectnet.tasks.finetuning import (
@@ -290,3 +291,17 @@ def test_the_python_of_the_documentation_runs():
     done = subprocess.run([sys.executable, "-c", short], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "MgB2, candidates given" in done.stdout
+
+
+def test_a_small_network_trains_on_one_thread(checkpoint, monkeypatch):
+    model, before = from_pretrained(Path(checkpoint)), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with jobs._one_thread(model):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(jobs, "SMALL", 1)
+        with jobs._one_thread(model):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
