@@ -30,7 +30,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "train", "export", "lab", "app"), 9),
 }
 SIDEWAYS = {0, 9}  # layers whose files may import each other
-LIGHTNING = ("tasks/", "data/module.py", "train.py", "lab/")
+LIGHTNING = ("tasks/", "data/module.py", "train.py", "lab/", "simulate/distil/")
 LIGHT = (
     "lightning",
     "pyarrow",

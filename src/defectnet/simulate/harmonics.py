@@ -81,10 +81,10 @@ class HarmonicTables:
         x, y, z = (table[self.exponents[:, axis], :, axis] for axis in range(3))
         return (x * y * z).T
 
-    def to(self, device: torch.device | str) -> HarmonicTables:
-        """Return the tables on another device."""
-        tensors = (self.exponents, self.degree, self.value, self.gradient, self.second)
-        return HarmonicTables(*(tensor.to(device) for tensor in tensors))
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float64) -> HarmonicTables:
+        """Return the tables on another device, or in another precision."""
+        tensors = (self.degree, self.value, self.gradient, self.second)
+        return HarmonicTables(self.exponents.to(device), *(tensor.to(device, dtype) for tensor in tensors))
 
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))

@@ -77,25 +77,28 @@ class NEP:
     """A NEP potential, ready to evaluate.
 
     Args:
-        parameters: From `read_nep`.
-        device: Where to compute; float64 everywhere.
+        parameters: From `read_nep`, or made by a network that is trained (`defectnet.simulate.distil`).
+        device: Where to compute.
+        dtype: In what; float64 but for training.
     """
 
-    def __init__(self, parameters: NEPParameters, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, parameters: NEPParameters, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> None:
         self.parameters = parameters
-        self.device = torch.device(device)
-        p = parameters
-        self.w0 = (p.w0 * p.scaler).to(self.device)
-        self.b0, self.w1, self.b1 = p.b0.to(self.device), p.w1.to(self.device), p.b1.to(self.device)
-        self.c_radial, self.c_angular = p.c_radial.to(self.device), p.c_angular.to(self.device)
-        self.tables = harmonic_tables(p.l_max).to(self.device)
+        self.device, self.dtype = torch.device(device), dtype
+        p, at = parameters, self.device
+        self.w0 = (p.w0 * p.scaler).to(at, dtype)
+        self.b0, self.w1, self.b1 = p.b0.to(at, dtype), p.w1.to(at, dtype), p.b1.to(at, dtype)
+        self.c_radial, self.c_angular = p.c_radial.to(at, dtype), p.c_angular.to(at, dtype)
+        self.tables = harmonic_tables(p.l_max).to(self.device, dtype)
         self.degree = self.tables.degree
-        self.cubic = cubic_invariant().to(self.device)
+        self.cubic = cubic_invariant().to(at, dtype)
         self.n_radial, self.n_angular = p.c_radial.shape[2], p.c_angular.shape[2]
         self.n_harmonics = len(self.degree)
         # (H, l_max): which harmonics make up which three-body invariant
         orders = torch.arange(1, p.l_max + 1, device=self.device)
-        self.members = (self.degree[:, None] == orders).to(torch.float64)
+        self.members = (self.degree[:, None] == orders).to(dtype)
         self._type = {z: t for t, z in enumerate(p.species)}
 
     @classmethod
@@ -124,13 +127,13 @@ class NEP:
 
     # -- additive sums -----------------------------------------------------------------------------------------
 
-    def sums(self, types: Tensor, pairs: Pairs) -> Sums:
-        """Compute the additive sums of all atoms."""
+    def sums(self, types: Tensor, pairs: Pairs, *, second: bool = True) -> Sums:
+        """Compute the additive sums of all atoms; without `second`, no second derivatives of radial functions."""
         p = self.parameters
         atoms = len(types)
         radial, angular = pairs.within(p.cutoff_radial), pairs.within(p.cutoff_angular)
-        g_r = _radial_functions(radial, types, self.c_radial, p.cutoff_radial)
-        g_a = _radial_functions(angular, types, self.c_angular, p.cutoff_angular)
+        g_r = _radial_functions(radial, types, self.c_radial, p.cutoff_radial, second)
+        g_a = _radial_functions(angular, types, self.c_angular, p.cutoff_angular, second)
         monomials = self.tables.monomials(angular.vector / angular.distance[:, None])
         harmonics = monomials @ self.tables.value
         products = (g_a.value[:, :, None] * harmonics[:, None, :]).flatten(1)
@@ -206,51 +209,77 @@ class NEP:
         """Compute energy, forces and stress of several crystals at once."""
         types = torch.cat([self.types(crystal) for crystal in crystals])
         bounds = [0, *itertools.accumulate(len(crystal) for crystal in crystals)]
-        pairs = _joined([self.pairs(crystal) for crystal in crystals], bounds)
-        sums = self.sums(types, pairs)
-        energies, by_descriptor, _ = self.atomic_energies(types, self.descriptors(sums))
-        f_radial, f_angular = self.sum_gradient(sums, by_descriptor)
-        radial, angular = sums.pairs_radial, sums.pairs_angular
-        slope = (f_radial[radial.centre] * sums.g_radial.first).sum(1)
-        terms = [(radial, slope[:, None] * (radial.vector / radial.distance[:, None]))]
-        terms.append((angular, self._angular_gradient(sums, f_angular)))
-        repulsion = None
-        if self.parameters.zbl_outer > 0:
-            close = pairs.within(self.parameters.zbl_outer)
-            repulsion, first, _ = zbl(close, self.atomic_numbers(types), self.parameters)
-            terms.append((close, first[:, None] * (close.vector / close.distance[:, None])))
+        pairs = joined_pairs([self.pairs(crystal) for crystal in crystals], bounds)
+        energies, forces, virials = self.forces_many(types, pairs, bounds)
+        return [
+            EnergyForcesStress(
+                energy=float(energies[k]),
+                forces=forces[bounds[k] : bounds[k + 1]].cpu().numpy(),
+                stress=virials[k].cpu().numpy() / crystal.volume,
+            )
+            for k, crystal in enumerate(crystals)
+        ]
+
+    def forces_many(
+        self, types: Tensor, pairs: Pairs, bounds: Sequence[int], *, second: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute energies, forces and virials of B crystals with N atoms in all, as tensors.
+
+        All is in closed form, so autograd need only follow the parameters: this is what training calls.
+
+        Args:
+            types: (N,) species indices.
+            pairs: Of all crystals, in their order, atoms counted through; vectors in this potential's dtype.
+            bounds: (B + 1) offsets of the crystals' atoms.
+            second: See `sums`.
+
+        Returns:
+            (B,) energies in eV, (N, 3) forces in eV/angstrom, (B, 3, 3) virials (stress times volume) in eV.
+        """
+        sums = self.sums(types, pairs, second=second)
+        atomic, by_descriptor, _ = self.atomic_energies(types, self.descriptors(sums))
+        terms, repulsion = self._pair_gradients(types, pairs, sums, by_descriptor)
         forces = _zeros(self, len(types), 3)
-        for part, gradient in terms:  # gradient of the energy by the pair vector
+        for part, gradient in terms:
             forces.index_add_(0, part.centre, gradient).index_add_(0, part.neighbour, -gradient)
         edges = torch.tensor(bounds, device=self.device)
         cuts = [torch.searchsorted(part.centre, edges).tolist() for part, _ in terms]
-        out = []
-        for k, crystal in enumerate(crystals):
-            atoms = slice(bounds[k], bounds[k + 1])
-            energy, virial = energies[atoms].sum(), _zeros(self, 3, 3)
+        energies, virials = [], []
+        for k in range(len(bounds) - 1):
+            energy, virial = atomic[bounds[k] : bounds[k + 1]].sum(), _zeros(self, 3, 3)
             for (part, gradient), cut in zip(terms, cuts, strict=True):
                 mine = slice(cut[k], cut[k + 1])
                 virial += gradient[mine].T @ part.vector[mine]
             if repulsion is not None:
                 energy = energy + repulsion[cuts[-1][k] : cuts[-1][k + 1]].sum()
-            out.append(
-                EnergyForcesStress(
-                    energy=float(energy),
-                    forces=forces[atoms].cpu().numpy(),
-                    stress=virial.cpu().numpy() / crystal.volume,
-                )
-            )
-        return out
+            energies.append(energy)
+            virials.append(virial)
+        return torch.stack(energies), forces, torch.stack(virials)
+
+    def _pair_gradients(
+        self, types: Tensor, pairs: Pairs, sums: Sums, by_descriptor: Tensor
+    ) -> tuple[list[tuple[Pairs, Tensor]], Tensor | None]:
+        """Gradient of the energy by the pair vectors, (P, 3) at each set of pairs; and the repulsive energies."""
+        f_radial, f_angular = self.sum_gradient(sums, by_descriptor)
+        radial, angular = sums.pairs_radial, sums.pairs_angular
+        slope = (f_radial.index_select(0, radial.centre) * sums.g_radial.first).sum(1)
+        terms = [(radial, slope[:, None] * (radial.vector / radial.distance[:, None]))]
+        terms.append((angular, self._angular_gradient(sums, f_angular)))
+        if self.parameters.zbl_outer <= 0:
+            return terms, None
+        close = pairs.within(self.parameters.zbl_outer)
+        repulsion, first, _ = zbl(close, self.atomic_numbers(types), self.parameters)
+        return [*terms, (close, first[:, None] * (close.vector / close.distance[:, None]))], repulsion
 
     def atomic_numbers(self, types: Tensor) -> Tensor:
         """Return (N,) atomic numbers of species indices, as floats."""
-        species = torch.tensor(self.parameters.species, device=self.device, dtype=torch.float64)
+        species = torch.tensor(self.parameters.species, device=self.device, dtype=self.dtype)
         return species[types]
 
     def _angular_gradient(self, sums: Sums, f_angular: Tensor) -> Tensor:
         """Gradient of sum_a F_a phi_a by the pair vector, (P, 3)."""
         pairs, g = sums.pairs_angular, sums.g_angular
-        weight = f_angular[pairs.centre]  # (P, n, H)
+        weight = f_angular.index_select(0, pairs.centre)  # (P, n, H)
         both = torch.stack([g.value / pairs.distance[:, None], g.first], 1) @ weight  # (P, 2, H)
         value, slope = both[:, 0], both[:, 1]
         unit = pairs.vector / pairs.distance[:, None]
@@ -259,7 +288,7 @@ class NEP:
         return along[:, None] * unit + (value[:, None, :] * across).sum(2)
 
 
-def _joined(pairs: Sequence[Pairs], bounds: Sequence[int]) -> Pairs:
+def joined_pairs(pairs: Sequence[Pairs], bounds: Sequence[int]) -> Pairs:
     """Put the pairs of several crystals side by side; `bounds` are the offsets of their atoms."""
     if len(pairs) == 1:
         return pairs[0]
@@ -273,10 +302,12 @@ def _joined(pairs: Sequence[Pairs], bounds: Sequence[int]) -> Pairs:
 
 
 def _zeros(model: NEP, *shape: int) -> Tensor:
-    return torch.zeros(*shape, dtype=torch.float64, device=model.device)
+    return torch.zeros(*shape, dtype=model.dtype, device=model.device)
 
 
-def _radial_functions(pairs: Pairs, types: Tensor, coefficients: Tensor, cutoff: float) -> RadialFunctions:
+def _radial_functions(
+    pairs: Pairs, types: Tensor, coefficients: Tensor, cutoff: float, second: bool
+) -> RadialFunctions:
     """Expand in Chebyshev polynomials times a cosine cut-off (NEP, PRB 104, 104309, Eqs. 7 to 9)."""
     scaled = pairs.distance / cutoff
     x, dx, d2x = 2.0 * (scaled - 1.0) ** 2 - 1.0, 4.0 * (scaled - 1.0) / cutoff, 4.0 / cutoff**2
@@ -295,11 +326,15 @@ def _radial_functions(pairs: Pairs, types: Tensor, coefficients: Tensor, cutoff:
     fc = 0.5 * torch.cos(omega * pairs.distance) + 0.5
     dfc = -0.5 * omega * torch.sin(omega * pairs.distance)
     d2fc = -(omega**2) * (fc - 0.5)
-    basis = torch.stack((u * fc, du * fc + u * dfc, d2u * fc + 2.0 * du * dfc + u * d2fc))  # (3, k, P)
+    orders = [u * fc, du * fc + u * dfc]
+    if second:
+        orders.append(d2u * fc + 2.0 * du * dfc + u * d2fc)
+    basis = torch.stack(orders)  # (3, k, P)
     kinds = coefficients.shape[0]
-    c = coefficients.flatten(0, 1)[types[pairs.centre] * kinds + types[pairs.neighbour]]  # (P, n, k)
-    value, first, second = (c @ basis.permute(2, 1, 0)).unbind(2)  # (P, n) each
-    return RadialFunctions(value, first, second)
+    kind = types[pairs.centre] * kinds + types[pairs.neighbour]
+    c = coefficients.flatten(0, 1).index_select(0, kind)  # (P, n, k)
+    values = (c @ basis.permute(2, 1, 0)).unbind(2)  # (P, n) each
+    return RadialFunctions(values[0], values[1], values[2] if second else torch.zeros_like(values[0]))
 
 
 def zbl(pairs: Pairs, z: Tensor, parameters: NEPParameters) -> tuple[Tensor, Tensor, Tensor]:

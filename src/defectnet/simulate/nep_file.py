@@ -1,17 +1,22 @@
-"""Reader of neuroevolution potentials in the text format of GPUMD (NEP3 and NEP4, with or without ZBL)."""
+"""Neuroevolution potentials in the text format of GPUMD: reads NEP3 and NEP4, with or without ZBL; writes NEP4."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from defectnet.errors import SimulationError
+from defectnet.files import replacing
+
+_NEIGHBOURS_PER_VOLUME = 0.2
+"""Atoms per cubic angstrom, above the density of diamond: what the header says of the largest number of neighbours."""
 
 _FIX = "Use a NEP3 or NEP4 potential file (nep.txt) of GPUMD"
 
@@ -67,6 +72,38 @@ def read_nep(path: str | Path) -> NEPParameters:
     except UnicodeDecodeError as error:
         raise SimulationError(f"potential {path} is no text file", fix=_FIX) from error
     return _Reader(path, lines).parameters(hashlib.sha256(data).hexdigest())
+
+
+def write_nep(path: str | Path, parameters: NEPParameters) -> None:
+    """Write a NEP4 file, with ten digits a number; `read_nep` and GPUMD read it.
+
+    Raises:
+        SimulationError: A parameter is NaN or infinite.
+    """
+    p = parameters
+    nets = torch.cat([p.w0.flatten(1), p.b0, p.w1], dim=1)
+    # the pair of species is fastest in the file
+    expansion = [c.permute(2, 3, 0, 1).flatten() for c in (p.c_radial, p.c_angular)]
+    numbers = torch.cat([nets.flatten(), p.b1.reshape(1), *expansion, p.scaler]).detach().cpu()
+    if not bool(torch.isfinite(numbers).all()):
+        raise SimulationError(
+            f"potential {path}: a parameter is NaN or infinite", fix="Train again with a lower learning rate"
+        )
+    zbl = p.zbl_outer > 0
+    (n_r, k_r), (n_a, k_a) = p.c_radial.shape[2:], p.c_angular.shape[2:]
+    most = [math.ceil(_NEIGHBOURS_PER_VOLUME * 4.0 / 3.0 * math.pi * r**3) for r in (p.cutoff_radial, p.cutoff_angular)]
+    header = [
+        f"nep4{'_zbl' if zbl else ''} {len(p.species)} {' '.join(chemical_symbols[z] for z in p.species)}",
+        *([f"zbl {p.zbl_inner!r} {p.zbl_outer!r}"] if zbl else []),
+        f"cutoff {p.cutoff_radial!r} {p.cutoff_angular!r} {most[0]} {most[1]}",
+        f"n_max {n_r - 1} {n_a - 1}",
+        f"basis_size {k_r - 1} {k_a - 1}",
+        f"l_max {p.l_max} {2 * p.with_4body} {1 * p.with_5body}",
+        f"ANN {p.w0.shape[1]} 0",
+    ]
+    with replacing(path) as temporary:
+        lines = [*header, *(f"{value:.9e}" for value in numbers.tolist())]
+        temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
 class _Reader:

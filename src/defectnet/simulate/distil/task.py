@@ -1,0 +1,259 @@
+"""The training task: a student learns forces, and above all how forces change, from a slow potential."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import huber_loss
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import CatMetric, MeanMetric
+
+from defectnet.errors import ConfigError, SimulationError
+from defectnet.simulate.distil.batch import Batch
+from defectnet.simulate.distil.data import DistilDataModule
+from defectnet.simulate.distil.form import StudentConfig
+from defectnet.simulate.distil.student import Student
+from defectnet.tasks.defect import OptimiserSettings
+
+STUDENT_KEY = "student"
+"""Key of a .ckpt under which the student's config lies, as plain values."""
+
+NOISE = 0.01
+"""Force changes below this, eV/angstrom RMS, are not asked to be right to their last per cent."""
+
+_MEANS = ("force_mae", "energy_mae", "stress_mae", "loss")
+_MEDIANS = ("difference_error", "hessian_error")
+
+
+@dataclass(frozen=True)
+class DistilWeights:
+    """Weights of the terms of the loss.
+
+    Attributes:
+        forces: Per eV/angstrom of mean error.
+        differences: Per unit of relative error of force differences between cells of one structure.
+        hessians: The same where the difference comes from a Hessian.
+        energy: Per eV/atom.
+        stress: Per eV/angstrom^3.
+    """
+
+    forces: float = 1.0
+    differences: float = 2.0
+    hessians: float = 2.0
+    energy: float = 0.5
+    stress: float = 5.0
+
+
+class DistilTask(LightningModule):
+    """Trains a student.
+
+    Args:
+        student: Fields of `StudentConfig` that differ from its defaults.
+        start_from: NEP file to which the student is added as a correction; None starts from nothing.
+        optimiser: Learning rate and its schedule.
+        weights: Weights of the terms of the loss.
+        precision: Bits of floats in training, 32 or 64.
+        prepare_batches: Batches from which scales and reference energies are taken.
+    """
+
+    def __init__(
+        self,
+        student: dict[str, Any] | None = None,
+        start_from: str | None = None,
+        optimiser: OptimiserSettings = OptimiserSettings(weight_decay=1e-4),  # noqa: B008
+        weights: DistilWeights = DistilWeights(),
+        precision: int = 32,
+        prepare_batches: int = 50,
+    ) -> None:
+        super().__init__()
+        if precision not in (32, 64) or prepare_batches < 1:
+            raise ConfigError(
+                f"model: precision {precision}, prepare_batches {prepare_batches}",
+                fix="Use 32 or 64 bits, and one batch or more",
+            )
+        config = StudentConfig.from_dict(student or {}, where="model.student")
+        self.student = Student(config) if start_from is None else Student.from_nep(start_from, config)
+        self.optimiser, self.weights = optimiser, weights
+        self.floats = torch.float32 if precision == 32 else torch.float64
+        self.prepare_batches = prepare_batches
+        self.means = nn.ModuleDict({name: MeanMetric() for name in _MEANS})
+        self.medians = nn.ModuleDict({name: CatMetric() for name in _MEDIANS})
+
+    def setup(self, stage: str) -> None:
+        """Tell the data how far the student sees."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DistilDataModule):
+            data.cutoff = self.student.config.cutoff
+
+    # -- preparation -------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Take scales and references from the data, unless a checkpoint brought them."""
+        self._prepare()
+
+    def on_validation_start(self) -> None:
+        """The same where nothing is trained: then the figures are those of the potential started from."""
+        self._prepare()
+
+    on_test_start = on_validation_start
+
+    def _prepare(self) -> None:
+        if bool(self.student.prepared):
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, DistilDataModule):
+            raise ConfigError("the student is not prepared", fix="Train with a DistilDataModule, or call prepare")
+        loader = data.loader("train", shuffle=True)
+        members = loader.plan(0)[: self.prepare_batches]
+        self.student.prepare(self._cast(loader.batch(numbers)) for numbers in members)
+
+    def _cast(self, batch: Batch) -> Batch:
+        return batch.to(self.device, self.floats)
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
+        terms, _ = self._terms(self._cast(batch))
+        loss = torch.stack(list(terms.values())).sum()
+        values = {"train/loss": loss, **{f"train/{name}": value for name, value in terms.items()}}
+        self.log_dict(values, batch_size=len(batch.volume), on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Score a batch of the validation crystals."""
+        self._score(self._cast(batch))
+
+    def test_step(self, batch: Batch) -> None:
+        """Score a batch of the test crystals."""
+        self._score(self._cast(batch))
+
+    def _terms(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the weighted terms of the loss, and errors for the metrics."""
+        energy, forces, stress = self.student(batch)
+        atoms, cells = batch.labelled[batch.cell_of_atom], batch.labelled
+        per_atom = (energy - batch.energy) / batch.sizes
+        errors = {
+            "force_mae": (forces - batch.forces)[atoms],
+            "energy_mae": per_atom[cells],
+            "stress_mae": (stress - batch.stress)[cells],
+        }
+        wrong, right = self._changes(batch, forces)
+        relative = (wrong / (right + NOISE**2)).sqrt()
+        w = self.weights
+        terms = {
+            "forces": w.forces * _robust(errors["force_mae"], 0.1),
+            "differences": w.differences * _mean(relative[~batch.exact]),
+            "hessians": w.hessians * _mean(relative[batch.exact]),
+            "energy": w.energy * _robust(errors["energy_mae"], 0.01),
+            "stress": w.stress * _robust(errors["stress_mae"], 0.01),
+        }
+        return terms, errors | {"wrong": wrong, "right": right}
+
+    @staticmethod
+    def _changes(batch: Batch, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (C,) mean squares of the error of each force change, and of the change itself."""
+        change = forces.index_select(0, batch.left) - forces.index_select(0, batch.right)
+        squares = torch.stack([(change - batch.change).square().mean(1), batch.change.square().mean(1)], 1)
+        count = len(batch.structure)
+        sums = squares.new_zeros(count, 2).index_add(0, batch.comparison, squares)
+        atoms = torch.bincount(batch.comparison, minlength=count).clamp_min(1)
+        wrong, right = (sums / atoms[:, None]).unbind(1)
+        return wrong + 1e-12, right  # a root has no slope at 0
+
+    def _score(self, batch: Batch) -> None:
+        terms, errors = self._terms(batch)
+        for name in ("force_mae", "energy_mae", "stress_mae"):
+            if errors[name].numel():
+                self._update(self.means[name], errors[name].abs())
+        self._update(self.means["loss"], torch.stack(list(terms.values())).sum())
+        for name, chosen in (("difference_error", ~batch.exact), ("hessian_error", batch.exact)):
+            # one figure a structure, over all its comparisons
+            ids, place = torch.unique(batch.structure[chosen], return_inverse=True)
+            wrong, right = (
+                errors[part].new_zeros(len(ids)).index_add(0, place, errors[part][chosen])
+                for part in ("wrong", "right")
+            )
+            if len(ids):
+                self._update(self.medians[name], (wrong / right.clamp_min(1e-12)).sqrt())
+
+    @staticmethod
+    def _update(metric: nn.Module, value: Tensor) -> None:
+        assert isinstance(metric, MeanMetric | CatMetric)
+        metric.update(value)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for metrics, reduce in ((self.means, torch.mean), (self.medians, torch.median)):
+            for name, metric in metrics.items():
+                assert isinstance(metric, MeanMetric | CatMetric)
+                if metric.update_count:
+                    value = metric.compute()
+                    value = torch.cat([v.reshape(-1) for v in value]) if isinstance(value, list) else value
+                    self.log(f"{stage}/{name}", reduce(value), prog_bar=name == "difference_error")
+                metric.reset()
+
+    # -- optimiser and checkpoint ------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule over the whole run."""
+        optimizer = AdamW(
+            self.student.parameters(), lr=self.optimiser.learning_rate, weight_decay=self.optimiser.weight_decay
+        )
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ConfigError("trainer has no end, so the learning rate has no schedule", fix="Set trainer.max_steps")
+        schedule = LambdaLR(optimizer, lambda step: self.optimiser.factor(step, int(steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the student's config beside its weights, as plain values."""
+        checkpoint[STUDENT_KEY] = self.student.config.to_dict()
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if len(values) else values.sum()
+
+
+def _robust(error: Tensor, width: float) -> Tensor:
+    """Mean of a Huber loss that is the absolute error far beyond `width`."""
+    return huber_loss(error, torch.zeros_like(error), delta=width) / width if error.numel() else error.sum()
+
+
+def load_student(path: str | Path) -> Student:
+    """Load the student of a training checkpoint, with averaged weights where the run kept them.
+
+    Raises:
+        SimulationError: The file is missing, or no checkpoint of this task.
+    """
+    path = Path(path)
+    fix = "Give a .ckpt that `python -m defectnet.simulate.distil fit` wrote"
+    if not path.is_file():
+        raise SimulationError(f"checkpoint {path} does not exist", fix=fix)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state: Mapping[str, Tensor] = content["state_dict"]
+        student = Student(StudentConfig.from_dict(content[STUDENT_KEY], where=f"{path.name}: student"))
+        prefix = "student."
+        student.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except Exception as error:  # torch raises whatever its pickle meets
+        raise SimulationError(
+            f"checkpoint {path} is no checkpoint of a student", why=(str(error).splitlines() or [""])[0][:120], fix=fix
+        ) from error
+    return student

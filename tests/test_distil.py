@@ -1,0 +1,474 @@
+"""Training of a fast potential by a slow one: labels, the student, the task, and its command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from lightning import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from crystals import entry
+from defectnet.data.shards import write_shard
+from defectnet.elements import NUMBERS, VOCABULARY
+from defectnet.errors import ConfigError, DefectNetError, SimulationError
+from defectnet.simulate.distil.__main__ import main
+from defectnet.simulate.distil.batch import Example, PairCache, collate
+from defectnet.simulate.distil.data import DistilDataModule, ExampleLoader
+from defectnet.simulate.distil.form import StudentConfig
+from defectnet.simulate.distil.labels import (
+    Curved,
+    Record,
+    chemical_systems,
+    read_curved,
+    read_labels,
+    structures,
+    write_labels,
+)
+from defectnet.simulate.distil.student import Student
+from defectnet.simulate.distil.task import DistilTask, load_student
+from defectnet.simulate.hessians import hessian_file, write_hessians
+from defectnet.simulate.hosts import read_hosts
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.nep import NEP
+from defectnet.simulate.potential import load_potential
+from defectnet.tasks.defect import OptimiserSettings
+from make_potential import write_morse_nep, write_tiny_nep
+from make_shards import toy_sample
+
+HOSTS = {"MgO": 4.21, "LiF": 4.03, "CaO": 4.81, "NaCl": 5.64, "KCl": 6.29, "NaF": 4.63}
+"""Rock salts and their lattice constants, angstrom; K-Cl and F-Na belong to the validation split."""
+
+SYMBOLS = ("Li", "O", "F", "Na", "Mg", "Cl", "K", "Ca")
+SMALL = {"cutoff_radial": 4.0, "cutoff_angular": 3.5, "n_radial": 3, "n_angular": 2, "basis_radial": 5, "neurons": 8}
+SMALL |= {"basis_angular": 4, "embedding": 6, "rank": 5, "net_rank": 3}
+
+
+def cell(name, seed, amplitude=0.05, dopant=None):
+    """An eight-atom rock salt with atoms moved at random, perhaps with one of another element."""
+    atoms = bulk(name, "rocksalt", a=HOSTS[name], cubic=True)
+    if dopant:
+        atoms.symbols[0] = dopant
+    atoms.positions += np.random.default_rng(seed).normal(0.0, amplitude, atoms.positions.shape)
+    return Crystal(atoms.numbers.astype(np.int64), atoms.cell.array.copy(), atoms.positions.copy())
+
+
+def record(potential, crystal, name, step=9, doped=False):
+    said = potential.evaluate(crystal)
+    return Record(crystal, said.energy, said.forces, said.stress, f"id-{name}", doped, step)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return NEP.from_file(
+        write_tiny_nep(tmp_path_factory.mktemp("teacher") / "tiny.txt", SYMBOLS, seed=3, l_max="4 2 0")
+    )
+
+
+@pytest.fixture(scope="module")
+def records(teacher):
+    """Two pristine cells of each host, and four of a doped one: as substituted, on the way, and two at the end."""
+    out = []
+    for k, name in enumerate(HOSTS):
+        out += [record(teacher, cell(name, 10 * k + i), name, step=9 * i) for i in range(2)]
+        for i, step in enumerate((0, 2, 9, 9)):
+            out.append(record(teacher, cell(name, 10 * k + 5 + i, dopant="Li"), name, step, doped=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def folder(records, tmp_path_factory):
+    """Two label files and the list of their hosts."""
+    folder = tmp_path_factory.mktemp("labels")
+    write_labels(folder / "labels-1.npz", records[:20])
+    write_labels(folder / "labels-2.npz", records[20:])
+    entries = [entry(bulk(name, "rocksalt", a=a, cubic=True), f"id-{name}") for name, a in HOSTS.items()]
+    (folder / "hosts.json").write_text(json.dumps(entries), encoding="utf-8")
+    return folder
+
+
+def data_of(folder, **settings):
+    settings = {"batch_atoms": 64, "hosts": str(folder / "hosts.json"), **settings}
+    data = DistilDataModule([str(folder / "labels-*.npz")], **settings)
+    data.cutoff = SMALL["cutoff_radial"]
+    return data
+
+
+def batch_of(examples, cutoff):
+    cache = PairCache(cutoff)
+    return collate(examples, [cache.pairs(k, example) for k, example in enumerate(examples)])
+
+
+def awake(config=None, seed=0, **fields):
+    """A student with random numbers, references and scales."""
+    torch.manual_seed(seed)
+    student = Student(config or StudentConfig.from_dict({**SMALL, **fields}))
+    with torch.no_grad():
+        student.scaler.uniform_(0.2, 1.0)
+        student.references.normal_()
+        student.net_terms.add_(0.1 * torch.randn_like(student.net_terms))
+        student.pair_terms.add_(0.1 * torch.randn_like(student.pair_terms))
+    return student
+
+
+# -- labels ----------------------------------------------------------------------------------------------------
+
+
+def test_labels_come_back(records, tmp_path):
+    write_labels(tmp_path / "labels.npz", records)
+    found = read_labels(tmp_path / "labels.npz")
+    assert len(found) == len(records)
+    for ours, theirs in zip(found, records, strict=True):
+        assert (ours.host, ours.doped, ours.step) == (theirs.host, theirs.doped, theirs.step)
+        assert ours.energy == theirs.energy
+        assert np.array_equal(ours.crystal.numbers, theirs.crystal.numbers)
+        apart = (ours.crystal.frac - theirs.crystal.frac + 0.5) % 1.0 - 0.5
+        assert np.abs(apart).max() <= 0.5 / 65536 + 1e-9
+        assert np.allclose(ours.forces, theirs.forces, rtol=1e-3, atol=1e-6)
+        assert np.allclose(ours.stress, theirs.stress, rtol=1e-6)
+    write_labels(tmp_path / "again.npz", found)
+    again = read_labels(tmp_path / "again.npz")
+    assert all(np.array_equal(a.crystal.positions, b.crystal.positions) for a, b in zip(again, found, strict=True))
+    write_labels(tmp_path / "none.npz", [])
+    assert read_labels(tmp_path / "none.npz") == []
+
+
+def damaged(arrays, name, value):
+    return {**arrays, name: value(arrays[name])}
+
+
+DAMAGE = {
+    "forces": lambda x: x[:-1],
+    "frac": lambda x: x.astype(np.int32),
+    "energy": lambda x: np.full_like(x, np.nan),
+    "numbers": lambda x: np.full_like(x, 43),
+    "cell": np.zeros_like,
+    "natoms": lambda x: x + 1,
+    "doped": lambda x: x.astype(np.int8),
+    "host": lambda x: np.arange(len(x)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_labels_are_named(name, folder, tmp_path):
+    with np.load(folder / "labels-1.npz") as file:
+        arrays = damaged(dict(file), name, DAMAGE[name])
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(SimulationError, match=r"bad\.npz"):
+        read_labels(tmp_path / "bad.npz")
+
+
+def test_files_that_are_no_labels(folder, tmp_path, records, teacher):
+    whole = (folder / "labels-1.npz").read_bytes()
+    (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for name in ("short.npz", "other.npz", "absent.npz"):
+        with pytest.raises(SimulationError, match=name):
+            read_labels(tmp_path / name)
+    with pytest.raises(SimulationError, match="forces"):  # too large for half precision
+        write_labels(tmp_path / "large.npz", [replace(records[0], forces=records[0].forces + 1e6)])
+    assert not (tmp_path / "large.npz").exists()
+
+
+def test_structures(records, folder):
+    systems = chemical_systems(read_hosts(folder / "hosts.json"))
+    found = structures(records, systems)
+    assert [len(s.records) for s in found] == [2, 4] * len(HOSTS)
+    assert found[0].differences == ((0, 1),)
+    assert found[1].differences == ((1, 2), (2, 3))  # the cell as substituted is far from equilibrium
+    assert found[1].chemical_system == "Mg-O"  # not Li-Mg-O
+    with pytest.raises(SimulationError, match="id-MgO"):
+        structures(records, {})
+
+
+def test_no_chemical_system_is_in_two_splits(folder):
+    data = data_of(folder)
+    numbers = {split: {tuple(e.crystals[0].numbers) for e in data.examples(split)} for split in ("train", "val")}
+    assert numbers["train"]
+    assert numbers["val"]
+    assert not numbers["train"] & numbers["val"]
+    assert {17, 19} in [set(n) for n in numbers["val"]]
+    with pytest.raises(ConfigError, match="test"):
+        data.examples("test")
+    with pytest.raises(ConfigError, match="match no file"):
+        DistilDataModule([str(folder / "nothing-*.npz")]).examples("train")
+
+
+# -- Hessians --------------------------------------------------------------------------------------------------
+
+
+def test_hessian_gives_the_change_of_forces(teacher):
+    """F(x + u) - F(x - u) = -2 H u: sign, factor and order, against the potential itself."""
+    crystal = cell("MgO", 1, amplitude=0.01)
+    hessian = load_hessian(teacher, crystal)
+    displacement = np.random.default_rng(0).normal(0.0, 1e-3, (len(crystal), 3))
+    (plus, minus), change = Curved(crystal, hessian, "Mg-O").displaced(displacement)
+    found = teacher.evaluate(plus).forces - teacher.evaluate(minus).forces
+    assert np.abs(found).max() > 1e-3
+    assert np.abs(found - change).max() < 1e-3 * np.abs(found).max()
+
+
+def load_hessian(model, crystal):
+    from defectnet.simulate.hessian import force_constants
+
+    return force_constants(model, crystal).hessian().numpy()
+
+
+def test_kept_hessians_are_read(teacher, tmp_path):
+    sample = toy_sample(0)
+    shard = tmp_path / "shard-00000.parquet"
+    write_shard(shard, [sample], {})
+    crystal = cell("MgO", 1)
+    write_hessians(hessian_file(shard), {sample.row_id: (crystal, load_hessian(teacher, crystal))})
+    (found,) = read_curved(tmp_path)
+    assert found.chemical_system == sample.chemical_system
+    assert found.split == sample.split
+    assert np.array_equal(found.crystal.numbers, crystal.numbers)
+    write_hessians(hessian_file(shard), {"unknown/0": (crystal, load_hessian(teacher, crystal))})
+    with pytest.raises(SimulationError, match="unknown/0"):
+        read_curved(tmp_path)
+    with pytest.raises(SimulationError, match="no Hessians"):
+        read_curved(tmp_path / "nowhere")
+
+
+# -- the student -----------------------------------------------------------------------------------------------
+
+
+def test_forces_are_the_slope_of_the_energy():
+    nep = awake().potential()
+    crystal = cell("MgO", 4)
+    forces, step = nep.evaluate(crystal).forces, 1e-4
+    assert np.abs(forces).max() > 0.05
+    for atom, axis in ((0, 0), (3, 1), (7, 2)):
+        shift = np.zeros((len(crystal), 3))
+        shift[atom, axis] = step
+        slope = (nep.evaluate(crystal.moved(shift)).energy - nep.evaluate(crystal.moved(-shift)).energy) / (2 * step)
+        assert -slope == pytest.approx(forces[atom, axis], abs=1e-6)
+
+
+@pytest.mark.parametrize("floats", [torch.float64, torch.float32], ids=str)
+def test_a_batch_says_what_cells_say(floats, records, folder):
+    student = awake()
+    found = structures(records, chemical_systems(read_hosts(folder / "hosts.json")))[:3]
+    batch = batch_of([Example.of_labels(s) for s in found], student.config.cutoff).to(floats)
+    energy, forces, stress = student(batch)
+    assert energy.dtype == forces.dtype == floats
+    nep, cells = student.potential(), [r.crystal for s in found for r in s.records]
+    said = [nep.evaluate(crystal) for crystal in cells]
+    assert np.abs(forces.detach().numpy() - np.concatenate([s.forces for s in said])).max() < 1e-4
+    assert np.abs(stress.detach().numpy() - np.stack([s.stress for s in said])).max() < 1e-5
+    place = {z: k for k, z in enumerate(NUMBERS.tolist())}
+    references = [float(student.references[[place[z] for z in c.numbers.tolist()]].sum()) for c in cells]
+    expected = np.array([s.energy for s in said]) + references
+    assert np.allclose(energy.detach().numpy(), expected, atol=1e-3)
+    assert torch.equal(batch.volume, torch.tensor([c.volume for c in cells], dtype=floats)) or floats == torch.float64
+
+
+@pytest.mark.parametrize("fields", [{}, {"four_body": False, "five_body": False, "zbl_inner": 0.0, "zbl_outer": 0.0}])
+def test_export_is_the_same_potential(fields, tmp_path):
+    student = awake(**fields)
+    written = student.export(tmp_path / "mine.txt")
+    assert written.name == "mine"
+    loaded = load_potential(tmp_path / "mine.txt")
+    for name in ("MgO", "KCl"):
+        crystal = cell(name, 2)
+        ours, theirs = student.potential().evaluate(crystal), loaded.evaluate(crystal)
+        assert np.abs(ours.forces).max() > 0.01
+        assert np.abs(ours.forces - theirs.forces).max() < 1e-5
+        assert ours.energy == pytest.approx(theirs.energy, abs=1e-5)
+
+
+def test_broken_numbers_are_not_written(tmp_path):
+    student = awake()
+    with torch.no_grad():
+        student.net_base[0] = float("nan")
+    with pytest.raises(SimulationError, match="NaN"):
+        student.export(tmp_path / "broken.txt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_start_from_another_potential_is_that_potential(tmp_path, teacher):
+    path = write_morse_nep(tmp_path / "morse.txt")
+    student, potential = Student.from_nep(path), load_potential(path)
+    for name in HOSTS:
+        crystal = cell(name, 7)
+        ours, theirs = student.potential().evaluate(crystal), potential.evaluate(crystal)
+        assert ours.energy == theirs.energy
+        assert np.array_equal(ours.forces, theirs.forces)
+    with pytest.raises(SimulationError, match="does not know Be"):
+        Student.from_nep(write_tiny_nep(tmp_path / "few.txt", SYMBOLS, seed=1))
+
+
+def test_a_correction_can_learn(tmp_path, records, folder):
+    """All of the correction is zero at first, yet its slope is not."""
+    student = Student.from_nep(write_morse_nep(tmp_path / "morse.txt"))
+    found = structures(records, chemical_systems(read_hosts(folder / "hosts.json")))[:1]
+    batch = batch_of([Example.of_labels(s) for s in found], student.config.cutoff)
+    (student(batch)[1] - batch.forces).square().sum().backward()
+    for parameter in (student.pair_base, student.pair_terms, student.net_base, student.net_terms):
+        assert float(parameter.grad.abs().max()) > 0.0
+
+
+def test_an_element_that_was_never_seen_gets_numbers_by_its_embedding():
+    """Learned residuals apart, what an element gets follows from its properties, smoothly."""
+    student = awake()
+    with torch.no_grad():
+        student.residual.zero_()
+    tables = student.tables()
+    for name in ("w0", "w1", "c_radial", "c_angular"):
+        assert bool(torch.isfinite(getattr(tables, name)).all())
+    place = [VOCABULARY.index(s) for s in ("Rb", "K", "F")]
+    rubidium, potassium, fluorine = tables.c_radial[place]
+    assert float((rubidium - potassium).norm()) < 0.5 * float((rubidium - fluorine).norm())
+    assert float((rubidium - potassium).norm()) > 0.0
+
+
+def test_references_are_least_squares(records, folder):
+    """Energies that are sums over atoms leave nothing but what the potential says."""
+    student = awake()
+    truth = dict(zip(NUMBERS.tolist(), np.linspace(-9.0, -1.0, len(NUMBERS)), strict=True))
+    nep = student.potential()
+    made = [
+        replace(r, energy=nep.evaluate(r.crystal).energy + sum(truth[z] for z in r.crystal.numbers)) for r in records
+    ]
+    found = structures(made, chemical_systems(read_hosts(folder / "hosts.json")))
+    batch = batch_of([Example.of_labels(s) for s in found], student.config.cutoff).to(torch.float64)
+    student._fit_references([batch])
+    error = (student(batch)[0] - batch.energy) / batch.sizes
+    assert float(error.abs().max()) < 0.01
+    assert bool(torch.isfinite(student.references).all())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_radial": 0}, {"cutoff_angular": 9.0}, {"zbl_inner": 3.0}, {"l_max": 1}, {"neurones": 3}]
+)
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(ConfigError, match=r"student|StudentConfig"):
+        StudentConfig.from_dict(wrong)
+
+
+# -- training --------------------------------------------------------------------------------------------------
+
+
+def test_batches_hold_every_structure_once(folder):
+    data = data_of(folder)
+    loader = data.loader("train", shuffle=True)
+    assert len(loader) > 1
+    for epoch in range(2):
+        plan = loader.plan(epoch)
+        assert sorted(n for batch in plan for n in batch) == list(range(len(data.examples("train"))))
+        assert len(plan) == len(loader)
+    assert loader.plan(0) != loader.plan(1)
+    assert data_of(folder).loader("train", shuffle=True).plan(1) == loader.plan(1)
+
+
+def test_a_cache_without_room_gives_the_same(folder):
+    data = data_of(folder)
+    examples = data.examples("val")
+    with_room, without = (ExampleLoader(examples, PairCache(4.0, g), 64, None) for g in (1.0, 0.0))
+    for _ in range(2):
+        for one, other in zip(with_room, without, strict=True):
+            assert torch.equal(one.pairs.vector, other.pairs.vector)
+            assert torch.equal(one.pairs.centre, other.pairs.centre)
+
+
+def trainer_for(folder, steps, **settings):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    settings = {"enable_checkpointing": False, "num_sanity_val_steps": 0, **quiet, **settings}
+    return Trainer(max_steps=steps, max_epochs=-1, default_root_dir=folder, **settings)
+
+
+def task_of(**fields):
+    torch.manual_seed(0)
+    student = {**SMALL, **fields.pop("student", {})}
+    settings = OptimiserSettings(learning_rate=3e-3, weight_decay=0.0, warmup_share=0.0, decay=False)
+    return DistilTask(student, optimiser=settings, **fields)
+
+
+def test_a_student_learns_curvature(folder, tmp_path):
+    """A student of the teacher's form comes near to it on the cells that it is shown."""
+    data = data_of(folder, batch_atoms=400)
+    data.val_dataloader = lambda: data.loader("train")  # what is asked here is whether it can fit
+    form = {"cutoff_radial": 5.0, "cutoff_angular": 4.0, "n_radial": 5, "n_angular": 5, "basis_radial": 9}
+    form |= {"basis_angular": 9, "five_body": False, "neurons": 10, "rank": 24, "embedding": 12, "net_rank": 8}
+    task = task_of(student=form)
+    before = trainer_for(tmp_path, 0).validate(task, data, verbose=False)[0]
+    trainer = trainer_for(tmp_path, 100, limit_val_batches=0)
+    trainer.fit(task, data)
+    after = trainer_for(tmp_path, 0).validate(task, data, verbose=False)[0]
+    print(before, after)
+    assert before["val/difference_error"] > 0.8
+    assert after["val/difference_error"] < 0.25
+    assert after["val/force_mae"] < 0.3 * before["val/force_mae"]
+
+
+def test_hessians_teach(teacher, tmp_path, folder):
+    """Where only a Hessian is known, its products are what the loss and the metric compare."""
+    crystal = cell("MgO", 1, amplitude=0.0)
+    curved = Curved(crystal, load_hessian(teacher, crystal), "Mg-O")
+    rng = np.random.default_rng(0)
+    task = task_of()
+    batch = batch_of([Example.of_hessian(curved, rng.normal(0.0, 0.02, (8, 3))) for _ in range(4)], 5.0)
+    assert not batch.labelled.any()
+    terms, _ = task._terms(batch)
+    assert float(terms["hessians"]) > 0.0
+    assert float(terms["forces"]) == float(terms["energy"]) == float(terms["differences"]) == 0.0
+    _, forces, _ = teacher.forces_many(*teacher_view(teacher, batch))
+    wrong, right = task._changes(batch.to(torch.float64), forces)
+    assert float((wrong / right).sqrt().max()) < 0.05  # what is left is the third order
+
+
+def teacher_view(teacher, batch):
+    """A batch as the teacher counts species."""
+    numbers = NUMBERS[batch.types.numpy()]
+    types = torch.tensor([teacher.parameters.species.index(z) for z in numbers.tolist()])
+    batch = batch.to(torch.float64)
+    return types, batch.pairs, batch.bounds
+
+
+def test_a_resumed_run_is_the_same_run(folder, tmp_path):
+    """Killed after four steps, in the middle of the second epoch."""
+
+    def run(*callbacks, **settings):
+        task = task_of()
+        callbacks = [EMAWeightAveraging(decay=0.5), *callbacks]
+        settings = {"weights_only": False, **settings}
+        trainer = trainer_for(tmp_path, 7, limit_val_batches=0, callbacks=callbacks, enable_checkpointing=True)
+        trainer.fit(task, data_of(folder), **settings)
+        return task
+
+    whole = run(ModelCheckpoint(tmp_path, filename="part", every_n_train_steps=4))
+    resumed = run(ModelCheckpoint(tmp_path, filename="rest", every_n_train_steps=7), ckpt_path=tmp_path / "part.ckpt")
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    student, part = load_student(tmp_path / "rest.ckpt"), load_student(tmp_path / "part.ckpt")
+    assert torch.equal(student.net_base, whole.student.net_base)  # the average
+    assert not torch.equal(student.net_base, part.net_base)
+    assert float(student.prepared) == 1.0
+    assert float(student.references.abs().max()) > 0.0
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def test_command(folder, tmp_path, capsys):
+    words = ["fit", "-c", "configs/potential-small.yaml", f"--data.labels=[{folder / 'labels-*.npz'}]"]
+    words += [f"--data.hosts={folder / 'hosts.json'}", "--data.hessians=null", "--trainer.logger=false"]
+    words += ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--trainer.callbacks=null"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false", "--model.student.rank=4"]
+    assert main([*words, "--trainer.accelerator=cpu"]) == 0
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    out = tmp_path / "out.txt"
+    assert main(["export", "--run", str(checkpoint), "--out", str(out)]) == 0
+    assert load_student(checkpoint).config.rank == 4
+    ours = load_student(checkpoint).potential().evaluate(cell("MgO", 1)).forces
+    assert np.abs(ours - load_potential(out).evaluate(cell("MgO", 1)).forces).max() < 1e-5
+    capsys.readouterr()
+    assert main(["export", "--run", str(out), "--out", str(tmp_path / "x.txt")]) == 2
+    assert "no checkpoint of a student" in capsys.readouterr().err
+    with pytest.raises(DefectNetError, match="does not exist"):
+        load_student(tmp_path / "absent.ckpt")
