@@ -365,6 +365,27 @@ def test_the_index_knows_the_placement_of_every_row(varied):
     assert len(set(index_folder(varied, "train").placement)) == 1
 
 
+def test_training_rows_of_further_data_sets(folder, varied, tmp_path):
+    more = [toy_sample(100 + i, split) for i, split in enumerate(("train", "val", "test"))]
+    extra = [str(varied), str(write_toy_folder(tmp_path / "more", more, shards=1))]
+    alone, module = SpectraDataModule(str(folder)), SpectraDataModule(str(folder), batch_size=3, extra=extra)
+    parts = [index_folder(path, "train") for path in (folder, *extra)]
+    index = module.index("train")
+    assert len(index) == sum(len(part) for part in parts)
+    rows = [(part.paths[s], r) for part in parts for s, r in zip(part.shard, part.row, strict=True)]
+    assert [(index.paths[s], r) for s, r in zip(index.shard, index.row, strict=True)] == rows
+    assert index.variant.tolist() == [name for part in parts for name in part.variant]
+    given = torch.cat([item.rows for item in module.train_dataloader()])
+    assert sorted(given.tolist()) == list(range(len(index)))
+    for split in ("val", "test"):
+        assert module.index(split).paths == alone.index(split).paths
+
+
+def test_further_data_sets_that_are_no_list(folder):
+    with pytest.raises(ConfigError, match="data.extra is the text"):
+        SpectraDataModule(str(folder), extra=str(folder))
+
+
 # Data on the Hub
 
 

@@ -9,16 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 
 from crystals import write_hosts
 from defectnet.data.shards import read_extra, read_shard
+from defectnet.errors import SimulationError
 from defectnet.simulate.executors import LocalExecutor
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.rows import Settings
-from defectnet.simulate.runner import PARTS, simulate
+from defectnet.simulate.runner import PARTS, shard_range, simulate
 from make_potential import write_morse_nep
 
 HOSTS = 20
@@ -143,3 +145,34 @@ def test_nothing_is_done_twice(inputs, undisturbed, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, executor=LocalExecutor(2)) == undisturbed[1]
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_machines_share_the_shards(inputs, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    totals = [
+        simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, only=shard_range(text))
+        for text in ("3-9", "0-2")
+    ]
+    assert sorted(path.name for path in out.glob("shard-*")) == [f"shard-{i:05d}.parquet" for i in range(SHARDS)]
+    assert contents(out) == contents(undisturbed[0])
+    assert sum(totals, Counter()) == undisturbed[1]
+
+
+def test_parts_of_others_are_left_alone(inputs, tmp_path):
+    out = tmp_path / "out"
+    theirs = out / PARTS / "shard-00004" / "000.parquet"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"at work")
+    simulate(read_hosts(inputs[0]), str(inputs[1]), out, SETTINGS, only=range(1))
+    assert theirs.read_bytes() == b"at work"
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-4", "1-2-3", "1.5"])
+def test_what_is_no_range_of_shards(text):
+    with pytest.raises(SimulationError, match="no number and no range"):
+        shard_range(text)
+
+
+def test_shards_that_do_not_exist(inputs, tmp_path):
+    with pytest.raises(SimulationError, match=f"shards 0 to {SHARDS - 1}"):
+        simulate(read_hosts(inputs[0]), str(inputs[1]), tmp_path, SETTINGS, only=shard_range(f"{SHARDS}-99"))

@@ -38,7 +38,13 @@ _GOLDEN_ROWS = 4
 
 
 def export(
-    checkpoint: str | Path, folder: str | Path, data: str | Path, *, card: str | None = None, coverage: float = 0.9
+    checkpoint: str | Path,
+    folder: str | Path,
+    data: str | Path,
+    *,
+    extra: Sequence[str] = (),
+    card: str | None = None,
+    coverage: float = 0.9,
 ) -> Path:
     """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
 
@@ -46,6 +52,7 @@ def export(
         checkpoint: The .ckpt of a training run.
         folder: Folder to write, for instance ``checkpoints/defectnet-small``.
         data: Folder of shards that the network was trained on.
+        extra: Further data sets whose training rows it was trained on.
         card: Text of README.md; by default a short one that says how it was made.
         coverage: Nominal coverage of the concentration's intervals.
 
@@ -57,7 +64,8 @@ def export(
         ShardError: The data cannot be used.
     """
     model = read_run(checkpoint)
-    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=LoaderSettings(cache_rows=100_000))
+    loader = LoaderSettings(cache_rows=100_000)
+    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=extra)
     # The published network cannot be asked without candidates: they are its query.
     tracks = TRACKS if model.loss != "paper" else TRACKS[:1]
     calibration = calibrate(model, module, tracks, coverage)

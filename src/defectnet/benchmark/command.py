@@ -22,6 +22,7 @@ def measure(
     condition: str = "all",
     split: str = "test",
     data: str,
+    extra: Sequence[str] = (),
     bootstrap: int = 1000,
     seed: int = 0,
     out: str | None = None,
@@ -34,6 +35,7 @@ def measure(
         condition: ``clean``, ``lab`` or ``all``.
         split: ``test`` or ``val``.
         data: Folder of shards, or a data set on the Hub.
+        extra: Further data sets whose training rows baselines learn from.
         bootstrap: Resamples.
         seed: Of the resamples.
         out: Folder for one file of each model; None writes nothing.
@@ -53,7 +55,7 @@ def measure(
         raise ConfigError(f"two models are called {twice!r}", fix="Measure them in two commands, into two folders")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
-    bench = Benchmark(data, cast(Split, split), bootstrap=bootstrap, seed=seed)
+    bench = Benchmark(data, cast(Split, split), extra=extra, bootstrap=bootstrap, seed=seed)
     results = []
     for number, entrant in enumerate(entrants, start=1):
         print(f"{number} of {len(entrants)}: {entrant.name}", file=sys.stderr, flush=True)

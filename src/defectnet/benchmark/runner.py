@@ -71,6 +71,7 @@ class Benchmark:
     Args:
         data: Folder of shards, or a data set on the Hugging Face Hub (see `defectnet.data.source`).
         split: ``test``, or ``val`` while choosing between one's own models.
+        extra: Further data sets whose training rows an entrant may learn from.
         bootstrap: Resamples of the intervals; 0 for none.
         seed: Of the resamples, and of what is drawn for the figures.
 
@@ -79,14 +80,22 @@ class Benchmark:
         ConfigError: The split or the number of resamples cannot be used.
     """
 
-    def __init__(self, data: str | Path, split: Split = "test", *, bootstrap: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        data: str | Path,
+        split: Split = "test",
+        *,
+        extra: Sequence[str] = (),
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> None:
         if split not in ("val", "test"):
             raise ConfigError(f"split is {split!r}", fix="Use test, or val while choosing between models")
         self.split, self._seed = split, seed
         self._modules: dict[Grid, SpectraDataModule] = {}
         self._lessons: dict[Grid, SharedFitData] = {}
         self._items: dict[tuple[Grid, str, Track, str], list[Item]] = {}
-        self._data = str(data)
+        self._data, self._extra = str(data), extra
         module = self._module(MODEL_GRID)
         self.folder = module.folder
         self.facts: Facts = read_facts(module.index(split))
@@ -207,7 +216,9 @@ class Benchmark:
     def _module(self, grid: Grid) -> SpectraDataModule:
         if grid not in self._modules:
             loader = LoaderSettings(cache_rows=0)
-            self._modules[grid] = SpectraDataModule(self._data, batch_size=_BATCH_ROWS, grid=grid, loader=loader)
+            self._modules[grid] = SpectraDataModule(
+                self._data, batch_size=_BATCH_ROWS, grid=grid, loader=loader, extra=self._extra
+            )
         return self._modules[grid]
 
     def _rows(self, grid: Grid, split: Split, track: Track, condition: str) -> list[Item]:

@@ -25,6 +25,7 @@ def simulate(
     executor: str = "local",
     parsl_config: str | None = None,
     memory_gib: float = 0.0,
+    shards: str | None = None,
 ) -> None:
     """Simulate pairs of spectra into Parquet shards. Stopped and started again, it goes on where it was.
 
@@ -47,12 +48,15 @@ def simulate(
         executor: Who starts the processes: local, or parsl, also on clusters (docs/large-runs.md).
         parsl_config: Python file that sets config, such as configs/parsl-slurm.py; without it parsl uses this machine.
         memory_gib: Most memory of a process, GiB; a structure that needs more is rejected. 0 for no limit.
+        shards: Numbers of the shards to make, one or a range such as 100-199; machines with a range each share the
+            work. All by default.
     """
     from pathlib import Path
 
     from defectnet.simulate.executors import make_executor
     from defectnet.simulate.hosts import read_hosts
     from defectnet.simulate.rows import Settings, atom_range
+    from defectnet.simulate.runner import shard_range
     from defectnet.simulate.runner import simulate as run
 
     if recipe is None:
@@ -75,6 +79,7 @@ def simulate(
         preconditioner=preconditioner,
         batch=batch,
         precision=precision,
+        only=None if shards is None else shard_range(shards),
     )
     print(f"{totals.pop('rows')} rows in {out}")
     for reason, count in totals.most_common():

@@ -93,6 +93,7 @@ def benchmark(
     condition: str = "all",
     split: str = "test",
     data: str = "data/defectnet-sim-v1",
+    extra: list[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     out: str | None = None,
@@ -107,6 +108,7 @@ def benchmark(
         condition: How is measured: clean, lab or all.
         split: Rows: test, or val while choosing between models.
         data: Folder of shards, or a data set on the Hugging Face Hub.
+        extra: A further data set whose training rows baselines learn from too. Repeat the option for more.
         bootstrap: Resamples of the intervals; 0 for none.
         seed: Of the resamples.
         out: Folder for one JSON file of each model.
@@ -122,7 +124,15 @@ def benchmark(
         ) from error
 
     results = measure(
-        model, track=track, condition=condition, split=split, data=data, bootstrap=bootstrap, seed=seed, out=out
+        model,
+        track=track,
+        condition=condition,
+        split=split,
+        data=data,
+        extra=extra or (),
+        bootstrap=bootstrap,
+        seed=seed,
+        out=out,
     )
     if json:
         print_json(results)
@@ -139,13 +149,23 @@ def benchmark(
         console.print(f"\n{SCREEN_NOTE}", style="dim", markup=False)
 
 
-def export(*, run: str, out: str, data: str, card: str | None = None, coverage: float = 0.9) -> None:
+def export(
+    *,
+    run: str,
+    out: str,
+    data: str,
+    extra: list[str] | None = None,
+    card: str | None = None,
+    coverage: float = 0.9,
+) -> None:
     """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
 
     Args:
         run: The .ckpt of a `defectnet fit` run.
         out: Folder to write, such as checkpoints/my-model.
         data: Folder of the shards that it was trained on.
+        extra: A further data set whose training rows it was trained on (data.extra of the recipe). Repeat the option
+            for more.
         card: Markdown file that becomes the checkpoint's README.md; a short one is written by default.
         coverage: Nominal coverage of the concentrations' intervals.
     """
@@ -154,4 +174,4 @@ def export(*, run: str, out: str, data: str, card: str | None = None, coverage: 
     from defectnet.export import export as write
 
     text = Path(card).read_text(encoding="utf-8") if card else None
-    print(f"wrote {write(run, out, data, card=text, coverage=coverage)}")
+    print(f"wrote {write(run, out, data, extra=extra or (), card=text, coverage=coverage)}")

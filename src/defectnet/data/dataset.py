@@ -82,6 +82,18 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.shard)
 
+    @classmethod
+    def joined(cls, parts: Sequence[ShardIndex]) -> ShardIndex:
+        """Return the rows of several data sets as one, in order."""
+        before = np.cumsum([0, *(len(part.paths) for part in parts[:-1])])
+        return cls(
+            paths=tuple(path for part in parts for path in part.paths),
+            shard=np.concatenate([part.shard + n for part, n in zip(parts, before, strict=True)]).astype(np.int32),
+            row=np.concatenate([part.row for part in parts]),
+            placement=np.concatenate([part.placement for part in parts]),
+            variant=np.concatenate([part.variant for part in parts]),
+        )
+
 
 def index_folder(folder: str | Path, split: Split, *, variants: bool = True) -> ShardIndex:
     """Find the rows of a split, reading three short columns of each shard.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -99,6 +99,8 @@ class SpectraDataModule(LightningDataModule):
         val_measurement: The same for validation.
         seed: Fixes the order of the rows, and every choice made on them, together with the epoch.
         variants: Whether training uses rows of randomised stiffness; validation and test never do.
+        extra: Further data sets, named like `folder`, whose training rows join its own. Validation and test are of
+            `folder` alone.
     """
 
     def __init__(
@@ -112,8 +114,12 @@ class SpectraDataModule(LightningDataModule):
         val_measurement: str = "clean",
         seed: int = 0,
         variants: bool = True,
+        extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if isinstance(extra, str):
+            raise ConfigError(f"data.extra is the text {extra!r}", fix="Give a list, such as [data/more]")
+        self.extra = tuple(parse_source(name) for name in extra)
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
         self.loader, self.seed, self.variants = loader, seed, variants
         self.train_measurement = measurement_named(train_measurement)
@@ -144,12 +150,17 @@ class SpectraDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch data of the Hub; Lightning calls this on one process of each machine."""
-        fetch(self.source)
+        for source in (self.source, *self.extra):
+            fetch(source)
 
     def index(self, split: Split) -> ShardIndex:
         """Return where the rows of a split lie; read once."""
         if split not in self._indices:
-            self._indices[split] = index_folder(self.folder, split, variants=self.variants)
+            folders = [self.folder]
+            if split == "train":
+                folders += [fetch(source, local_files_only=self.trainer is not None) for source in self.extra]
+            parts = [index_folder(folder, split, variants=self.variants) for folder in folders]
+            self._indices[split] = ShardIndex.joined(parts)
         return self._indices[split]
 
     def setup(self, stage: str) -> None:

@@ -115,6 +115,7 @@ def simulate(
     preconditioner: str | None = None,
     batch: int = 1,
     precision: int = 64,
+    only: range | None = None,
 ) -> Counter[str]:
     """Simulate a data set into a folder; shards that are there and whole are kept.
 
@@ -128,9 +129,10 @@ def simulate(
         preconditioner: A second, cheaper potential that tells the relaxation which way is soft.
         batch: Hosts that each process works on side by side, their cells evaluated in one call: for a GPU.
         precision: Bits of the Hessian's products, see `FastPotential`.
+        only: Numbers of the shards to make; all by default.
 
     Returns:
-        Number of rows (``"rows"``) and of rejects by reason.
+        Number of rows (``"rows"``) and of rejects by reason, of the shards that were asked for.
 
     Raises:
         SimulationError: The folder holds another data set, or shards could not be made; the others are made first.
@@ -141,18 +143,25 @@ def simulate(
         tools.check(host.crystal)
     out.mkdir(parents=True, exist_ok=True)
     _write_manifest(out, hosts, tools, settings)
-    shards = plan(hosts, out, settings.hosts_per_shard)
-    for leftover in out.glob(".shard-*.tmp"):
+    planned = plan(hosts, out, settings.hosts_per_shard)
+    shards = planned if only is None else planned[only.start : only.stop]
+    if not shards:
+        raise SimulationError(
+            f"no shard is numbered {only.start} to {only.stop - 1}" if only else "there are no hosts",
+            fix=f"The data set has shards 0 to {len(planned) - 1}",
+        )
+    for leftover in (path for shard in shards for path in out.glob(f".{shard.path.name}*.tmp")):
         leftover.unlink()
     todo = [shard for shard in shards if _whole(shard, settings) is None]
-    unexpected = sorted({path.name for path in out.glob("shard-*.parquet")} - {shard.path.name for shard in shards})
+    unexpected = sorted({path.name for path in out.glob("shard-*.parquet")} - {shard.path.name for shard in planned})
     if unexpected:
         raise SimulationError(
             f"{out / unexpected[0]} does not belong to this data set", fix="Use an empty --out folder"
         )
     failures: dict[str, Failure] = {}
     with _progress() as bar:
-        task = bar.add_task("hosts", total=len(hosts), completed=len(hosts) - sum(len(s.hosts) for s in todo))
+        asked = sum(len(shard.hosts) for shard in shards)
+        task = bar.add_task("hosts", total=asked, completed=asked - sum(len(shard.hosts) for shard in todo))
         run = (executor or LocalExecutor()).run(
             ShardWork(names, settings), todo, deaths=(DEADLY + 1) * settings.hosts_per_shard
         )
@@ -170,7 +179,10 @@ def simulate(
             why=f"{name}: {failure.why}",
             fix="Run the same command again: it goes on with what is missing",
         )
-    shutil.rmtree(out / PARTS, ignore_errors=True)  # left over where a kill came after a shard was written
+    for shard in shards:  # left over where a kill came after a shard was written
+        shutil.rmtree(out / PARTS / shard.path.stem, ignore_errors=True)
+    with suppress(OSError):  # others may be at work on other shards
+        (out / PARTS).rmdir()
     totals: Counter[str] = Counter()
     for shard in shards:
         totals.update(_counts(read_extra(shard.path)))
@@ -198,6 +210,18 @@ def plan(hosts: Sequence[Host], out: Path, hosts_per_shard: int) -> list[Shard]:
     """Cut the hosts into shards, in order."""
     chunks = [tuple(hosts[i : i + hosts_per_shard]) for i in range(0, len(hosts), hosts_per_shard)]
     return [Shard(out / f"shard-{i:05d}.parquet", chunk) for i, chunk in enumerate(chunks)]
+
+
+def shard_range(text: str) -> range:
+    """Read ``7`` or ``100-199``.
+
+    Raises:
+        SimulationError: It is neither.
+    """
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or not (last.isdecimal() if dash else True) or int(last or first) < int(first):
+        raise SimulationError(f"shards: {text!r} is no number and no range", fix="Write 7 or 100-199")
+    return range(int(first), int(last or first) + 1)
 
 
 def make_shard(tools: Tools, shard: Shard, settings: Settings) -> Counter[str]:
