@@ -1,6 +1,6 @@
 """Speed of prediction: ``python benchmarks/predict.py defectnet-small ./my-model > benchmarks/speed.json``.
 
-Prints JSON: pairs a second of `predict_batch` for each checkpoint, batch size and number of threads, and the
+Prints JSON: pairs a second of `predict_batch` for each checkpoint, precision, batch size and number of threads, and the
 milliseconds of one pair through `predict` with a loaded model, from arrays to the answer. Wall times, the best of
 several rounds: what else runs on the machine makes them longer, never shorter.
 """
@@ -14,6 +14,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -55,10 +57,10 @@ def measure(model: DefectModel, options: argparse.Namespace) -> dict[str, Any]:
     try:
         for threads in options.threads:
             torch.set_num_threads(threads)
-            for size in options.batch_sizes:
-                seconds = best(lambda size=size: model.predict_batch(batch, size), options.rounds)  # type: ignore[misc]
-                rate = round(options.pairs / seconds, 1)
-                batches.append({"threads": threads, "batch_size": size, "pairs_per_second": rate})
+            for size, bits in product(options.batch_sizes, (64, 32)):
+                work = partial(model.predict_batch, batch, size, precision=bits)
+                row = {"threads": threads, "batch_size": size, "precision": bits}
+                batches.append({**row, "pairs_per_second": round(options.pairs / best(work, options.rounds), 1)})
             seconds = best(lambda: model.predict(host, doped, "GaAs", candidates=candidates), 10 * options.rounds)
             alone.append({"threads": threads, "milliseconds": round(1000 * seconds, 2)})
     finally:

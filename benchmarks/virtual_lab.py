@@ -1,7 +1,7 @@
 """Fine-tuning for a laboratory that no training row has seen: what a handful of its samples is worth.
 
     python benchmarks/virtual_lab.py simulate --family SiGe --potential X.nqx --preconditioner nep89
-    python benchmarks/virtual_lab.py study --checkpoint defectnet-small --replay data/pilot
+    python benchmarks/virtual_lab.py study --checkpoint defectnet-small --replay data/defectnet-sim-v1
     python benchmarks/virtual_lab.py report
 
 Four families of samples, on hosts of test systems, are simulated into `virtual_lab/`, two of them with the teacher
@@ -381,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preconditioner", help="simulate: a faster potential that helps to relax them")
     parser.add_argument("--fast", default="nep89", help="study: the potential of the training data")
     parser.add_argument("--checkpoint", default="defectnet-small")
-    parser.add_argument("--replay", default="data/pilot", help="the checkpoint's own data")
+    parser.add_argument("--replay", default="data/defectnet-sim-v1", help="the checkpoint's own data")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="study: orders of the pairs, and of all else")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="pairs to learn from")
     chosen = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Make the example pair from one row of a data set.
 
-python examples/make_example.py --data data/pilot --row GaAs-zincblende/0004
+python examples/make_example.py --data data/defectnet-sim-v1 --row CdTe-zincblende/0000
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--row", required=True, help="<host id>/<number>")
-    parser.add_argument("--candidates", default="Al,In,P,Sb", help="what the demo names as possible dopants")
+    parser.add_argument("--candidates", default="Hg,Mn,Se,Zn", help="what the demo names as possible dopants")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     chosen = parser.parse_args(arguments)
     sample = find_row(chosen.data, chosen.row)

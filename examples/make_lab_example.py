@@ -20,7 +20,7 @@ from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.potential import Potential, load_potential
 from defectnet.simulate.rows import HostSimulation, Settings, atom_range, relax_host, row_generator
 
-HOSTS = Path(__file__).parents[1] / "data" / "hosts-pilot.json.xz"
+HOSTS = Path(__file__).parents[1] / "data" / "hosts.json.xz"
 FAMILIES = {"Si-diamond": ("Ge", "Si"), "MgB2": ("Al", "Mg")}
 """Host -> dopant, and the element that it replaces."""
 

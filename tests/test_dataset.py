@@ -382,7 +382,7 @@ def test_training_rows_of_further_data_sets(folder, varied, tmp_path):
 
 
 def test_further_data_sets_that_are_no_list(folder):
-    with pytest.raises(ConfigError, match="data.extra is the text"):
+    with pytest.raises(ConfigError, match=r"data.extra is the text"):
         SpectraDataModule(str(folder), extra=str(folder))
 
 

@@ -63,6 +63,14 @@ def test_prediction_does_not_depend_on_batch_mates(model, random_batch):
         assert_close(Output(*(x[count : count + 1] for x in model.predict_batch(mixed))), alone)
 
 
+def test_single_precision_is_near_and_other_precisions_are_refused(model, tiny_batch):
+    single = model.predict_batch(tiny_batch, precision=32)
+    assert_close(single, model.predict_batch(tiny_batch), 1e-4)
+    assert not torch.equal(single.concentration, model.predict_batch(tiny_batch).concentration)
+    with pytest.raises(ConfigError, match=r"precision is 16. Use 32 or 64"):
+        model.predict_batch(tiny_batch, precision=16)
+
+
 def test_single_precision_forward_does_not_depend_on_batch_mates(model, tiny_batch):
     with torch.no_grad():
         together, alone = model(tiny_batch), [model(rows(tiny_batch, slice(i, i + 1))) for i in range(6)]

@@ -110,7 +110,7 @@ def test_example_is_the_same_everywhere():
 
 def test_example_is_that_row_of_the_data(load_script, tmp_path):
     answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
-    words = ["--data", str(ROOT / "data" / "pilot"), "--row", answer["row"], "--out", str(tmp_path)]
+    words = ["--data", str(ROOT / "data" / "defectnet-sim-v1"), "--row", answer["row"], "--out", str(tmp_path)]
     load_script("make_example").main(words)
     assert json.loads((tmp_path / "answer.json").read_text(encoding="utf-8")) == answer
     for name in ("host.csv", "doped.csv"):

@@ -28,8 +28,9 @@ SPEED = {
     "checkpoints": {
         "defectnet-base": {
             "batches": [
-                {"threads": 1, "batch_size": 64, "pairs_per_second": 900.0},
-                {"threads": 2, "batch_size": 64, "pairs_per_second": 620.0},
+                {"threads": 1, "batch_size": 64, "precision": 64, "pairs_per_second": 900.0},
+                {"threads": 2, "batch_size": 64, "precision": 64, "pairs_per_second": 620.0},
+                {"threads": 2, "batch_size": 64, "precision": 32, "pairs_per_second": 480.0},
             ],
             "one_pair": [{"threads": 1, "milliseconds": 41.0}],
         }
@@ -172,11 +173,13 @@ def test_bars_say_what_was_measured(results):
     ]
     assert gain.measured.startswith(tables.number(values[0] / values[1]))
     assert gain.reached == (values[0] / values[1] >= 1.3)
-    assert found["pairs a second in batches, two threads"] == (
-        "pairs a second in batches, two threads", "at least 500", "620", True,
-    )  # fmt: skip
+    rates = [found[f"pairs a second in batches, two threads, {bits} bits"] for bits in (64, 32)]
+    assert [(bar.asked, bar.measured, bar.reached) for bar in rates] == [
+        ("at least 500", "620", True),
+        ("at least 500", "480", False),
+    ]
     assert found["one pair, loaded model, ms"].reached is False
-    assert len(found) == 15
+    assert len(found) == 16
     unmeasured = bars({"ridge": results["ridge"]}, "ridge")
     assert [bar.reached for bar in unmeasured[:2]] == [None, None]
     with pytest.raises(ConfigError, match="no result of 'x'"):
@@ -204,7 +207,10 @@ def test_speeds_are_measured(tmp_path, tiny_model, capsys):
     predict.main([str(folder), *words])
     (tmp_path / "speed.json").write_text(capsys.readouterr().out, encoding="utf-8")
     found = read_speed(tmp_path / "speed.json")["checkpoints"][str(folder)]
-    assert [(row["threads"], row["batch_size"]) for row in found["batches"]] == [(2, 2), (2, 4)]
+    keys = ("threads", "batch_size", "precision")
+    assert [tuple(row[key] for key in keys) for row in found["batches"]] == [
+        (2, size, bits) for size in (2, 4) for bits in (64, 32)
+    ]
     assert all(row["pairs_per_second"] > 0 for row in found["batches"])
     assert found["one_pair"][0]["milliseconds"] > 0
     with pytest.raises(SystemExit):

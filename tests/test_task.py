@@ -146,10 +146,18 @@ def test_a_network_learns_16_pairs_by_heart(tmp_path):
         assert (output.concentration - targets.concentration)[targets.present].abs().mean() < 0.01
 
 
-@pytest.mark.parametrize("recipe", ["debug", "defectnet-small", "paper-defectnet", "paper-defectnet-grid", "resnet1d"])
+@pytest.mark.parametrize(
+    "recipe", ["debug", "defectnet-base", "defectnet-small", "paper-defectnet", "paper-defectnet-grid", "resnet1d"]
+)
 def test_a_recipe_runs_through_the_command_line(recipe, folder, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    small = [f"--data.folder={folder}", "--data.loader.workers=0", "--trainer.fast_dev_run=2", "--data.batch_size=8"]
+    small = [
+        f"--data.folder={folder}",
+        "--data.extra=[]",
+        "--data.loader.workers=0",
+        "--trainer.fast_dev_run=2",
+        "--data.batch_size=8",
+    ]
     main(["fit", "-c", str(ROOT / f"configs/{recipe}.yaml"), *small])
     assert "max_steps=2" in caplog.text
 

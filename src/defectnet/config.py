@@ -160,15 +160,17 @@ class DefectNetConfig(Settings):
         patch: Energy bins per token; must divide the grid's bins.
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
+        impurity: Whether the queries hold what impurity theory says of each element (`defectnet.nn.impurity`).
     """
 
-    d_model: int = 64
+    d_model: int = 48
     heads: int = 4
-    encoder_layers: int = 3
+    encoder_layers: int = 2
     decoder_layers: int = 2
-    patch: int = 4
+    patch: int = 8
     mlp_ratio: int = 2
     dropout: float = 0.1
+    impurity: bool = True
 
     def __post_init__(self) -> None:
         for name, low, high in (

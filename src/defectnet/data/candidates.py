@@ -26,14 +26,17 @@ class TrackSettings:
         blind_share: Share of training rows that name no candidates. At 0 validation asks the candidates track alone.
         max_distractors: Up to this many elements that are not there are added to the true ones; uniform from 0.
         likely_share: Share of the distractors drawn by chemical likeness to the host, the rest uniformly.
+        familiar_share: Share of the distractors that training draws first, among the dopants of other rows of the same
+            host. Without them, to know by heart which dopants go with a host answers most questions about it.
     """
 
     blind_share: float = 0.5
     max_distractors: int = 6
     likely_share: float = 0.5
+    familiar_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("blind_share", "likely_share"):
+        for name in ("blind_share", "likely_share", "familiar_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"tracks.{name} is {getattr(self, name)}", fix="Use a share between 0 and 1")
         if not 1 <= self.max_distractors <= 40:
@@ -81,6 +84,7 @@ def questions(
     track: Track,
     settings: TrackSettings,
     rngs: Sequence[np.random.Generator],
+    familiar: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return what `question` does for many rows.
 
@@ -90,32 +94,44 @@ def questions(
         track: Whether candidates are named.
         settings: How candidate sets are drawn.
         rngs: One generator for each row; it alone decides what is drawn for that row.
+        familiar: (B, 62) dopants of other rows of the same hosts, in training.
 
     Returns:
         (B, 62) masks and (B,) whether they were named.
     """
-    uniform = np.empty((len(rngs), 2 + 2 * settings.max_distractors))
+    each = 2 if familiar is None else 4
+    uniform = np.empty((len(rngs), 2 + each * settings.max_distractors))
     for row, rng in zip(uniform, rngs, strict=True):
         rng.random(out=row)
     given = np.full(len(rngs), track == "candidates") | ((track == "mixed") & (uniform[:, 0] >= settings.blind_share))
     masks = ~hosts
     asked = np.flatnonzero(given)
     if len(asked):
-        masks[asked] = _candidate_sets(hosts[asked], dopants[asked], settings, uniform[asked, 1:])
+        first = None if familiar is None else familiar[asked]
+        masks[asked] = _candidate_sets(hosts[asked], dopants[asked], settings, uniform[asked, 1:], first)
     return masks, given
 
 
 def _candidate_sets(
-    hosts: NDArray[np.bool_], dopants: NDArray[np.bool_], settings: TrackSettings, uniform: NDArray[np.float64]
+    hosts: NDArray[np.bool_],
+    dopants: NDArray[np.bool_],
+    settings: TrackSettings,
+    uniform: NDArray[np.float64],
+    familiar: NDArray[np.bool_] | None,
 ) -> NDArray[np.bool_]:
-    """Add distractors to (B, 62) true dopants; `uniform` is (B, 1 + 2 max_distractors)."""
+    """Add distractors to (B, 62) true dopants; `uniform` is (B, 1 + 2 or 4 max_distractors)."""
     masks, rows = dopants.copy(), np.arange(len(hosts))
     fewest = np.where(dopants.any(axis=1), 0, 1)
     wanted = fewest + (uniform[:, 0] * (settings.max_distractors + 1 - fewest)).astype(int)
     likely = np.where(hosts[:, :, None], LIKENESS, 0.0).max(axis=1)
     for k in range(int(wanted.max())):
         by_likeness = uniform[:, 2 * k + 1, None] < settings.likely_share
-        running = np.cumsum(np.where(masks | hosts, 0.0, np.where(by_likeness, likely, 1.0)), axis=1)
+        weights = np.where(masks | hosts, 0.0, np.where(by_likeness, likely, 1.0))
+        if familiar is not None:
+            known = familiar & ~masks & ~hosts
+            first = (uniform[:, 2 * (settings.max_distractors + k) + 1] < settings.familiar_share) & known.any(axis=1)
+            weights = np.where(first[:, None], known, weights)
+        running = np.cumsum(weights, axis=1)
         # Rounding must not lead past the last element that is free.
         target = np.minimum(uniform[:, 2 * k + 2] * running[:, -1], np.nextafter(running[:, -1], 0.0))
         chosen = (running <= target[:, None]).sum(axis=1)

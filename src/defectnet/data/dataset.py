@@ -11,7 +11,7 @@ Every rank gets the same number of batches: nothing is dropped or repeated, size
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -26,6 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from defectnet.batch import Batch, Targets
 from defectnet.config import MODEL_GRID, Grid
+from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
 from defectnet.data.measurement import CLEAN, Measurement, Stack, measure_pairs, row_rng
 from defectnet.data.shards import AS_IS, DAMAGE, Row, Sample, open_shard, read_rows
@@ -159,6 +160,7 @@ class View:
         track: Whether candidates are named.
         tracks: How candidate sets are drawn.
         seed: Set in training: the choices change with (seed, epoch). None in evaluation: they depend on the row alone.
+        blend: Share of the rows that training blends with others of their host (`defectnet.data.blending`).
     """
 
     grid: Grid = MODEL_GRID
@@ -166,6 +168,16 @@ class View:
     track: Track = "candidates"
     tracks: TrackSettings = field(default_factory=TrackSettings)
     seed: int | None = None
+    blend: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.blend <= 1.0:
+            raise ConfigError(f"data.blend is {self.blend}", fix="Use a share between 0 and 1")
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether a row is shown with the help of other rows of its host; in training alone."""
+        return self.seed is not None and (self.blend > 0 or self.tracks.familiar_share > 0)
 
     def collate(self, samples: Sequence[Row], rows: Sequence[int], epoch: int) -> Item:
         """Measure rows of shards and stack them."""
@@ -182,7 +194,12 @@ class View:
             concentration[i, sample.dopants] = sample.concentration
             hosts[i, sample.elements[: sample.hosts]] = True
         rngs = [row_rng("candidates", sample.row_id, *keys) for sample in samples]
-        asked, given = questions(hosts, concentration > 0, self.track, self.tracks, rngs)
+        others = None
+        if self.seed is not None and self.tracks.familiar_share:
+            others = np.zeros(hosts.shape, dtype=np.bool_)
+            for known, sample in zip(others, samples, strict=True):
+                known[list(sample.familiar)] = True
+        asked, given = questions(hosts, concentration > 0, self.track, self.tracks, rngs, others)
         batch = Batch(
             host=torch.from_numpy(pairs.host),
             doped=torch.from_numpy(pairs.doped),
@@ -345,8 +362,16 @@ class ShardDataset(IterableDataset[Item | Failure]):
             if self.stream.shuffle:
                 order = row_rng("block", self.stream.seed, epoch, int(block[0])).permutation(len(block))
             held = dict(self._read(block.tolist()))
+            # Others of a host come from the same block: its rows lie in one shard, and a shard is seldom cut.
+            groups = by_host(held.values()) if self.view.needs_others else {}
+            known = familiar(groups) if groups else {}
             for i in order[max(start - begin, 0) :].tolist():
-                yield int(block[i]), held.pop(int(block[i]))
+                row = held.pop(int(block[i]))
+                if groups:
+                    rng = row_rng("blend", row.row_id, str(self.view.seed), epoch)
+                    row = blend(row, groups[key(row)], self.view.blend, rng)
+                    row = replace(row, familiar=known[key(row)[0]])
+                yield int(block[i]), row
 
     def _read(self, rows: Iterable[int]) -> Iterator[tuple[int, Row]]:
         """Decode rows of the split; those of one shard must stand together."""

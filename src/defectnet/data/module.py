@@ -101,6 +101,7 @@ class SpectraDataModule(LightningDataModule):
         variants: Whether training uses rows of randomised stiffness; validation and test never do.
         extra: Further data sets, named like `folder`, whose training rows join its own. Validation and test are of
             `folder` alone.
+        blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
     """
 
     def __init__(
@@ -115,13 +116,14 @@ class SpectraDataModule(LightningDataModule):
         seed: int = 0,
         variants: bool = True,
         extra: Sequence[str] = (),
+        blend: float = 0.0,
     ) -> None:
         super().__init__()
         if isinstance(extra, str):
             raise ConfigError(f"data.extra is the text {extra!r}", fix="Give a list, such as [data/more]")
         self.extra = tuple(parse_source(name) for name in extra)
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
-        self.loader, self.seed, self.variants = loader, seed, variants
+        self.loader, self.seed, self.variants, self.blend = loader, seed, variants, blend
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
@@ -172,7 +174,7 @@ class SpectraDataModule(LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         """Return shuffled training batches; measurement and candidates change with every epoch."""
         track: Track = "mixed" if self.tracks.blind_share > 0 else "candidates"
-        view = View(self.grid, self.train_measurement, track, self.tracks, seed=self.seed)
+        view = View(self.grid, self.train_measurement, track, self.tracks, seed=self.seed, blend=self.blend)
         self._train = self._loader("train", view, shuffle=True)
         if self._position is not None:
             self._train.load_state_dict(self._position)

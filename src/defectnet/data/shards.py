@@ -121,6 +121,7 @@ class Row:
         areas: (n,) area of each element's DOS: its atomic fraction in the host or in the doped cell.
         dopants: (k,) positions of the dopants in the vocabulary.
         concentration: (k,) atoms of each dopant over all atoms.
+        familiar: Positions of the dopants of all rows of the host that a training stream holds with this one.
     """
 
     row_id: str
@@ -132,6 +133,7 @@ class Row:
     areas: NDArray[np.float32]
     dopants: NDArray[np.intp]
     concentration: NDArray[np.float32]
+    familiar: tuple[int, ...] = ()
 
 
 _STRING_LIST = pa.list_(pa.string())

@@ -6,6 +6,7 @@ Their published network is `defectnet.models.paper.PaperDefectNet`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
-from defectnet.batch import Batch, Output
+from defectnet.batch import Batch, Output, Targets
 from defectnet.config import DefectNetConfig, ModelSpec
 from defectnet.elements import properties
 from defectnet.errors import ConfigError
@@ -21,6 +22,7 @@ from defectnet.models.base import ABSENT_LOGIT, DefectModel
 from defectnet.nn.attention import DecoderBlock, EncoderBlock
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
 from defectnet.nn.heads import ConcentrationHead, IdentityHead
+from defectnet.nn.impurity import ResponseDictionary
 from defectnet.spectrum import KINDS
 
 _FLOOR: Final = 1e-2  # added to both spectra before the ratio: 1 % of the mean level, about a measurement's noise
@@ -148,6 +150,11 @@ class DefectNet(DefectModel):
         log_mass = torch.as_tensor(np.log(properties("mass_u")), dtype=torch.float32)
         self.queries = ElementQueries(descriptors, log_mass, width)
         self.summary = nn.Linear(_SUMMARY, width)
+        self.impurity = (
+            ResponseDictionary(grid, descriptors, width, net.heads, net.mlp_ratio, net.dropout)
+            if net.impurity
+            else None
+        )
         size = (width, net.heads, net.mlp_ratio, net.dropout)
         self.encoder = nn.ModuleList(EncoderBlock(*size) for _ in range(net.encoder_layers))
         self.encoded = nn.LayerNorm(width)
@@ -165,22 +172,54 @@ class DefectNet(DefectModel):
             Logits (B, E) and concentrations (B, E) in (0, 0.5). Elements that are no candidates have
             `ABSENT_LOGIT` and concentration 0; mask them before a loss takes a root or a logarithm.
         """
+        return self._answer(batch)[0]
+
+    def learn(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, Tensor]]:
+        """Answer, and say how well the responses of the dictionary explain what is seen."""
+        output, misfit = self._answer(batch, targets)
+        return output, {} if misfit is None else {"response": misfit}
+
+    def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, Tensor | None]:
+        """Return the answer and, with targets, the misfit (B,) of the dictionary."""
         tokens, readable = self._tokens(batch)  # (B, T, D), (B, T)
-        readable = readable[:, None, None, :]
         for block in self.encoder:
-            tokens = block(tokens, readable)
+            tokens = block(tokens, readable[:, None, None, :])
         tokens = self.encoded(tokens)
-        shift = log_shift(batch.host, batch.doped, self.bins, self.spec.grid.width)
-        x = self.queries(batch.composition, batch.candidates_given, shift)  # (B, E, D)
-        summary = contrast_summary(batch.host, batch.doped, self.bins, self.spec.grid.width)
-        x = x + self.summary(summary).unsqueeze(1)
-        # A query may always read itself, so that a row without any candidate is not an empty softmax.
-        own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        candidates = (batch.candidates[:, None, :] | own).unsqueeze(1)  # (B, 1, E, E)
-        for block in self.decoder:
-            x = block(x, tokens, readable, candidates)
-        logits = self.identity(x).masked_fill(~batch.candidates, ABSENT_LOGIT)
-        return Output(logits, self.concentration(x).masked_fill(~batch.candidates, 0.0))
+        logits = batch.host.new_full(batch.candidates.shape, ABSENT_LOGIT)
+        concentration = torch.zeros_like(logits)
+        misfit = batch.host.new_zeros(len(logits))
+        for rows, elements in _questions(batch):
+            part = Batch(*(field[rows] for field in batch))
+            x, response = self._queries(part, elements)  # (b, K, D)
+            # A query may always read itself, so that a row without any candidate is not an empty softmax.
+            own = torch.eye(elements.shape[1], dtype=torch.bool, device=x.device)
+            asked = part.candidates.gather(1, elements)
+            candidates = (asked[:, None, :] | own).unsqueeze(1)  # (b, 1, K, K)
+            for block in self.decoder:
+                x = block(x, tokens[rows], readable[rows, None, None, :], candidates)
+            at = (rows.unsqueeze(-1), elements)
+            # Under autocast the heads answer in half precision, and what they are put into is single.
+            answers = (head(x).to(logits.dtype) for head in (self.identity, self.concentration))
+            identity, amount = (
+                y.masked_fill(~asked, none) for y, none in zip(answers, (ABSENT_LOGIT, 0.0), strict=True)
+            )
+            logits, concentration = logits.index_put(at, identity), concentration.index_put(at, amount)
+            if targets is not None and self.impurity is not None and response is not None:
+                true = targets.concentration[rows].gather(1, elements)
+                misfit = misfit.index_put((rows,), self.impurity.misfit(part, true, response))
+        return Output(logits, concentration), misfit if targets is not None and self.impurity is not None else None
+
+    def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the queries (B, K, D) of elements (B, K), and their responses, if there is a dictionary."""
+        width = self.spec.grid.width
+        x = self.queries(
+            batch.composition, batch.candidates_given, log_shift(batch.host, batch.doped, self.bins, width), elements
+        )
+        x = x + self.summary(contrast_summary(batch.host, batch.doped, self.bins, width)).unsqueeze(1)
+        if self.impurity is None:
+            return x, None
+        features, response = self.impurity(batch, elements)
+        return x + features, response
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, D) of spectra, host and whole, and (B, T) bool: false where a host slot is empty."""
@@ -194,3 +233,17 @@ class DefectNet(DefectModel):
         ones = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
         readable = torch.cat([ones.expand(-1, spectrum.shape[1]), filled, ones], dim=1)
         return torch.cat([spectrum, host, whole], dim=1), readable
+
+
+def _questions(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Part a batch by whether candidates are named, so that few queries are made where few elements are in question.
+
+    Yields:
+        Rows (b,), and for each of them the elements (b, K) that are asked for; rows with fewer than K are filled up
+        with elements that are no candidates.
+    """
+    counts = batch.candidates.sum(dim=1)
+    for rows in (batch.candidates_given.nonzero()[:, 0], (~batch.candidates_given).nonzero()[:, 0]):
+        if len(rows):
+            most = max(int(counts[rows].max()), 1)
+            yield rows, batch.candidates[rows].to(torch.uint8).topk(most, dim=1).indices

@@ -132,3 +132,36 @@ class DecoderBlock(nn.Module):
         x = x + self.cross(self.norm_cross(x), context, context_mask)
         out: Tensor = self.block(x, mask)
         return out
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention and MLP: queries that read tokens, but not each other.
+
+    Args:
+        width: D.
+        heads: Number of heads.
+        mlp_ratio: Hidden width of the MLP over D.
+        dropout: Share of activations dropped in training.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm_cross = nn.LayerNorm(width)
+        self.cross = Attention(width, heads, dropout)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio, dropout)
+
+    def forward(self, x: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """Let the queries read the tokens.
+
+        Args:
+            x: (B, E, D) one query per element.
+            context: (B, T, D) encoded tokens, normalised.
+            context_mask: bool, broadcastable to (B, 1, E, T).
+
+        Returns:
+            (B, E, D).
+        """
+        x = x + self.cross(self.norm_cross(x), context, context_mask)
+        out: Tensor = x + self.mlp(self.norm_mlp(x))
+        return out

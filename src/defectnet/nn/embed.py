@@ -150,16 +150,17 @@ class ElementQueries(nn.Module):
         nn.init.normal_(self.element.weight, std=0.3)
         nn.init.normal_(self.flag.weight, std=0.3)
 
-    def forward(self, composition: Tensor, candidates_given: Tensor, shift: Tensor) -> Tensor:
+    def forward(self, composition: Tensor, candidates_given: Tensor, shift: Tensor, elements: Tensor) -> Tensor:
         """Build the queries.
 
         Args:
             composition: (B, E) atomic fractions of the host.
             candidates_given: (B,) bool.
             shift: (B,) change of the mean log energy.
+            elements: (B, K) long, the elements in question.
 
         Returns:
-            (B, E, D).
+            (B, K, D).
         """
         own = self.descriptors.expand(len(composition), -1, -1)  # (B, E, P)
         average = (composition @ self.descriptors).unsqueeze(1)  # (B, 1, P)
@@ -178,6 +179,7 @@ class ElementQueries(nn.Module):
         features = torch.cat(
             [own, own - average, own - replaced, site_fraction, own_fraction, heavier, 10.0 * implied], dim=-1
         )
+        features = features.gather(1, elements.unsqueeze(-1).expand(-1, -1, features.shape[-1]))  # (B, K, ...)
         flag = self.flag(candidates_given.long()).unsqueeze(1)
-        out: Tensor = self.element.weight + self.relation(features) + flag
+        out: Tensor = self.element(elements) + self.relation(features) + flag
         return out

@@ -131,8 +131,9 @@ class DefectTask(LightningModule):
 
     def _step(self, item: TrainingItem, stage: str) -> Tensor:
         batch, targets, _ = item
-        output = self(batch)
+        output, further = self.model.learn(batch, targets) if stage == "train" else (self(batch), {})
         terms = loss_named(self.model.loss)(output, batch, targets, self.weights)
+        terms |= {name: self.weights.response * value.mean() for name, value in further.items()}
         loss = torch.stack(list(terms.values())).sum()
         size = len(batch.host)
         if stage == "train":

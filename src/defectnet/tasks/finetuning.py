@@ -204,9 +204,11 @@ class FinetuneTask(DefectTask):
 
     def _step(self, item: Any, stage: str) -> Tensor:
         batch, targets = item[0], item[1]
-        output = Output(*(x.float() for x in self(batch)))
+        output, further = self.model.learn(batch, targets) if stage == "train" else (self(batch), {})
+        output = Output(*(x.float() for x in output))
         with torch.autocast(self.device.type, enabled=False):
             terms = loss_named(self.model.loss, rows=True)(output, batch, targets, self.weights)
+            terms |= {name: self.weights.response * value.float() for name, value in further.items()}
         losses = torch.stack(list(terms.values())).sum(dim=0)
         if stage == "train":
             weight = item.weight if isinstance(item, WeightedItem) else torch.full_like(losses, 1.0 / len(losses))

@@ -29,11 +29,14 @@ class LossWeights:
         identity: Of the negative log-likelihood of which elements are present, summed over a row's elements.
         amount: Of the error of the amounts of the present elements, in units of `AMOUNT_SCALE` times a root.
         expected: Of the error of the expected concentration over given candidates, in at.%.
+        response: Of the share of the change of the spectrum that predicted responses do not explain; see
+            `defectnet.nn.impurity.ResponseDictionary`.
     """
 
     identity: float = 1.0
     amount: float = 1.0
     expected: float = 0.2
+    response: float = 2.0
 
 
 def expected_concentration(output: Output, loss: str = "hurdle") -> Tensor:

@@ -1,0 +1,278 @@
+"""What a single impurity would add to a host's spectrum, from the host's spectrum alone.
+
+The oldest theory of impurity vibrations (Mannheim, Phys. Rev. 165, 1011 (1968); Sievers and Page in Dynamical
+Properties of Solids, vol. 1, 1974) gives the spectrum of one substituted atom from the DOS of the host, the ratio of
+the masses and the ratio of the force constants. Here its isotropic one-site form, without free parameters:
+
+The DOS g of the host, per site, fixes the response of an average site to a force, G(z) = integral of
+g(y) / (z - y^2), and with it the dynamic stiffness that the crystal holds against it, D(z) = z - 1/G(z). The springs
+of the atom itself, whose stiffness is the second moment mu of g, are in series with the rest of the crystal. An
+impurity of m times the mean mass on springs of s times the stiffness therefore feels
+
+    D'(z) = D(z) / (1 + D(z) (1/s - 1) / mu)
+
+and its spectrum is  g'(x) = -(2 x m / pi) Im 1 / (m z - D'(z)),  z = (x + i eta)^2, of unit area for any m and s.
+Local modes above the band, gap modes and resonances come out by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d
+
+from defectnet.batch import Batch
+from defectnet.config import Grid
+from defectnet.elements import properties
+from defectnet.errors import ConfigError
+from defectnet.nn.attention import CrossBlock, EncoderBlock
+from defectnet.nn.embed import ElementQueries, EnergyEncoding, HostEmbedding, SpectrumEmbedding
+from defectnet.spectrum import KINDS
+
+STIFFNESS: Final = (0.35, 0.6, 1.0, 1.6)
+"""Ratios of force constants that are tried: the true one is not known."""
+
+POINTS: Final = 128  # energies at which the response is computed
+BINS: Final = 64  # bins in which it is compared
+_ETA: Final = 1.0  # width of a line, in points
+_PATCH: Final = 8  # bins of the host's DOS per token
+_NODES: Final = 16
+_NODE_STEP: Final = 0.08  # in units of the edge: the host's band has 13 nodes
+_RIDGE: Final = (-7.0, 2.0)  # bounds of the logarithm: below, single precision would not do
+
+
+class ImpurityTheory(nn.Module):
+    """Spectrum of each element as an impurity, for each of `STIFFNESS`; it has no weights.
+
+    Args:
+        grid: Grid of the spectra.
+    """
+
+    energies: Tensor
+    real: Tensor
+    imaginary: Tensor
+    moments: Tensor
+    masses: Tensor
+    softness: Tensor
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.eta = _ETA * grid.reach / POINTS
+        x = (np.arange(POINTS) + 0.5) * (grid.reach / POINTS)
+        kernel = grid.width / ((x[:, None] + 1j * self.eta) ** 2 - grid.centres[None, :] ** 2)  # G = kernel @ g
+        for name, value in {
+            "energies": x,
+            "real": kernel.real.T,
+            "imaginary": kernel.imag.T,
+            "moments": grid.centres**2 * grid.width,
+            "masses": properties("mass_u"),
+            "softness": 1.0 / np.array(STIFFNESS) - 1.0,
+        }.items():
+            self.register_buffer(name, torch.as_tensor(value.copy(), dtype=torch.float32), persistent=False)
+
+    def forward(self, host: Tensor, composition: Tensor, elements: Tensor) -> Tensor:
+        """Compute the spectra.
+
+        Args:
+            host: (B, L) DOS of the host per relative energy, unit area.
+            composition: (B, E) atomic fractions of the host.
+            elements: (B, K) long, the elements in question.
+
+        Returns:
+            (B, K, S, BINS) DOS per relative energy; the area is 1 less what lies above the grid.
+        """
+        z_real, z_imaginary = self.energies.square() - self.eta**2, 2.0 * self.eta * self.energies  # (N,)
+        g_real, g_imaginary = host @ self.real, host @ self.imaginary  # (B, N)
+        norm = (g_real.square() + g_imaginary.square()).clamp_min(1e-12)
+        d_real, d_imaginary = (z_real - g_real / norm)[:, None], (z_imaginary + g_imaginary / norm)[:, None]
+        mu = (host @ self.moments).clamp_min(1e-3)
+        softness = (self.softness / mu[:, None])[..., None]  # (B, S, 1)
+        a, b = 1.0 + softness * d_real, softness * d_imaginary  # (B, S, N)
+        norm = (a.square() + b.square()).clamp_min(1e-12)
+        d_real, d_imaginary = (d_real * a + d_imaginary * b) / norm, (d_imaginary * a - d_real * b) / norm
+        mass = (self.masses[elements] / (composition @ self.masses)[:, None])[..., None, None]  # (B, K, 1, 1)
+        a = mass * z_real - d_real[:, None]  # (B, K, S, N)
+        b = mass * z_imaginary - d_imaginary[:, None]
+        dos = b / (a.square() + b.square()).clamp_min(1e-12) * (mass * (2.0 / math.pi * self.energies))
+        pooled: Tensor = avg_pool1d(dos.clamp_min(0.0).flatten(0, 2), POINTS // BINS)
+        return pooled.reshape(*dos.shape[:3], BINS)
+
+
+class ResponseDictionary(nn.Module):
+    """What a unit of each element would change in the spectrum of this host, and how much of each explains the change.
+
+    Dilute dopants act one by one: doped less host is the sum of their concentrations times a response S of each. The
+    responses are predicted from the host alone (theory of `ImpurityTheory`, softly chosen and corrected by a network
+    that reads the host), are taught on the true concentrations (`misfit`), and are then fitted to what is seen, alone
+    and together with ridge regression over the candidates.
+
+    Args:
+        grid: Grid of the spectra.
+        descriptors: (E, P) standardised properties of the elements.
+        width: D.
+        heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over D.
+        dropout: Share of activations dropped in training.
+        layers: Blocks that read the host.
+    """
+
+    weights: Tensor
+    hats: Tensor
+    energies: Tensor
+
+    def __init__(
+        self,
+        grid: Grid,
+        descriptors: Tensor,
+        width: int,
+        heads: int,
+        mlp_ratio: int,
+        dropout: float,
+        layers: int = 2,
+    ) -> None:
+        super().__init__()
+        if grid.bins % BINS or grid.bins % _PATCH:
+            raise ConfigError(
+                f"net.impurity with a grid of {grid.bins} bins",
+                fix=f"Use a grid whose bins are a multiple of {BINS}, or net.impurity: false",
+            )
+        self.pool = grid.bins // BINS
+        self.theory = ImpurityTheory(grid)
+        weights = torch.as_tensor(
+            properties("scattering_cross_section_barn") / properties("mass_u"), dtype=torch.float32
+        )
+        self.register_buffer("weights", weights, persistent=False)
+        centres = torch.as_tensor(grid.centres.reshape(-1, _PATCH).mean(axis=1), dtype=torch.float32)
+        self.register_buffer("centres", centres, persistent=False)
+        self.spectrum = SpectrumEmbedding(2, width, _PATCH)
+        self.energy = EnergyEncoding(width)
+        self.host = HostEmbedding(descriptors, width)
+        self.encoder = EncoderBlock(width, heads, mlp_ratio, dropout)
+        self.encoded = nn.LayerNorm(width)
+        log_mass = torch.as_tensor(np.log(properties("mass_u")), dtype=torch.float32)
+        self.queries = ElementQueries(descriptors, log_mass, width)
+        curves = len(STIFFNESS) * BINS
+        self.profile = nn.Linear(curves, width)
+        self.gain = nn.Linear(2, width, bias=False)
+        self.readers = nn.ModuleList(CrossBlock(width, heads, mlp_ratio, dropout) for _ in range(layers))
+        self.read = nn.LayerNorm(width)
+        self.choice = nn.Linear(width, len(STIFFNESS))
+        self.correction = nn.Linear(width, BINS)
+        nodes = torch.arange(_NODES) * _NODE_STEP
+        energies = (torch.arange(BINS) + 0.5) * (grid.reach / BINS)
+        # Hats around the nodes, which add up to 1: (nodes, BINS).
+        hats = (1.0 - (energies - nodes[:, None]).abs() / _NODE_STEP).clamp_min(0.0)
+        self.register_buffer("hats", hats, persistent=False)
+        self.register_buffer("energies", energies, persistent=False)
+        self.bend = nn.Linear(width, 3 * _NODES)
+        nn.init.zeros_(self.bend.weight)
+        nn.init.zeros_(self.bend.bias)
+        self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
+        self.overlap = nn.Linear(BINS, width, bias=False)
+        self.fit = nn.Linear(5, width, bias=False)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def forward(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the responses and fit them.
+
+        Args:
+            batch: Spectra (B, L), composition and candidates (B, E).
+            elements: (B, K) long, the elements in question; those that are no candidates are not fitted.
+
+        Returns:
+            Features of each element (B, K, D), and responses (B, K, BINS): change of the DOS per concentration.
+        """
+        host = batch.host
+        channels = torch.stack([host, torch.log10(host + 1e-2)], dim=1)
+        spectrum = self.spectrum(channels) + self.energy(self.centres, batch.edge_mev)
+        atoms, filled = self.host(batch.composition)
+        tokens = torch.cat([spectrum, atoms], dim=1)
+        ones = torch.ones(spectrum.shape[:2], dtype=torch.bool, device=host.device)
+        readable = torch.cat([ones, filled], dim=1)[:, None, None, :]
+        tokens = self.encoded(self.encoder(tokens, readable))
+        neutron = (batch.kind == KINDS.index("neutron-weighted"))[:, None]
+        projected = (batch.kind == KINDS.index("projected"))[:, None]
+        gain = self.weights[elements] / (batch.composition @ self.weights)[:, None].clamp_min(1e-6)  # (B, K)
+        gain = torch.where(neutron, gain, torch.where(projected, 0.0, 1.0))
+        # Half precision would not do for the theory's near-singular sums, nor for the fits.
+        with torch.no_grad(), torch.autocast(host.device.type, enabled=False):
+            before, after = (avg_pool1d(curve.unsqueeze(1), self.pool) for curve in (host, batch.doped))  # (B, 1, N)
+            seen = after - before
+            added = self.theory(host, batch.composition, elements) - before.unsqueeze(1)  # (B, K, S, N)
+        none = torch.zeros_like(batch.candidates_given)
+        x = self.queries(batch.composition, none, torch.zeros_like(batch.edge_mev), elements)
+        log_gain = gain.clamp_min(0.02).log()
+        x = (
+            x
+            + self.profile(added.clamp(-2.0, 6.0).flatten(2))
+            + self.gain(torch.stack([gain.clamp_max(5.0), log_gain], -1))
+        )
+        for reader in self.readers:
+            x = reader(x, tokens, readable)
+        x = self.read(x)
+        mixed = (self.choice(x).softmax(-1).unsqueeze(-1) * added).sum(2)
+        bent = self.bend(x) @ self._shapes(before[:, 0])
+        response = gain.clamp_max(20.0).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
+        with torch.autocast(host.device.type, enabled=False):
+            response = response.to(host.dtype)
+            overlap, fit = self._fits(response, seen, batch.candidates.gather(1, elements), log_gain)
+        # Nothing but fits goes on: what an element would do in this host says nothing of whether it is there, and a
+        # network that is shown it learns crystals by heart.
+        out: Tensor = self.overlap(overlap) + self.fit(fit)
+        return out, response
+
+    def _shapes(self, host: Tensor) -> Tensor:
+        """Return what doping does to the host's own modes, in pieces: more or less of them, shifted, and broadened.
+
+        Args:
+            host: (B, BINS) DOS of the host.
+
+        Returns:
+            (B, 3 nodes, BINS): the DOS under each hat, its change if all energies under the hat grow in proportion,
+            and its change if the DOS under the hat is broadened by a bin or two.
+        """
+        under = host[:, None] * self.hats  # (B, nodes, BINS)
+        flow = self.energies * under / (2.0 * (self.energies[1] - self.energies[0]))
+        padded = nn.functional.pad(under, (2, 2))
+        blurred = (padded[..., :-4] + padded[..., 1:-3] + padded[..., 3:-1] + padded[..., 4:]) / 4.0
+        return torch.cat(
+            [under, nn.functional.pad(flow, (1, -1)) - nn.functional.pad(flow, (-1, 1)), blurred - under], 1
+        )
+
+    def _fits(self, response: Tensor, seen: Tensor, candidates: Tensor, log_gain: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where responses overlap with what is seen, (B, K, BINS), and how much of each is seen, (B, K, 5)."""
+        chosen = response * candidates.unsqueeze(-1)
+        both = (chosen * seen).mean(-1)  # (B, K)
+        gram = chosen @ chosen.transpose(1, 2) / BINS  # (B, K, K)
+        size = gram.diagonal(dim1=1, dim2=2)
+        alone = both / (size + 1e-2)
+        likeness = both / ((size * seen.square().mean(-1)).clamp_min(0.0) + 1e-6).sqrt()
+        together = []
+        for log_ridge in self.log_ridge:
+            matrix = gram + log_ridge.clamp(*_RIDGE).exp() * torch.eye(
+                gram.shape[-1], dtype=gram.dtype, device=gram.device
+            )
+            together.append(torch.cholesky_solve(both.unsqueeze(-1), torch.linalg.cholesky(matrix)).squeeze(-1))
+        fit = torch.stack([5.0 * alone, 2.0 * likeness, *(8.0 * c for c in together), log_gain], -1)
+        return (8.0 * chosen * seen).clamp(-6.0, 6.0), fit
+
+    def misfit(self, batch: Batch, concentration: Tensor, response: Tensor) -> Tensor:
+        """Return how much of the change of the spectrum the true concentrations leave unexplained.
+
+        Args:
+            batch: Spectra (B, L).
+            concentration: (B, K) true concentrations.
+            response: (B, K, BINS) responses of the same elements.
+
+        Returns:
+            (B,), 1 if nothing is explained and 0 if all is; 2 at most.
+        """
+        seen = avg_pool1d((batch.doped - batch.host).unsqueeze(1), self.pool).squeeze(1)
+        explained = (concentration.unsqueeze(-1) * response).sum(1)
+        # Cut, lest the few rows that no linear response explains rule the gradient.
+        return ((seen - explained).square().mean(-1) / (seen.square().mean(-1) + 1e-3)).clamp_max(2.0)

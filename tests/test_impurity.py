@@ -1,0 +1,158 @@
+"""Impurity theory against what is known exactly, and the dictionary of responses that rests on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import eigh_tridiagonal
+
+from defectnet.batch import Batch, Targets
+from defectnet.config import MODEL_GRID, Grid, ModelSpec
+from defectnet.elements import INDEX, VOCABULARY, properties
+from defectnet.errors import ConfigError
+from defectnet.models.registry import build_model
+from defectnet.nn.impurity import BINS, POINTS, STIFFNESS, ImpurityTheory
+
+UNCHANGED = STIFFNESS.index(1.0)
+CENTRES = (np.arange(BINS) + 0.5) * (MODEL_GRID.reach / BINS)
+SILICON = torch.tensor([[float(symbol == "Si") for symbol in VOCABULARY]])
+ALL = torch.arange(len(VOCABULARY))[None]
+MASS = properties("mass_u") / properties("mass_u")[INDEX["Si"]]
+
+
+def debye() -> torch.Tensor:
+    """(1, L) DOS of a Debye crystal."""
+    x = torch.as_tensor(MODEL_GRID.centres, dtype=torch.float32)
+    return (3.0 * x.square() * (x < 1.0))[None]
+
+
+def chain(stiffness: float, mass: float, atoms: int = 401) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies, in units of the pure chain's highest, and weights on the middle atom of a chain with an impurity."""
+    springs = np.full(atoms + 1, 0.25)
+    middle = atoms // 2
+    springs[[middle, middle + 1]] *= stiffness
+    masses = np.ones(atoms)
+    masses[middle] = mass
+    root = np.sqrt(masses)
+    diagonal, beside = (springs[:-1] + springs[1:]) / masses, -springs[1:-1] / (root[1:] * root[:-1])
+    values, vectors = eigh_tridiagonal(diagonal, beside)
+    return np.sqrt(values.clip(0.0)), vectors[middle] ** 2
+
+
+def chain_dos() -> torch.Tensor:
+    """(1, L) DOS of the pure chain."""
+    cumulated = 2.0 / np.pi * np.arcsin(np.clip(MODEL_GRID.edges, 0.0, 1.0))
+    return torch.as_tensor(np.diff(cumulated) / MODEL_GRID.width, dtype=torch.float32)[None]
+
+
+def test_the_atom_itself_changes_nothing():
+    dos = ImpurityTheory(MODEL_GRID)(debye(), SILICON, ALL)[0, INDEX["Si"], UNCHANGED].numpy()
+    before = debye().reshape(BINS, -1).mean(1).numpy()
+    inside = CENTRES < 0.9  # at the edge the line's width blurs the step, and its tail holds some per cent
+    np.testing.assert_allclose(dos[inside], before[inside], rtol=0.08)
+
+
+def test_every_impurity_has_unit_area():
+    area = ImpurityTheory(MODEL_GRID)(debye(), SILICON, ALL).sum(-1)[0] * (MODEL_GRID.reach / BINS)
+    inside = MASS > 0.5  # lighter ones have part of their line above the grid, where springs are stiff
+    np.testing.assert_allclose(area[inside], 1.0, atol=0.03)
+
+
+@pytest.mark.parametrize("symbol", ["B", "P", "Ge", "Sn"])
+@pytest.mark.parametrize("number", range(len(STIFFNESS)))
+def test_theory_is_exact_in_a_chain(symbol, number):
+    # The springs of the impurity are in series with the half chain on each side: what the theory assumes is true here.
+    frequencies, weights = chain(STIFFNESS[number], MASS[INDEX[symbol]])
+    points = (np.arange(POINTS) + 0.5) * (MODEL_GRID.reach / POINTS)
+    z = (points + 1j * MODEL_GRID.reach / POINTS) ** 2  # lines as wide as the theory's
+    exact = -2.0 / np.pi * points * (weights / (z[:, None] - frequencies**2)).sum(1).imag
+    dos = ImpurityTheory(MODEL_GRID)(chain_dos(), SILICON, ALL)[0, INDEX[symbol], number].numpy()
+    np.testing.assert_allclose(dos, exact.reshape(BINS, -1).mean(1), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("symbol", ["B", "C", "N", "O"])
+def test_local_modes_of_light_atoms_lie_where_a_chain_has_them(symbol):
+    mass = MASS[INDEX[symbol]]
+    frequencies, _ = chain(1.0, mass)
+    assert frequencies[-1] == pytest.approx(1.0 / np.sqrt(mass * (2.0 - mass)), rel=1e-4)  # the textbook's formula
+    dos = ImpurityTheory(MODEL_GRID)(chain_dos(), SILICON, ALL)[0, INDEX[symbol], UNCHANGED].numpy()
+    above = CENTRES > 1.02
+    peak = CENTRES[above][dos[above].argmax()]
+    assert peak == pytest.approx(frequencies[-1], abs=MODEL_GRID.reach / BINS)
+
+
+def test_stiffer_springs_and_lighter_atoms_mean_higher_energies():
+    dos = ImpurityTheory(MODEL_GRID)(debye(), SILICON, ALL)[0].numpy()
+    mean = dos @ CENTRES / dos.sum(-1)
+    heavy = MASS > 0.8
+    assert (np.diff(mean[heavy], axis=1) > 0).all()
+    assert (np.diff(mean[heavy][np.argsort(MASS[heavy], kind="stable"), UNCHANGED]) < 1e-6).all()
+
+
+def dictionary_and(batch: Batch, tiny_model):
+    model = tiny_model("DefectNet").double()
+    batch = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
+    elements = torch.arange(len(VOCABULARY)).expand(len(batch.host), -1)
+    return model.impurity, batch, elements
+
+
+def test_what_was_made_of_responses_is_explained_by_them(tiny_model, random_batch):
+    dictionary, batch, elements = dictionary_and(random_batch(4), tiny_model)
+    _, response = dictionary(batch, elements)
+    truth = torch.zeros_like(batch.composition)
+    truth[:, [3, 20]] = torch.tensor([0.02, 0.05], dtype=torch.float64)
+    change = (truth.unsqueeze(-1) * response).sum(1).repeat_interleave(MODEL_GRID.bins // BINS, dim=1)
+    made = batch._replace(doped=batch.host + change)
+    assert dictionary.misfit(made, truth, response).max() < 1e-12
+    assert (dictionary.misfit(made, 0.0 * truth, response) > 0.5).all()
+
+
+def test_responses_know_nothing_of_the_doped_sample(tiny_model, random_batch):
+    dictionary, batch, elements = dictionary_and(random_batch(4), tiny_model)
+    _, response = dictionary(batch, elements)
+    _, other = dictionary(batch._replace(doped=batch.doped.flip(0)), elements)
+    torch.testing.assert_close(response, other, rtol=0.0, atol=0.0)
+
+
+def test_few_queries_give_the_answer_of_many(tiny_model, tiny_batch):
+    # The same candidates, asked as named ones in one batch with rows of more candidates, and alone.
+    model = tiny_model("DefectNet")
+    named = tiny_batch._replace(candidates_given=torch.ones(6, dtype=torch.bool))
+    counts = named.candidates.sum(1)
+    assert counts.min() < counts.max() == len(VOCABULARY) - 1
+    together = model.predict_batch(named)
+    for row in range(6):
+        alone = model.predict_batch(Batch(*(x[row : row + 1] for x in named)))
+        torch.testing.assert_close(alone.identity_logits[0], together.identity_logits[row])
+        torch.testing.assert_close(alone.concentration[0], together.concentration[row])
+
+
+def test_training_adds_the_misfit_of_the_responses(tiny_model, random_batch):
+    batch, model = random_batch(6), tiny_model("DefectNet")
+    truth = Targets(0.02 * batch.candidates.float() * (torch.rand(batch.candidates.shape) < 0.1))
+    output, terms = model.learn(batch, truth)
+    assert set(terms) == {"response"}
+    for ours, plain in zip(output, model(batch), strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert terms["response"].shape == (6,)
+    terms["response"].sum().backward()
+    assert model.impurity.correction.weight.grad.abs().max() > 0
+    assert model.identity.net[1].weight.grad is None
+    plain = build_model("DefectNet", net={"d_model": 16, "heads": 2, "impurity": False})
+    assert plain.learn(batch, truth)[1] == {}
+
+
+def test_grids_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"net.impurity with a grid of 200 bins.*multiple of 64"):
+        build_model("DefectNet", ModelSpec(grid=Grid(bins=200, reach=2.0)))
+
+
+def test_half_precision_leaves_the_fits_whole(tiny_model, random_batch):
+    batch, model = random_batch(6), tiny_model("DefectNet")
+    with torch.no_grad():
+        plain = model(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(batch)
+    assert torch.isfinite(half.identity_logits).all()
+    torch.testing.assert_close(half.concentration.float(), plain.concentration, rtol=0.2, atol=2e-3)
