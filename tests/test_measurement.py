@@ -8,7 +8,6 @@ from defectnet.data.measurement import (
     AUGMENT,
     CLEAN,
     LAB,
-    NEUTRON_WEIGHT,
     NOISE_BIN,
     Measurement,
     Stack,
@@ -24,6 +23,7 @@ from defectnet.data.measurement import (
     with_background,
     with_noise,
 )
+from defectnet.elements import NEUTRON_WEIGHT
 from defectnet.errors import ConfigError
 from defectnet.spectrum import KINDS, Spectrum, band_edge_mev
 from make_shards import permuted, toy_sample

@@ -160,7 +160,7 @@ class DefectNetConfig(Settings):
         patch: Energy bins per token; must divide the grid's bins.
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
-        impurity: Whether the queries hold what impurity theory says of each element (`defectnet.nn.impurity`).
+        impurity: Whether the queries hold fits of predicted responses to each element (`defectnet.nn.impurity`).
     """
 
     d_model: int = 48

@@ -46,6 +46,10 @@ def properties(name: str) -> FloatArray:
     return np.array([float(row[name]) for row in _TABLE])
 
 
+NEUTRON_WEIGHT: Final = properties("scattering_cross_section_barn") / properties("mass_u")
+"""(62,) scattering cross section over mass, barn/u: what an element's DOS counts for in incoherent scattering."""
+
+
 def element_index(symbol: str, *, field: str = "element") -> int:
     """Return an element's position in the vocabulary.
 

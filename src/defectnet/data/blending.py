@@ -2,7 +2,8 @@
 
 A spectrum is an average over atoms, so a mixture of two doped samples of a host and of the pure host has the average of
 their spectra, and at small concentrations a sample with both dopants has nearly the same. A network that sees a host's
-few rows again and again learns by heart which dopants go with it; blends leave nothing to learn by heart.
+few rows again and again learns by heart how much of which dopants goes with it; of a blend the amounts are new. Which
+dopants a host's rows have stays the same, and is asked about by `familiar`.
 """
 
 from __future__ import annotations

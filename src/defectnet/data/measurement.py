@@ -21,7 +21,7 @@ from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid
-from defectnet.elements import INDEX, properties
+from defectnet.elements import INDEX, NEUTRON_WEIGHT
 from defectnet.errors import ConfigError
 from defectnet.spectrum import EDGE_CELLS, EDGE_THRESHOLD, KINDS, band_edge_mev
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["total", "neutron-weighted", "projected"]
-
-NEUTRON_WEIGHT: Final = properties("scattering_cross_section_barn") / properties("mass_u")
-"""(62,) scattering cross section over mass, barn/u: what an element's DOS counts for in incoherent scattering."""
 
 NOISE_BIN: Final = 0.01
 """Width, in units of the edge, of the bin that a stated counting noise refers to (narrower bins are noisier)."""

@@ -147,8 +147,7 @@ class DefectNet(DefectModel):
         self.edge = Fourier((_GLOBAL_FEATURES - 2) // 2, longest=16.0, shortest=0.2)
         self.whole = nn.Linear(_GLOBAL_FEATURES, width)
         self.kind = nn.Embedding(len(KINDS), width)
-        log_mass = torch.as_tensor(np.log(properties("mass_u")), dtype=torch.float32)
-        self.queries = ElementQueries(descriptors, log_mass, width)
+        self.queries = ElementQueries(descriptors, width)
         self.summary = nn.Linear(_SUMMARY, width)
         self.impurity = (
             ResponseDictionary(grid, descriptors, width, net.heads, net.mlp_ratio, net.dropout)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from defectnet.elements import properties
 
 
 class Fourier(nn.Module):
@@ -132,18 +135,17 @@ class ElementQueries(nn.Module):
 
     Args:
         descriptors: (E, P) standardised properties of the elements.
-        log_mass: (E,) logarithm of the atomic masses.
         width: D.
     """
 
     descriptors: Tensor
     log_mass: Tensor
 
-    def __init__(self, descriptors: Tensor, log_mass: Tensor, width: int) -> None:
+    def __init__(self, descriptors: Tensor, width: int) -> None:
         super().__init__()
         size = descriptors.shape[1]
         self.register_buffer("descriptors", descriptors)
-        self.register_buffer("log_mass", log_mass)
+        self.register_buffer("log_mass", torch.as_tensor(np.log(properties("mass_u")), dtype=torch.float32))
         self.element = nn.Embedding(len(descriptors), width)
         self.relation = nn.Sequential(nn.Linear(3 * size + 6, width), nn.GELU(), nn.Linear(width, width))
         self.flag = nn.Embedding(2, width)

@@ -27,7 +27,7 @@ from torch.nn.functional import avg_pool1d
 
 from defectnet.batch import Batch
 from defectnet.config import Grid
-from defectnet.elements import properties
+from defectnet.elements import NEUTRON_WEIGHT, properties
 from defectnet.errors import ConfigError
 from defectnet.nn.attention import CrossBlock, EncoderBlock
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, HostEmbedding, SpectrumEmbedding
@@ -142,10 +142,7 @@ class ResponseDictionary(nn.Module):
             )
         self.pool = grid.bins // BINS
         self.theory = ImpurityTheory(grid)
-        weights = torch.as_tensor(
-            properties("scattering_cross_section_barn") / properties("mass_u"), dtype=torch.float32
-        )
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", torch.as_tensor(NEUTRON_WEIGHT, dtype=torch.float32), persistent=False)
         centres = torch.as_tensor(grid.centres.reshape(-1, _PATCH).mean(axis=1), dtype=torch.float32)
         self.register_buffer("centres", centres, persistent=False)
         self.spectrum = SpectrumEmbedding(2, width, _PATCH)
@@ -153,8 +150,7 @@ class ResponseDictionary(nn.Module):
         self.host = HostEmbedding(descriptors, width)
         self.encoder = EncoderBlock(width, heads, mlp_ratio, dropout)
         self.encoded = nn.LayerNorm(width)
-        log_mass = torch.as_tensor(np.log(properties("mass_u")), dtype=torch.float32)
-        self.queries = ElementQueries(descriptors, log_mass, width)
+        self.queries = ElementQueries(descriptors, width)
         curves = len(STIFFNESS) * BINS
         self.profile = nn.Linear(curves, width)
         self.gain = nn.Linear(2, width, bias=False)
