@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,15 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from crystals import entry
 from defectnet.data.shards import write_shard
+from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import ConfigError, DefectNetError, SimulationError
 from defectnet.simulate.distil.__main__ import main
 from defectnet.simulate.distil.batch import Example, PairCache, collate
 from defectnet.simulate.distil.data import DistilDataModule, ExampleLoader
+from defectnet.simulate.distil.folder import bundled_potentials, save_student
 from defectnet.simulate.distil.form import StudentConfig
+from defectnet.simulate.distil.label import LabelSettings, choose_hosts, host_weights, make_labels
 from defectnet.simulate.distil.labels import (
     Curved,
     Record,
@@ -35,7 +39,7 @@ from defectnet.simulate.hessians import hessian_file, write_hessians
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import NEP
-from defectnet.simulate.potential import load_potential
+from defectnet.simulate.potential import load_potential, potential_names
 from defectnet.tasks.defect import OptimiserSettings
 from make_potential import write_morse_nep, write_tiny_nep
 from make_shards import toy_sample
@@ -472,3 +476,122 @@ def test_command(folder, tmp_path, capsys):
     assert "no checkpoint of a student" in capsys.readouterr().err
     with pytest.raises(DefectNetError, match="does not exist"):
         load_student(tmp_path / "absent.ckpt")
+
+
+# -- folders ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    student = awake()
+    save_student(tmp_path / "mine", student, licence="MIT", training={"steps": 1}, card="# mine\n")
+    return student, tmp_path / "mine"
+
+
+def test_a_folder_is_the_same_potential(saved):
+    student, folder = saved
+    loaded = load_potential(folder)
+    assert (loaded.name, len(loaded.sha256)) == ("mine", 64)
+    ours, theirs = student.potential().evaluate(cell("KCl", 2)), loaded.evaluate(cell("KCl", 2))
+    assert np.abs(ours.forces).max() > 0.01
+    assert np.abs(ours.forces - theirs.forces).max() < 1e-5  # single precision made ours
+    save_student(folder, student, licence="MIT", training={}, card="")  # again, over it
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+    assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
+
+
+def test_a_started_from_potential_in_a_folder(tmp_path):
+    path = write_morse_nep(tmp_path / "morse.txt")
+    save_student(tmp_path / "mine", Student.from_nep(path), licence="GPL-3.0", training={}, card="")
+    ours, theirs = load_potential(tmp_path / "mine"), load_potential(path)
+    assert np.abs(ours.evaluate(cell("MgO", 1)).forces - theirs.evaluate(cell("MgO", 1)).forces).max() < 1e-4
+
+
+def _edit(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in (config | changes).items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "not an object"),
+        (lambda f: _edit(f, schema_version=99), "Upgrade"),
+        (lambda f: _edit(f, licence=None), "licence is missing"),
+        (lambda f: _edit(f, form={"rank": "many"}), "form.rank"),
+        (lambda f: _edit(f, form={"rank": 3}), "does not hold what"),
+        (lambda f: (f / "model.safetensors").unlink(), "is missing"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"short"), "truncated"),
+    ],
+)
+def test_damaged_folders_are_named(change, message, saved):
+    _, folder = saved
+    change(folder)
+    with pytest.raises(SimulationError, match=message):
+        load_potential(folder)
+
+
+def test_broken_weights_are_not_saved(tmp_path):
+    student = awake()
+    with torch.no_grad():
+        student.net_base[0] = float("nan")
+    with pytest.raises(SimulationError, match="net_base holds NaN"):
+        save_student(tmp_path / "broken", student, licence="MIT", training={}, card="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(SimulationError, match="nep89"):
+        load_potential("nep98")
+    assert set(bundled_potentials()) < set(potential_names())
+
+
+def test_bundled_potentials_hold_all_elements():
+    for name, folder in bundled_potentials().items():
+        potential = load_potential(name.upper())
+        assert potential.name == name
+        assert set(potential.model.parameters.species) == set(NUMBERS.tolist())
+        assert np.abs(potential.evaluate(cell("MgO", 0, amplitude=0.02)).forces).max() < 3.0
+        assert "licence" in (folder / "README.md").read_text().lower()
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
+
+
+# -- making labels ---------------------------------------------------------------------------------------------
+
+
+def test_labels_are_made_and_gone_on_with(folder, tmp_path):
+    teacher = load_potential(write_morse_nep(tmp_path / "morse.txt"))
+    hosts = choose_hosts(read_hosts(folder / "hosts.json"))
+    settings = LabelSettings(atoms=(8, 8, 16), pristine=0.5)
+    out = tmp_path / "labels-9.npz"
+    lines = list(make_labels(teacher, teacher, hosts, out, count=4, seed=1, settings=settings))
+    assert len(lines) == 4
+    whole = read_labels(out)
+    assert {record.step for record in whole} >= {0, 9}
+    known = {record.host for record in whole}
+    assert known <= {host.id for host in hosts}
+    for record in whole:
+        said = teacher.evaluate(record.crystal)
+        assert np.abs(said.forces - record.forces).max() < 0.02 + 2e-3 * np.abs(said.forces).max()
+    # a run that was stopped after two: the same file in the end
+    part = tmp_path / "labels-8.npz"
+    first = make_labels(teacher, teacher, hosts, part, count=2, seed=1, settings=settings)
+    assert len(list(first)) == 2
+    part.with_suffix(".done").write_text("2")
+    assert len(list(make_labels(teacher, teacher, hosts, part, count=4, seed=1, settings=settings))) == 2
+    assert part.read_bytes() == out.read_bytes()
+
+
+def test_hosts_that_may_teach(folder):
+    hosts = read_hosts(folder / "hosts.json")
+    chosen = choose_hosts(hosts, [225])
+    assert {split_of(host.chemical_system) for host in chosen} <= {"train", "val"}
+    with pytest.raises(SimulationError, match="no host is left"):
+        choose_hosts(hosts, [216])
+    weights = host_weights(chosen, Counter({NUMBERS[VOCABULARY.index("Mg")]: 1000}))
+    rare = {host.formula: weight for host, weight in zip(chosen, weights, strict=True)}
+    assert weights.sum() == pytest.approx(1.0)
+    assert min(rare, key=rare.get).startswith("Mg")

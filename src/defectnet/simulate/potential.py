@@ -143,11 +143,11 @@ def cache_folder() -> Path:
 
 
 def load_potential(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> Potential:
-    """Load a potential from a path, or a published one by name.
+    """Load a potential from a path, or one that has a name.
 
     Args:
-        source: Path of a NEP in GPUMD's text format or of a Nequix network (``.nqx``, the reference path), or a key of
-            `PUBLISHED` such as ``nep89``.
+        source: A name, see `potential_names`; or the path of a NEP in GPUMD's text format, of a folder that holds one
+            of ours, or of a Nequix network (``.nqx``, the reference path).
         device: Where to compute.
         precision: See `FastPotential`.
     """
@@ -159,9 +159,35 @@ def load_potential(source: str | Path, device: torch.device | str = "cpu", *, pr
 
 
 def load_nep(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> FastPotential:
-    """Load a NEP from a path, or a published one by name."""
-    path = fetch_potential(str(source)) if str(source) in PUBLISHED else Path(source)
-    return FastPotential(NEP.from_file(path, usable_device(device)), precision=precision)
+    """Load a NEP from a path, or one that has a name.
+
+    Raises:
+        SimulationError: There is none, or it is damaged.
+    """
+    from defectnet.simulate.distil.folder import bundled_potentials, read_folder  # its module needs this one's
+
+    name, path = str(source).lower(), Path(source)
+    folder = bundled_potentials().get(name, path)
+    device = usable_device(device)
+    if name in PUBLISHED:
+        model = NEP.from_file(fetch_potential(name), device)
+    elif folder.is_dir():
+        model = NEP(read_folder(folder), device)
+    elif not path.exists() and path.suffix == "" and len(path.parts) == 1:
+        raise SimulationError(
+            f"no potential is called {str(source)!r}",
+            fix=f"Names are {', '.join(potential_names())}; a file or a folder is given by its path",
+        )
+    else:
+        model = NEP.from_file(path, device)
+    return FastPotential(model, precision=precision)
+
+
+def potential_names() -> list[str]:
+    """Return the names that `load_potential` knows: bundled potentials, and `PUBLISHED` ones that are fetched."""
+    from defectnet.simulate.distil.folder import bundled_potentials
+
+    return [*bundled_potentials(), *PUBLISHED]
 
 
 def usable_device(name: torch.device | str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The command: ``python -m defectnet.simulate.distil fit -c configs/potential-small.yaml``, or ``export``."""
+"""The command: ``python -m defectnet.simulate.distil fit -c configs/potential-small.yaml``, ``export`` or ``label``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningCLI
 
-from defectnet.errors import DefectNetError
+from defectnet.errors import DefectNetError, SimulationError
 from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.task import DistilTask, load_student
+from defectnet.simulate.distil.folder import bundled_potentials, load_folder, save_student
+from defectnet.simulate.distil.label import choose_hosts, make_labels
+from defectnet.simulate.distil.task import DistilTask, load_student, training_record
+from defectnet.simulate.hosts import read_hosts
+from defectnet.simulate.potential import load_potential
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``fit``, ``validate`` or ``test`` with a recipe, or ``export`` a run as a NEP file.
+    """Run ``fit``, ``validate`` or ``test`` with a recipe, ``export`` a run as a potential, or ``label`` cells.
 
     Args:
         arguments: Words of the command line; those of the process by default.
@@ -27,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["export"]:
             _export(words[1:])
+        elif words[:1] == ["label"]:
+            _label(words[1:])
         else:
             LightningCLI(
                 DistilTask,
@@ -42,12 +48,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(words: Sequence[str]) -> None:
+    """Write a trained student as a potential: a checkpoint folder, or a NEP file for GPUMD and LAMMPS (.txt)."""
     parser = argparse.ArgumentParser(prog="python -m defectnet.simulate.distil export", description=_export.__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="training checkpoint (.ckpt)")
-    parser.add_argument("--out", type=Path, required=True, help="NEP file to write")
+    parser.add_argument("--run", required=True, help="training checkpoint (.ckpt), or a bundled name, or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or a NEP file (.txt)")
+    parser.add_argument("--licence", default="MIT", help="of the weights, for the folder's config.json")
+    parser.add_argument("--card", type=Path, help="text of the folder's README.md")
     chosen = parser.parse_args(words)
-    written = load_student(chosen.run).export(chosen.out)
-    print(f"{chosen.out}: NEP4 of {len(written.species)} elements, sha256 {written.sha256}")
+    folder = bundled_potentials().get(chosen.run, Path(chosen.run))
+    if folder.is_dir():
+        student, training = load_folder(folder)[0], {"copy_of": folder.name}
+    else:
+        student, training = load_student(chosen.run), training_record(chosen.run)
+    if chosen.out.suffix == ".txt":
+        written = student.export(chosen.out)
+        print(f"{chosen.out}: NEP4 of {len(written.species)} elements, sha256 {written.sha256}")
+        return
+    card = f"# {chosen.out.name}\n\nA neuroevolution potential of 62 elements.\n"
+    if chosen.card is not None:
+        try:
+            card = chosen.card.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SimulationError(
+                f"card {chosen.card} cannot be read", why=str(error)[:120], fix="Check the path"
+            ) from error
+    save_student(chosen.out, student, licence=chosen.licence, training=training, card=card)
+    print(f"wrote {chosen.out}")
+
+
+def _label(words: Sequence[str]) -> None:
+    """Make labels of a slow potential on doped and pristine cells of crystals that are not in the test split."""
+    parser = argparse.ArgumentParser(prog="python -m defectnet.simulate.distil label", description=_label.__doc__)
+    parser.add_argument("--teacher", required=True, help="path of the slow potential (.nqx), or any potential")
+    parser.add_argument("--guide", default="nep89", help="fast potential whose Hessian guides descents")
+    parser.add_argument("--hosts", default="data/hosts.json.xz", help="list of crystals, or a folder of structures")
+    parser.add_argument("--out", type=Path, required=True, help="label file (.npz); one that was stopped goes on")
+    parser.add_argument("--count", type=int, default=500, help="structures, of six records each or so")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--known", type=Path, nargs="*", default=[], help="other label files: rare elements come first")
+    parser.add_argument("--space-groups", type=int, nargs="*", default=[], help="only hosts of these, such as 216 186")
+    parser.add_argument("--device", default="cpu", help="of the teacher")
+    chosen = parser.parse_args(words)
+    hosts = choose_hosts(read_hosts(chosen.hosts), chosen.space_groups)
+    teacher, guide = load_potential(chosen.teacher, chosen.device), load_potential(chosen.guide)
+    lines = make_labels(teacher, guide, hosts, chosen.out, count=chosen.count, seed=chosen.seed, known=chosen.known)
+    for line in lines:
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -257,3 +257,14 @@ def load_student(path: str | Path) -> Student:
             f"checkpoint {path} is no checkpoint of a student", why=(str(error).splitlines() or [""])[0][:120], fix=fix
         ) from error
     return student
+
+
+def training_record(path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint that `load_student` reads tells of its run: steps, and its validation score."""
+    content = torch.load(Path(path), map_location="cpu", weights_only=True)
+    record: dict[str, Any] = {"steps": int(content["global_step"])}
+    for state in content.get("callbacks", {}).values():
+        score = state.get("current_score") if isinstance(state, dict) else None
+        if score is not None:
+            record[str(state.get("monitor"))] = round(float(score), 4)
+    return record

@@ -1,0 +1,147 @@
+"""Checkpoint folders of potentials: config.json, model.safetensors and README.md, as those of networks.
+
+What is kept is what the numbers of the potential are made from, a tenth of the numbers themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from defectnet.errors import ConfigError, SimulationError
+from defectnet.files import file_sha256, replacing
+from defectnet.hub.catalogue import bundled_root
+from defectnet.simulate.distil.form import StudentConfig
+from defectnet.simulate.distil.student import Student
+from defectnet.simulate.nep_file import NEPParameters
+
+SCHEMA_VERSION: Final = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+_KEYS: Final = {
+    "schema_version": int,
+    "form": dict,
+    "licence": str,
+    "training": dict,
+    "weights_sha256": str,
+    "defectnet_version": str,
+}
+_AGAIN: Final = "Copy or download the folder again"
+
+
+def bundled_potentials() -> dict[str, Path]:
+    """Return name -> folder of the potentials that come with the package, sorted by name."""
+    root = bundled_root()
+    found = [] if root is None else sorted(path.parent for path in (root / "potentials").glob(f"*/{CONFIG}"))
+    return {folder.name: folder for folder in found if not folder.name.startswith(".")}
+
+
+def save_student(folder: str | Path, student: Student, *, licence: str, training: dict[str, Any], card: str) -> None:
+    """Write a student as a folder, whole or not at all; one that is there is replaced.
+
+    Args:
+        folder: Where; its name becomes the potential's.
+        student: Trained.
+        licence: Of the weights, for instance ``MIT``.
+        training: A record of where they come from, plain values.
+        card: Text of the README.
+
+    Raises:
+        SimulationError: A weight is NaN or infinite.
+    """
+    folder = Path(folder)
+    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise SimulationError(
+            f"potential {folder}: {broken[0]} holds NaN or infinity", fix="Train again with a lower learning rate"
+        )
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        with replacing(fresh / WEIGHTS) as temporary:
+            save_file(state, temporary)
+        (fresh / WEIGHTS).chmod(0o644)
+        config = {
+            "schema_version": SCHEMA_VERSION,
+            "form": student.config.to_dict(),
+            "licence": licence,
+            "training": training,
+            "weights_sha256": file_sha256(fresh / WEIGHTS),
+            "defectnet_version": version("defectnet"),
+        }
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (fresh / CARD).write_text(card, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load_folder(folder: str | Path) -> tuple[Student, str]:
+    """Load a student, in double precision, and the sha256 of its weights.
+
+    Raises:
+        SimulationError: Anything is missing, damaged, unknown, or of another shape than the config says.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    path = folder / WEIGHTS
+    try:
+        student = Student(StudentConfig.from_dict(config["form"], where=f"{folder / CONFIG}: form"))
+    except ConfigError as error:
+        raise SimulationError(error.what, why=error.why, fix=error.fix) from error
+    if not path.is_file():
+        raise SimulationError(f"{path} is missing", fix=_AGAIN)
+    found = file_sha256(path)
+    if found != config["weights_sha256"]:
+        why = f"sha256 is not {config['weights_sha256'][:12]}..., as {CONFIG} states"
+        raise SimulationError(f"{path} is truncated, changed, or of another potential", why=why, fix=_AGAIN)
+    try:
+        student.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch lists what does not fit
+        why = " ".join(str(error).split())[:160]
+        raise SimulationError(f"{path} does not hold what {CONFIG} says", why=why, fix=_AGAIN) from error
+    return student.double(), found
+
+
+@torch.no_grad()
+def read_folder(folder: str | Path) -> NEPParameters:
+    """Return the numbers of the potential in a folder.
+
+    Raises:
+        SimulationError: See `load_folder`.
+    """
+    student, sha256 = load_folder(folder)
+    return replace(student.tables(), name=Path(folder).resolve().name, sha256=sha256)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    fix = "Give a bundled name, or the folder of a potential that `python -m defectnet.simulate.distil export` wrote"
+    if not path.is_file():
+        raise SimulationError(f"{path.parent} holds no {CONFIG}", fix=fix)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SimulationError(f"{path} is not valid JSON", why=str(error)[:120], fix=_AGAIN) from error
+    if not isinstance(config, dict):
+        raise SimulationError(f"{path} holds a {type(config).__name__}, not an object", fix=_AGAIN)
+    schema = config.get("schema_version")
+    if type(schema) is int and schema > SCHEMA_VERSION:
+        raise SimulationError(
+            f"{path} has schema version {schema}, this defectnet reads up to {SCHEMA_VERSION}", fix="Upgrade defectnet"
+        )
+    for key, kind in _KEYS.items():
+        if type(config.get(key)) is not kind:
+            raise SimulationError(f"{path}: {key} is missing or no {kind.__name__}", fix=fix)
+    return config

@@ -1,0 +1,226 @@
+"""Making labels: a slow potential follows doped and pristine cells of training crystals to near their equilibrium.
+
+A fast potential's Hessian preconditions the descent, so that few calls of the slow one suffice; then the cell is
+rattled, because differences between rattled cells carry its curvature.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import spglib
+from numpy.typing import NDArray
+
+from defectnet.data.splits import split_of
+from defectnet.elements import NUMBERS, VOCABULARY
+from defectnet.errors import SimulationError
+from defectnet.simulate.distil.labels import Record, read_labels, write_labels
+from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
+from defectnet.simulate.hosts import Host
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.nep import EnergyForcesStress
+from defectnet.simulate.potential import Curvature, Potential
+from defectnet.simulate.relax import relax
+
+LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
+"""Dopants whose local modes lie above a host's band: labels of them are always too few."""
+
+FARTHEST = 25.0
+"""A cell with a greater force component, eV/angstrom, teaches nothing about phonons."""
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How labels are drawn.
+
+    Attributes:
+        atoms: Fewest, wanted and most atoms of a cell.
+        pristine: Share of cells without dopants.
+        light: Share of doped cells whose dopants are all of `light_dopants`.
+        highest: Greatest concentration of all dopants together.
+        strain: Standard deviation of each component of a random strain.
+        evaluations: Force calls of a descent.
+        rattles: Standard deviations of the displacements of rattled cells, angstrom.
+    """
+
+    atoms: tuple[int, int, int] = (28, 40, 55)
+    pristine: float = 0.15
+    light: float = 0.35
+    light_dopants: tuple[str, ...] = LIGHT
+    highest: float = 0.25
+    strain: float = 0.007
+    evaluations: int = 6
+    rattles: tuple[float, ...] = (0.015, 0.03, 0.05)
+
+
+DEFAULT = LabelSettings()
+
+
+class _Recorder:
+    """A potential that keeps what it was asked."""
+
+    def __init__(self, potential: Potential) -> None:
+        self.potential = potential
+        self.name, self.sha256, self.exact = potential.name, potential.sha256, potential.exact
+        self.kept: list[tuple[Crystal, EnergyForcesStress]] = []
+
+    def check(self, crystal: Crystal) -> None:
+        self.potential.check(crystal)
+
+    def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
+        said = self.potential.evaluate(crystal)
+        self.kept.append((crystal, said))
+        return said
+
+    def curvature(self, crystal: Crystal) -> Curvature:
+        return self.potential.curvature(crystal)
+
+
+def choose_hosts(hosts: Sequence[Host], space_groups: Sequence[int] = (), largest: int = 40) -> list[Host]:
+    """Return the crystals that may teach: none of the test split, and of some space groups only if any are given.
+
+    Args:
+        hosts: All.
+        space_groups: Numbers of the International Tables; every one if there are none.
+        largest: Most atoms of a host's cell.
+
+    Raises:
+        SimulationError: None is left.
+    """
+    found = []
+    for host in hosts:
+        crystal = host.crystal
+        if len(crystal) > largest or split_of(host.chemical_system) == "test":
+            continue
+        if space_groups:
+            cell = (crystal.cell.tolist(), crystal.frac.tolist(), crystal.numbers.tolist())
+            data = spglib.get_symmetry_dataset(cell, symprec=0.02)
+            if data is None or data.number not in space_groups:
+                continue
+        found.append(host)
+    if not found:
+        raise SimulationError("no host is left to make labels from", fix="Give more hosts, or other space groups")
+    return found
+
+
+def host_weights(hosts: Sequence[Host], known: Counter[int]) -> NDArray[np.float64]:
+    """Return the chance of each host: those of elements that few labelled structures hold come more often.
+
+    Args:
+        hosts: From `choose_hosts`.
+        known: Atomic number -> structures with labels.
+    """
+    weights = np.array([np.mean([1.0 / (20 + known[z]) for z in set(h.crystal.numbers.tolist())]) for h in hosts])
+    chances: NDArray[np.float64] = weights / weights.sum()
+    return chances
+
+
+def label_one(
+    teacher: Potential, fast: Potential, host: Host, rng: np.random.Generator, settings: LabelSettings = DEFAULT
+) -> list[Record]:
+    """Make the records of one structure.
+
+    Args:
+        teacher: Says energies, forces and stresses.
+        fast: Its Hessian guides the descent.
+        host: Crystal to start from.
+        rng: Source of every choice.
+        settings: See `LabelSettings`.
+
+    Returns:
+        Records in the order of a label file; none if the cell flies apart.
+    """
+    fewest, wanted, most = settings.atoms
+    matrix = supercell_matrix(host.crystal.cell, len(host.crystal), wanted, (fewest, most))
+    doped = rng.random() >= settings.pristine
+    if doped:
+        inside = {VOCABULARY[i] for i in np.flatnonzero(np.isin(NUMBERS, host.crystal.numbers))}
+        light = [symbol for symbol in settings.light_dopants if symbol not in inside]
+        recipe = draw_recipe(
+            host.crystal,
+            rng,
+            most=4,
+            lowest=1.0 / most,
+            highest=settings.highest,
+            controls=0.0,
+            dopants=light if rng.random() < settings.light else (),
+        )
+        crystal = build(host.crystal, recipe, rng, matrix).crystal
+    else:
+        crystal = supercell(host.crystal, matrix)
+        crystal = crystal.moved(rng.normal(0.0, 0.02, (len(crystal), 3)))
+    strain = rng.normal(0.0, settings.strain, (3, 3))
+    crystal = crystal.strained(np.eye(3) + 0.5 * (strain + strain.T))
+
+    recorder = _Recorder(teacher)
+    relax(
+        recorder,
+        crystal,
+        cell="fixed",
+        tolerance=0.02,
+        evaluations=settings.evaluations,
+        rounds=1,
+        preconditioner=fast,
+    )
+    steps = sorted({0, len(recorder.kept) // 2, len(recorder.kept) - 1})
+    forces = [float(np.abs(recorder.kept[k][1].forces).max()) for k in steps]
+    if not all(force < FARTHEST for force in forces):  # NaN too
+        return []
+    said = [(*recorder.kept[k], min(k, 8)) for k in steps]
+    rest = recorder.kept[-1][0]
+    for width in settings.rattles:
+        moved = rest.moved(rng.normal(0.0, width, (len(rest), 3)))
+        said.append((moved, teacher.evaluate(moved), 9))
+    return [Record(c, s.energy, s.forces, s.stress, host.id, doped, step) for c, s, step in said]
+
+
+def make_labels(
+    teacher: Potential,
+    fast: Potential,
+    hosts: Sequence[Host],
+    out: Path,
+    *,
+    count: int,
+    seed: int,
+    settings: LabelSettings = DEFAULT,
+    known: Sequence[Path] = (),
+) -> Iterator[str]:
+    """Make a label file, structure by structure; what is there already is kept and added to.
+
+    Args:
+        teacher: Says energies, forces and stresses.
+        fast: Its Hessian guides the descents.
+        hosts: From `choose_hosts`.
+        out: Label file (.npz), written anew every 20 structures.
+        count: Structures in the file at the end, those that failed among them.
+        seed: Fixes every structure, each by its number.
+        settings: See `LabelSettings`.
+        known: Other label files, whose elements count as labelled.
+
+    Yields:
+        A line about each structure.
+    """
+    seen = Counter(z for path in known for record in read_labels(path) for z in set(record.crystal.numbers.tolist()))
+    weights = host_weights(hosts, seen)
+    progress = out.with_suffix(".done")
+    start = int(progress.read_text()) if progress.is_file() and out.is_file() else 0
+    records = read_labels(out) if start else []
+    for number in range(start, count):
+        rng = np.random.default_rng([seed, number])
+        host = hosts[int(rng.choice(len(hosts), p=weights))]
+        try:
+            made = label_one(teacher, fast, host, rng, settings)
+        except SimulationError as error:  # an element that one of the two does not know
+            made, why = [], str(error)[:80]
+        else:
+            why = "flies apart"
+        records += made
+        yield f"{number + 1}/{count} {host.id} {host.formula}: " + (f"{len(made)} records" if made else why)
+        if (number + 1) % 20 == 0 or number + 1 == count:
+            write_labels(out, records)
+            progress.write_text(str(number + 1))
+    progress.unlink(missing_ok=True)
