@@ -5,8 +5,9 @@
     python benchmarks/physics.py --beside benchmarks/physics-*.json --figure benchmarks/figures/physics.png
 
 Parts: a pristine crystals against density-functional theory (needs the package ncrystal), b local modes of impurities,
-c isotope shift, d Raman lines of SiGe, e MgB2 with Al, f V with Pt, g student against teacher (needs the curves that
-physics_teacher.py computes). Stopped and started again, a run goes on where it was.
+c isotope shift, d Raman lines of SiGe, e MgB2 with Al, f V with Pt, g student against teacher, h imaginary modes of
+hosts (both need the curves that physics_teacher.py computes), i relaxation of doped cells. Stopped and started again,
+a run goes on where it was.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--potential", help="a name such as nep89, or a path; without it, results are only shown")
-    out.add_argument("--parts", help="letters, such as a,b; all by default, g only where the teacher's curves are")
+    out.add_argument("--parts", help="letters, such as a,b; all by default (g and h only with the teacher's curves)")
     out.add_argument("--out", type=Path, help="results, JSON, kept after each item; runs/physics-NAME.json by default")
     out.add_argument("--beside", type=Path, nargs="*", default=[], help="results of other potentials to show beside")
     out.add_argument("--teacher", type=Path, default=TEACHER, help="curves of the teacher, for part g")
+    out.add_argument("--hosts", type=Path, default=HERE.parent / "data" / "hosts.json.xz", help="crystals of part i")
     out.add_argument("--figure", type=Path, help="where to draw (.png, .pdf, .svg)")
     out.add_argument("--json", action="store_true", help="print the results as JSON in place of tables")
     out.add_argument("--preconditioner", help="a fast potential, such as nep89, that speeds up relaxations")
@@ -48,13 +50,13 @@ def parser() -> argparse.ArgumentParser:
 
 def compute(options: argparse.Namespace) -> dict[str, object]:
     """Run the suite for one potential."""
-    default = [part for part in PARTS if part != "g" or options.teacher.exists()]
+    default = [part for part in PARTS if part not in "gh" or options.teacher.exists()]
     parts = default if options.parts is None else parse_parts(options.parts)
     potential = load_potential(options.potential, options.device)
     if options.preconditioner is not None:
         potential = Preconditioned(potential, load_potential(options.preconditioner, options.device))
     path = options.out or Path("runs") / f"physics-{potential.name}.json"
-    context = Context(potential, FACTS, options.teacher)
+    context = Context(potential, FACTS, options.teacher, options.hosts)
     return run(context, parts, path, say=lambda text: print(text, file=sys.stderr, flush=True))
 
 

@@ -39,7 +39,7 @@ from defectnet.simulate.hessians import hessian_file, write_hessians
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import NEP
-from defectnet.simulate.potential import load_potential, potential_names
+from defectnet.simulate.potential import FastPotential, load_potential, potential_names
 from defectnet.tasks.defect import OptimiserSettings
 from make_potential import write_morse_nep, write_tiny_nep
 from make_shards import toy_sample
@@ -562,10 +562,10 @@ def test_bundled_potentials_hold_all_elements():
 # -- making labels ---------------------------------------------------------------------------------------------
 
 
-def test_labels_are_made_and_gone_on_with(folder, tmp_path):
-    teacher = load_potential(write_morse_nep(tmp_path / "morse.txt"))
+def test_labels_are_made_and_gone_on_with(teacher, folder, tmp_path):
+    teacher = FastPotential(teacher)
     hosts = choose_hosts(read_hosts(folder / "hosts.json"))
-    settings = LabelSettings(atoms=(8, 8, 16), pristine=0.5)
+    settings = LabelSettings(atoms=(8, 8, 16), pristine=0.5, light=1.0, light_dopants=SYMBOLS)
     out = tmp_path / "labels-9.npz"
     lines = list(make_labels(teacher, teacher, hosts, out, count=4, seed=1, settings=settings))
     assert len(lines) == 4

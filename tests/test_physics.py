@@ -17,7 +17,7 @@ from defectnet.errors import SimulationError
 from defectnet.simulate.doping import supercell
 from defectnet.simulate.neighbours import find_pairs
 from defectnet.simulate.phonons import MEV_PER_ROOT, band_edge
-from defectnet.simulate.physics import alloys, cells, heldout, library, local_modes, suite
+from defectnet.simulate.physics import alloys, cells, heldout, library, local_modes, stability, suite, summary
 from defectnet.simulate.physics.cells import Failed
 from defectnet.simulate.physics.curves import Curve, coarse, from_modes, from_table, histogram, shape_distance
 from defectnet.simulate.physics.suite import Context, run
@@ -293,6 +293,9 @@ def test_a_potential_is_its_own_teacher(potential, starts, tmp_path):
         assert abs(record["mean_error"]) < 0.001
     results = run(Context(potential, FACTS, file), ["g"], tmp_path / "out.json")
     assert results["parts"]["g"]["summary"]["doped"]["shape_distance_median"] < 0.01
+    hosts = run(Context(potential, FACTS, file), ["h"], tmp_path / "out.json")["parts"]["h"]
+    assert list(hosts["items"]) == ["AlCu"]  # pristine crystals alone
+    assert hosts["summary"]["unstable_share"] == hosts["summary"]["teacher_unstable_share"] == 0.0
     with pytest.raises(SimulationError, match="of another potential"):
         heldout.read_taught(file, "0" * 64)
 
@@ -304,6 +307,8 @@ def test_a_crystal_that_the_teacher_does_not_hold_is_noted(potential, starts, tm
     context = Context(potential, FACTS, tmp_path / "teacher.npz")
     assert list(suite.against_teacher(context)) == ["AlCu"]
     assert "Si" in context.skipped["g"]
+    summary = run(context, ["h"], tmp_path / "out.json")["parts"]["h"]["summary"]
+    assert summary == {"hosts": 2, "failed": 1, "unstable_share": 0.5, "teacher_unstable_share": 0.5}
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
@@ -340,3 +345,37 @@ def test_choice_is_of_held_out_systems():
     again = heldout.choose(hosts[::-1])
     assert [start.key for start in again] == [start.key for start in chosen]
     assert all(np.array_equal(a.crystal.numbers, b.crystal.numbers) for a, b in zip(chosen, again, strict=True))
+
+
+# -- relaxations -------------------------------------------------------------------------------------------------------
+
+
+def test_doped_cells_are_of_held_out_hosts(potential):
+    hosts = [host(layered(pair), f"layered-{pair}") for pair in ("SiGe", "GaAs", "AlCu", "MgZn", "TiAl")]
+    held = {h.id for h in hosts if split_of(h.chemical_system) == "test"}
+    chosen = stability.choose_cells(hosts)
+    assert {start.key for start in chosen} == held
+    assert [start.key for start in stability.choose_cells(hosts, 1)] == [chosen[0].key]
+    for start, again in zip(chosen, stability.choose_cells(hosts[::-1]), strict=True):
+        assert np.array_equal(start.crystal.numbers, again.crystal.numbers)
+        assert stability.ATOMS[0] <= len(start.crystal) <= stability.ATOMS[2]
+        foreign = ~np.isin(start.crystal.numbers, [atomic_numbers[s] for s in ("Si", "Ge", "Ga", "As")])
+        assert 0 < foreign.mean() <= stability.HIGHEST
+
+
+def test_relaxation_of_a_doped_cell(potential, starts):
+    record = stability.relaxes(potential, starts[1])
+    assert record["atoms"] == len(starts[1].crystal)
+    assert not record["another_crystal"]
+    squeezed = heldout.Start("x", "doped", starts[1].crystal.strained(0.9 * np.eye(3)))
+    assert stability.relaxes(potential, squeezed)["another_crystal"]
+    with pytest.raises(Failed, match="does not know"):
+        stability.relaxes(potential, heldout.Start("Si", "doped", cells.textbook("Si")))
+    items = {"a": record, "b": {"failed": "explodes"}, "c": {**record, "another_crystal": True}}
+    assert summary.relaxations(items) == {
+        "cells": 3,
+        "relaxed_share": 0.6667,
+        "exploded": 1,
+        "another_crystal_share": 0.5,
+        "evaluations_median": record["evaluations"],
+    }

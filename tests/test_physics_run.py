@@ -102,7 +102,7 @@ def test_results_that_are_none(content, tmp_path):
 
 def test_parts():
     assert parse_parts("b, A,b") == ["a", "b"]
-    for text in ("", "h", "a,pristine"):
+    for text in ("", "x", "a,pristine"):
         with pytest.raises(SimulationError, match="of the physics suite is unknown"):
             parse_parts(text)
 
@@ -138,7 +138,7 @@ def test_figure(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--potential", "nowhere"], "potential nowhere does not exist"),
+        (["--potential", "nowhere"], "no potential is called 'nowhere'"),
         (["--potential", "nowhere", "--parts", "z"], "part 'z' of the physics suite is unknown"),
         (["--potential", "{path}", "--parts", "g", "--teacher", "nowhere.npz"], "teacher's curves nowhere.npz"),
         ([], "nothing to do"),

@@ -43,6 +43,7 @@ class LabelSettings:
         light: Share of doped cells whose dopants are all of `light_dopants`.
         highest: Greatest concentration of all dopants together.
         strain: Standard deviation of each component of a random strain.
+        raw: Share of doped cells that the teacher sees as substituted; the others are relaxed by the guide first.
         evaluations: Force calls of a descent.
         rattles: Standard deviations of the displacements of rattled cells, angstrom.
     """
@@ -53,8 +54,9 @@ class LabelSettings:
     light_dopants: tuple[str, ...] = LIGHT
     highest: float = 0.25
     strain: float = 0.007
-    evaluations: int = 6
-    rattles: tuple[float, ...] = (0.015, 0.03, 0.05)
+    raw: float = 0.2
+    evaluations: int = 4
+    rattles: tuple[float, ...] = (0.015, 0.025, 0.04)
 
 
 DEFAULT = LabelSettings()
@@ -156,6 +158,10 @@ def label_one(
     strain = rng.normal(0.0, settings.strain, (3, 3))
     crystal = crystal.strained(np.eye(3) + 0.5 * (strain + strain.T))
 
+    raw = doped and rng.random() < settings.raw
+    if not raw:
+        guided = relax(fast, crystal, cell="fixed", tolerance=0.05)
+        crystal = guided.crystal if np.isfinite(guided.max_force) else crystal
     recorder = _Recorder(teacher)
     relax(
         recorder,
@@ -170,7 +176,8 @@ def label_one(
     forces = [float(np.abs(recorder.kept[k][1].forces).max()) for k in steps]
     if not all(force < FARTHEST for force in forces):  # NaN too
         return []
-    said = [(*recorder.kept[k], min(k, 8)) for k in steps]
+    first = 0 if raw or not doped else 1  # 0 says of a doped cell that its atoms may be far from their places
+    said = [(*recorder.kept[k], min(first + k, 8)) for k in steps]
     rest = recorder.kept[-1][0]
     for width in settings.rattles:
         moved = rest.moved(rng.normal(0.0, width, (len(rest), 3)))

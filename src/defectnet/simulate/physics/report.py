@@ -108,7 +108,26 @@ def _vanadium(part: str, key: str, record: Record) -> Iterator[Line]:
     yield Line(part, key, "by mass alone", "falls", _percent(record["mean_shift_by_mass_alone"]))
 
 
-_LINES = {"a": _curves, "b": _local, "c": _isotope, "d": _sige, "e": _mgb2, "f": _vanadium, "g": _curves}
+def _host(part: str, key: str, record: Record) -> Iterator[Line]:
+    expected = "too many" if record["teacher_unstable"] else "under 1 %"
+    yield Line(part, key, "imaginary modes; teacher", expected, _percent(record["imaginary_fraction"], False))
+
+
+def _relaxation(part: str, key: str, record: Record) -> Iterator[Line]:
+    yield Line(part, key, "volume changes by", "under 20 %", _percent(record["volume_change"]))
+
+
+_LINES = {
+    "a": _curves,
+    "b": _local,
+    "c": _isotope,
+    "d": _sige,
+    "e": _mgb2,
+    "f": _vanadium,
+    "g": _curves,
+    "h": _host,
+    "i": _relaxation,
+}
 
 
 def _summary_rows(summaries: Mapping[str, Record]) -> Iterator[tuple[str, str, str]]:
@@ -141,6 +160,15 @@ def _summary_rows(summaries: Mapping[str, Record]) -> Iterator[tuple[str, str, s
             if kind in summaries["g"]:
                 median = summaries["g"][kind]["shape_distance_median"]
                 yield "g", f"shape against the teacher, {kind}, median", _number(median, 3)
+
+    if "h" in summaries:
+        s = summaries["h"]
+        yield "h", "hosts with over 1 % imaginary modes, or not held", _percent(s["unstable_share"], False)
+        yield "h", "the same of the teacher", _percent(s["teacher_unstable_share"], False)
+    if "i" in summaries:
+        s = summaries["i"]
+        yield "i", "doped cells that come to rest", _percent(s["relaxed_share"], False)
+        yield "i", "of them, another crystal (volume by over 20 %)", _percent(s["another_crystal_share"], False)
 
 
 def _curve_rows(part: str, name: str, summary: Record) -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from defectnet.errors import SimulationError
 from defectnet.files import replacing
-from defectnet.simulate.physics import alloys, heldout, library, local_modes
+from defectnet.simulate.hosts import read_hosts
+from defectnet.simulate.physics import alloys, heldout, library, local_modes, stability
 from defectnet.simulate.physics.cells import Failed, Vibrating, pristine, textbook
 from defectnet.simulate.physics.local_modes import Impurity, LocalMode
 from defectnet.simulate.physics.summary import SUMMARIES
@@ -39,12 +40,14 @@ class Context:
         potential: The potential that is looked at.
         facts: Folder with the tables of facts.
         teacher: File with the teacher's curves.
+        hosts: The project's list of crystals.
         skipped: By part, what is left out and why.
     """
 
     potential: Potential
     facts: Path
     teacher: Path
+    hosts: Path = Path("data/hosts.json.xz")
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
     _hosts: dict[str, Vibrating] = field(default_factory=dict)
     _impurities: dict[tuple[str, str], Impurity] = field(default_factory=dict)
@@ -135,6 +138,26 @@ def against_teacher(context: Context) -> Items:
     return {item.start.key: partial(heldout.compare, context.potential, item) for item in good}
 
 
+def hosts_hold(context: Context) -> Items:
+    """Part h: imaginary modes of the hosts that the teacher was asked about, those among them that it does not hold."""
+    _, taught = heldout.read_taught(context.teacher)
+    asked = [item for item in taught if item.start.kind == "pristine"]
+
+    def compute(item: heldout.Taught) -> Record:
+        try:
+            return stability.imaginary(context.potential, item)
+        except Failed as reason:
+            return {"failed": str(reason), "teacher_unstable": stability.teacher_unstable(item)}
+
+    return {item.start.key: partial(compute, item) for item in asked}
+
+
+def cells_relax(context: Context) -> Items:
+    """Part i: relaxation of doped cells."""
+    starts = stability.choose_cells(read_hosts(context.hosts))
+    return {start.key: partial(stability.relaxes, context.potential, start) for start in starts}
+
+
 @dataclass(frozen=True)
 class Part:
     """One part of the suite.
@@ -156,6 +179,8 @@ PARTS: dict[str, Part] = {
     "e": Part("MgB2 and Al in it", magnesium_diboride),
     "f": Part("V stiffens with Pt", vanadium),
     "g": Part("student against teacher, held-out crystals and doped cells", against_teacher),
+    "h": Part("imaginary modes of held-out hosts", hosts_hold),
+    "i": Part("doped cells of held-out hosts come to rest", cells_relax),
 }
 
 

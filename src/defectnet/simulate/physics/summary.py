@@ -118,6 +118,28 @@ def taught(items: Items) -> Record:
     return out
 
 
+def hosts(items: Items) -> Record:
+    """Sum up imaginary modes: shares of hosts with more than 1 %, or not held, of the potential and of the teacher."""
+    return {
+        "hosts": len(items),
+        "failed": len(items) - len(_held(items)),
+        "unstable_share": _mean([float(record.get("unstable", True)) for record in items.values()]),
+        "teacher_unstable_share": _mean([float(record["teacher_unstable"]) for record in items.values()]),
+    }
+
+
+def relaxations(items: Items) -> Record:
+    """Sum up relaxations: the share of cells that come to rest, and of those that are then another crystal."""
+    held = _held(items)
+    return {
+        "cells": len(items),
+        "relaxed_share": round(len(held) / max(1, len(items)), 4),
+        "exploded": sum(record.get("failed") == "explodes" for record in items.values()),
+        "another_crystal_share": _mean([float(record["another_crystal"]) for record in held]),
+        "evaluations_median": _median([record["evaluations"] for record in held], 0),
+    }
+
+
 SUMMARIES: dict[str, Callable[[Items], Record]] = {
     "a": curves,
     "b": local,
@@ -126,4 +148,6 @@ SUMMARIES: dict[str, Callable[[Items], Record]] = {
     "e": mgb2,
     "f": vanadium,
     "g": taught,
+    "h": hosts,
+    "i": relaxations,
 }
