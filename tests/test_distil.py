@@ -576,6 +576,11 @@ def test_labels_are_made_and_gone_on_with(teacher, folder, tmp_path):
     for record in whole:
         said = teacher.evaluate(record.crystal)
         assert np.abs(said.forces - record.forces).max() < 0.02 + 2e-3 * np.abs(said.forces).max()
+    # two side by side: the same records
+    pair = tmp_path / "labels-7.npz"
+    assert list(make_labels(teacher, teacher, hosts, pair, count=4, seed=1, batch=2, settings=settings)) == lines
+    for one, other in zip(whole, read_labels(pair), strict=True):
+        assert np.abs(one.forces - other.forces).max() < 2e-3
     # a run that was stopped after two: the same file in the end
     part = tmp_path / "labels-8.npz"
     first = make_labels(teacher, teacher, hosts, part, count=2, seed=1, settings=settings)

@@ -11,7 +11,7 @@ from threading import Condition
 
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import EnergyForcesStress
-from defectnet.simulate.potential import Curvature, FastPotential
+from defectnet.simulate.potential import Curvature, ManyPotential
 
 PATIENCE_SECONDS = 0.005
 """How long a cell waits for others that are at work elsewhere: longer than they differ, shorter than a call."""
@@ -39,12 +39,10 @@ class BatchedPotential:
         batch: Most crystals in one call.
     """
 
-    exact = True
-
-    def __init__(self, potential: FastPotential, batch: int) -> None:
+    def __init__(self, potential: ManyPotential, batch: int) -> None:
         self.potential = potential
         self.batch = batch
-        self.name, self.sha256 = potential.name, potential.sha256
+        self.name, self.sha256, self.exact = potential.name, potential.sha256, potential.exact
         self.largest = 0
         self._queue = _Queue()
         self._changed = Condition()

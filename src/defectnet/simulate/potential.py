@@ -63,6 +63,14 @@ class Potential(Protocol):
         ...
 
 
+class ManyPotential(Potential, Protocol):
+    """A potential that evaluates several crystals in one go."""
+
+    def evaluate_many(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
+        """Compute energy, forces and stress of each."""
+        ...
+
+
 class FastPotential:
     """A NEP with its exact analytic Hessian.
 
@@ -142,7 +150,7 @@ def cache_folder() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "defectnet"
 
 
-def load_potential(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> Potential:
+def load_potential(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> ManyPotential:
     """Load a potential from a path, or one that has a name.
 
     Args:

@@ -88,10 +88,20 @@ def _label(words: Sequence[str]) -> None:
     parser.add_argument("--known", type=Path, nargs="*", default=[], help="other label files: rare elements come first")
     parser.add_argument("--space-groups", type=int, nargs="*", default=[], help="only hosts of these, such as 216 186")
     parser.add_argument("--device", default="cpu", help="of the teacher")
+    parser.add_argument("--batch", type=int, default=1, help="structures side by side: 1 on a CPU, 48 on a GPU")
     chosen = parser.parse_args(words)
     hosts = choose_hosts(read_hosts(chosen.hosts), chosen.space_groups)
     teacher, guide = load_potential(chosen.teacher, chosen.device), load_potential(chosen.guide)
-    lines = make_labels(teacher, guide, hosts, chosen.out, count=chosen.count, seed=chosen.seed, known=chosen.known)
+    lines = make_labels(
+        teacher,
+        guide,
+        hosts,
+        chosen.out,
+        count=chosen.count,
+        seed=chosen.seed,
+        batch=chosen.batch,
+        known=chosen.known,
+    )
     for line in lines:
         print(line, flush=True)
 

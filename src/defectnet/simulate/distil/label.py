@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +19,20 @@ from numpy.typing import NDArray
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
+from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.distil.labels import Record, read_labels, write_labels
 from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import EnergyForcesStress
-from defectnet.simulate.potential import Curvature, Potential
+from defectnet.simulate.potential import Curvature, ManyPotential, Potential
 from defectnet.simulate.relax import relax
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
 """Dopants whose local modes lie above a host's band: labels of them are always too few."""
+
+BLOCK = 20
+"""Structures, times those side by side, after which the file is written."""
 
 FARTHEST = 25.0
 """A cell with a greater force component, eV/angstrom, teaches nothing about phonons."""
@@ -186,13 +191,14 @@ def label_one(
 
 
 def make_labels(
-    teacher: Potential,
+    teacher: ManyPotential,
     fast: Potential,
     hosts: Sequence[Host],
     out: Path,
     *,
     count: int,
     seed: int,
+    batch: int = 1,
     settings: LabelSettings = DEFAULT,
     known: Sequence[Path] = (),
 ) -> Iterator[str]:
@@ -202,9 +208,10 @@ def make_labels(
         teacher: Says energies, forces and stresses.
         fast: Its Hessian guides the descents.
         hosts: From `choose_hosts`.
-        out: Label file (.npz), written anew every 20 structures.
+        out: Label file (.npz), written anew after each `BLOCK` structures.
         count: Structures in the file at the end, those that failed among them.
         seed: Fixes every structure, each by its number.
+        batch: Structures side by side, whose cells the teacher sees in one call: what an accelerator wants.
         settings: See `LabelSettings`.
         known: Other label files, whose elements count as labelled.
 
@@ -213,21 +220,25 @@ def make_labels(
     """
     seen = Counter(z for path in known for record in read_labels(path) for z in set(record.crystal.numbers.tolist()))
     weights = host_weights(hosts, seen)
-    progress = out.with_suffix(".done")
-    start = int(progress.read_text()) if progress.is_file() and out.is_file() else 0
-    records = read_labels(out) if start else []
-    for number in range(start, count):
+    together = BatchedPotential(teacher, batch) if batch > 1 else teacher
+
+    def make(number: int) -> tuple[Host, list[Record], str]:
         rng = np.random.default_rng([seed, number])
         host = hosts[int(rng.choice(len(hosts), p=weights))]
         try:
-            made = label_one(teacher, fast, host, rng, settings)
+            return host, label_one(together, fast, host, rng, settings), "flies apart"
         except SimulationError as error:  # an element that one of the two does not know
-            made, why = [], str(error)[:80]
-        else:
-            why = "flies apart"
-        records += made
-        yield f"{number + 1}/{count} {host.id} {host.formula}: " + (f"{len(made)} records" if made else why)
-        if (number + 1) % 20 == 0 or number + 1 == count:
+            return host, [], str(error)[:80]
+
+    progress = out.with_suffix(".done")
+    start = int(progress.read_text()) if progress.is_file() and out.is_file() else 0
+    records = read_labels(out) if start else []
+    with ThreadPoolExecutor(batch) as threads:
+        for first in range(start, count, BLOCK * batch):
+            numbers = range(first, min(first + BLOCK * batch, count))
+            for number, (host, made, why) in zip(numbers, threads.map(make, numbers), strict=True):
+                records += made
+                yield f"{number + 1}/{count} {host.id} {host.formula}: " + (f"{len(made)} records" if made else why)
             write_labels(out, records)
-            progress.write_text(str(number + 1))
+            progress.write_text(str(numbers.stop))
     progress.unlink(missing_ok=True)
