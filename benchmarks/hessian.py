@@ -1,7 +1,8 @@
 """Seconds for the exact Hessian of a doped silicon cell, beside calorine through phonopy's finite displacements.
 
 Usage: ``python benchmarks/hessian.py --atoms 512 --json [--potential PATH|nep89] [--threads 2]``, or with
-``--growth 64,216,512`` a table of how relaxation, Hessian and eigenvalues grow with the number of atoms.
+``--growth 64,216,512`` a table of how relaxation, Hessian and eigenvalues grow with the number of atoms, or with
+``--against nep89`` how much faster one potential is than another.
 
 Both sides run in this one process on the same relaxed cell. Without symmetry, which a doped cell does not have,
 phonopy needs 6 N displacements. A sample of them is timed and scaled; the answer says how many. Only the force calls
@@ -29,7 +30,7 @@ from defectnet.simulate.doping import Recipe, build, supercell_matrix
 from defectnet.simulate.hosts import host_from_atoms
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.phonons import modes
-from defectnet.simulate.potential import FastPotential, fetch_potential, load_potential
+from defectnet.simulate.potential import FastPotential, fetch_potential, load_nep
 from defectnet.simulate.relax import relax
 
 RECIPE = Recipe(("Ge", "C", "B"), (0.5, 0.25, 0.25), 0.04, ("Si", "Si", "Si"))
@@ -147,6 +148,21 @@ def compare(potential: FastPotential, path: str, options: argparse.Namespace) ->
     return {"potential": potential.name, **machine, **numbers}
 
 
+def against(first: FastPotential, second: FastPotential, atoms: int, seed: int, rounds: int = 5) -> dict[str, Any]:
+    """Time energy, forces and Hessian of two potentials by turns on one cell, as it was substituted."""
+    crystal = doped_silicon(atoms, seed)
+    seconds: dict[str, list[float]] = {first.name: [], second.name: []}
+    for turn in range(rounds + 1):
+        for potential in (first, second):
+            _, spent = timed(lambda p=potential: (p.evaluate(crystal), p.curvature(crystal).hessian()))
+            if turn:  # the first call of many a function is slow
+                seconds[potential.name].append(spent)
+    ratio = float(np.median([b / a for a, b in zip(*seconds.values(), strict=True)]))
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    machine = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    return {"atoms": len(crystal), **machine, "seconds": medians, "speed_ratio": ratio}
+
+
 def report(numbers: dict[str, Any]) -> str:
     """Say the comparison in words."""
     return (
@@ -182,7 +198,7 @@ def main() -> None:
     """Read the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--atoms", type=int, default=512)
-    parser.add_argument("--potential", default="nep89", help="path of a NEP file, or nep89 (fetched once)")
+    parser.add_argument("--potential", default="nep89", help="path of a NEP file, or a name; nep89 is fetched once")
     parser.add_argument("--threads", type=int, default=2, help="of torch; CPUNEP has one thread")
     parser.add_argument("--sample", type=int, default=60, help="displacements that are timed, of 6 N")
     parser.add_argument(
@@ -190,12 +206,16 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--growth", metavar="N,N,...", help="numbers of atoms for a table of our side alone")
+    parser.add_argument("--against", help="another NEP: only the ratio of their speeds, JSON; 2 is twice as fast as it")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
+        potential = load_nep(options.potential)
+        if options.against:
+            print(json.dumps(against(potential, load_nep(options.against), options.atoms, options.seed), indent=2))
+            return
         path = str(fetch_potential("nep89")) if options.potential == "nep89" else options.potential
-        potential = load_potential(path)
         measure(potential, 64, options.seed)  # the first call of many a function is slow
         if options.growth:
             rows = growth(potential, [int(size) for size in options.growth.split(",")], options.seed)
