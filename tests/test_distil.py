@@ -20,6 +20,7 @@ from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import ConfigError, DefectNetError, SimulationError
 from defectnet.simulate.distil.__main__ import main
 from defectnet.simulate.distil.batch import Example, PairCache, collate
+from defectnet.simulate.distil.calibrate import calibrate, curvature_share
 from defectnet.simulate.distil.data import DistilDataModule, ExampleLoader
 from defectnet.simulate.distil.folder import bundled_potentials, save_student
 from defectnet.simulate.distil.form import StudentConfig
@@ -557,6 +558,35 @@ def test_bundled_potentials_hold_all_elements():
         assert np.abs(potential.evaluate(cell("MgO", 0, amplitude=0.02)).forces).max() < 3.0
         assert "licence" in (folder / "README.md").read_text().lower()
         assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
+
+
+def test_calibration_finds_what_is_missing(folder, teacher):
+    """A student with four fifths of the curvature of another, which made the labels."""
+    whole = awake()
+    records = [
+        replace(r, forces=whole.potential().evaluate(r.crystal).forces)
+        for path in sorted(folder.glob("labels-*.npz"))
+        for r in read_labels(path)
+    ]
+    data = data_of(folder)
+    found = structures(records, chemical_systems(read_hosts(folder / "hosts.json")))
+    data._examples = {s: [Example.of_labels(x) for x in found if x.split == s] for s in ("train", "val", "test")}
+    assert curvature_share(whole, data) == pytest.approx(1.0, abs=0.02)
+    soft = awake()
+    soft.amplify(0.8)
+    crystal = cell("KCl", 3)
+    forces = whole.potential().evaluate(crystal).forces
+    assert np.abs(soft.potential().evaluate(crystal).forces - forces).max() > 0.01
+    assert calibrate(soft, data) == pytest.approx(1.25, rel=0.05)  # ZBL is the same in both
+    assert np.abs(soft.potential().evaluate(crystal).forces - forces).max() < 0.05 * np.abs(forces).max()
+
+
+def test_amplified_correction_of_another_potential(tmp_path):
+    path = write_morse_nep(tmp_path / "morse.txt")
+    student = Student.from_nep(path)
+    student.amplify(2.0)
+    ours, theirs = student.potential().evaluate(cell("MgO", 1)), load_potential(path).evaluate(cell("MgO", 1))
+    assert np.allclose(ours.forces, 2.0 * theirs.forces)
 
 
 # -- making labels ---------------------------------------------------------------------------------------------

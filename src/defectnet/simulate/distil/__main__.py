@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.cli import LightningCLI
 
 from defectnet.errors import DefectNetError, SimulationError
+from defectnet.simulate.distil.calibrate import calibrate
 from defectnet.simulate.distil.data import DistilDataModule
 from defectnet.simulate.distil.folder import bundled_potentials, load_folder, save_student
 from defectnet.simulate.distil.label import choose_hosts, make_labels
@@ -54,12 +56,22 @@ def _export(words: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or a NEP file (.txt)")
     parser.add_argument("--licence", default="MIT", help="of the weights, for the folder's config.json")
     parser.add_argument("--card", type=Path, help="text of the folder's README.md")
+    parser.add_argument(
+        "--calibrate", nargs="*", default=[], help="label files; corrects the curvature by validation crystals"
+    )
+    parser.add_argument("--hosts", default="data/hosts.json.xz", help="list of crystals that the labels are of")
+    parser.add_argument("--hessians", help="folder of a data set with kept Hessians, for --calibrate too")
     chosen = parser.parse_args(words)
+    training: dict[str, Any]
     folder = bundled_potentials().get(chosen.run, Path(chosen.run))
     if folder.is_dir():
         student, training = load_folder(folder)[0], {"copy_of": folder.name}
     else:
         student, training = load_student(chosen.run), training_record(chosen.run)
+    if chosen.calibrate:
+        data = DistilDataModule(chosen.calibrate, chosen.hosts, chosen.hessians)
+        training["gain"] = round(calibrate(student, data), 4)
+        print(f"energies are multiplied by {training['gain']}")
     if chosen.out.suffix == ".txt":
         written = student.export(chosen.out)
         print(f"{chosen.out}: NEP4 of {len(written.species)} elements, sha256 {written.sha256}")

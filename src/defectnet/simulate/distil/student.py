@@ -211,9 +211,16 @@ class Student(nn.Module):
         """Scale the networks' output until typical forces are half of those that are to be learnt."""
         ours = torch.cat([self(b)[1][b.labelled[b.cell_of_atom]].abs().mean(1) for b in batches]).median()
         theirs = torch.cat([b.forces[b.labelled[b.cell_of_atom]].abs().mean(1) for b in batches]).median()
-        gain = 0.5 * (theirs / ours.clamp_min(1e-6)).clamp(1e-3, 1e3)
+        self.amplify(float(0.5 * (theirs / ours.clamp_min(1e-6)).clamp(1e-3, 1e3)))
+
+    @torch.no_grad()
+    def amplify(self, gain: float) -> None:
+        """Multiply the energy of all atoms by a factor: forces and second derivatives follow; ZBL stays."""
         for numbers in (self.net_base, self.net_terms):
             numbers[..., -self.config.neurons :] *= gain
+        if self.config.fixed_base:
+            self.get_buffer("base_w1").mul_(gain)
+            self.get_buffer("base_b1").mul_(gain)
 
     def _fit_references(self, batches: Sequence[Batch]) -> None:
         """Least squares of what the potential leaves of the energies per atom, on the composition."""
