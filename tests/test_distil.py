@@ -423,8 +423,17 @@ def test_hessians_teach(teacher, tmp_path, folder):
     assert float(terms["hessians"]) > 0.0
     assert float(terms["forces"]) == float(terms["energy"]) == float(terms["differences"]) == 0.0
     _, forces, _ = teacher.forces_many(*teacher_view(teacher, batch))
-    wrong, right = task._changes(batch.to(torch.float64), forces)
+    wrong, right = task._changes(batch.to(torch.float64), forces, 0.0)
     assert float((wrong / right).sqrt().max()) < 0.05  # what is left is the third order
+    # by mass: what the light atom of MgO does counts 24.3 / 16.0 times as much
+    only = {z: forces.clone() for z in (8, 12)}
+    numbers = torch.from_numpy(NUMBERS[batch.types.numpy()])
+    for z, changed in only.items():
+        changed[(numbers == z)] += 0.1 * torch.randn(int((numbers == z).sum()), 3, generator=torch.manual_seed(0))
+    plain = [task._changes(batch.to(torch.float64), changed, 0.0)[0].mean() for changed in only.values()]
+    by_mass = [task._changes(batch.to(torch.float64), changed, 1.0)[0].mean() for changed in only.values()]
+    ratio = (by_mass[0] / by_mass[1]) / (plain[0] / plain[1])
+    assert float(ratio) == pytest.approx(24.305 / 15.999, rel=1e-2)
 
 
 def teacher_view(teacher, batch):

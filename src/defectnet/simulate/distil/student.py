@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from defectnet.elements import NUMBERS, VOCABULARY
+from defectnet.elements import NUMBERS, VOCABULARY, properties
 from defectnet.errors import SimulationError
 from defectnet.simulate.distil.batch import Batch
 from defectnet.simulate.distil.form import StudentConfig, element_features
@@ -35,6 +35,7 @@ class Student(nn.Module):
     """Makes the numbers of a NEP of all 62 elements; E elements, Q invariants.
 
     Attributes:
+        masses: (E,) u.
         references: (E,) energy of each element in the teacher's own reference, eV; not part of the potential.
         scaler: (Q,) scale of the invariants.
         prepared: 1 once `prepare` has been called, else 0.
@@ -44,6 +45,7 @@ class Student(nn.Module):
     """
 
     features: Tensor
+    masses: Tensor
     references: Tensor
     scaler: Tensor
     prepared: Tensor
@@ -65,6 +67,7 @@ class Student(nn.Module):
         self.pair_terms = nn.Parameter(0.5 * scale / math.sqrt(c.rank) * torch.randn(c.rank, sum(self.sizes)))
         self.net_base = nn.Parameter(scale * self._random_nets(1)[0])
         self.net_terms = nn.Parameter(0.3 * scale / math.sqrt(c.net_rank) * self._random_nets(c.net_rank))
+        self.register_buffer("masses", torch.tensor(properties("mass_u")), persistent=False)
         self.register_buffer("references", torch.zeros(ELEMENTS, dtype=torch.float64))
         self.register_buffer("scaler", torch.ones(c.descriptors, dtype=torch.float64))
         # a float, so that averages of weights carry it along

@@ -31,7 +31,7 @@ NOISE = 0.01
 """Force changes below this, eV/angstrom RMS, are not asked to be right to their last per cent."""
 
 _MEANS = ("force_mae", "energy_mae", "stress_mae", "loss")
-_MEDIANS = ("difference_error", "hessian_error")
+_MEDIANS = ("difference_error", "hessian_error", "phonon_error")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class DistilWeights:
         hessians: The same where the difference comes from a Hessian.
         energy: Per eV/atom.
         stress: Per eV/angstrom^3.
+        mass_power: Force differences count by the atom's mass to minus this power: with 1 as in the dynamical matrix,
+            where light atoms make the highest modes.
     """
 
     forces: float = 1.0
@@ -51,6 +53,7 @@ class DistilWeights:
     hessians: float = 2.0
     energy: float = 0.5
     stress: float = 5.0
+    mass_power: float = 0.0
 
 
 class DistilTask(LightningModule):
@@ -147,7 +150,7 @@ class DistilTask(LightningModule):
             "energy_mae": per_atom[cells],
             "stress_mae": (stress - batch.stress)[cells],
         }
-        wrong, right = self._changes(batch, forces)
+        wrong, right = self._changes(batch, forces, self.weights.mass_power)
         relative = (wrong / (right + NOISE**2)).sqrt()
         w = self.weights
         terms = {
@@ -157,17 +160,20 @@ class DistilTask(LightningModule):
             "energy": w.energy * _robust(errors["energy_mae"], 0.01),
             "stress": w.stress * _robust(errors["stress_mae"], 0.01),
         }
-        return terms, errors | {"wrong": wrong, "right": right}
+        phonon_wrong, phonon_right = self._changes(batch, forces, 1.0)
+        plain_wrong, plain_right = self._changes(batch, forces, 0.0)
+        errors |= {"wrong": plain_wrong, "right": plain_right}
+        return terms, errors | {"phonon_wrong": phonon_wrong, "phonon_right": phonon_right}
 
-    @staticmethod
-    def _changes(batch: Batch, forces: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (C,) mean squares of the error of each force change, and of the change itself."""
+    def _changes(self, batch: Batch, forces: Tensor, mass_power: float) -> tuple[Tensor, Tensor]:
+        """Return (C,) weighted mean squares of the error of each force change, and of the change itself."""
         change = forces.index_select(0, batch.left) - forces.index_select(0, batch.right)
+        weight = self.student.masses[batch.types[batch.left]].to(forces).pow(-mass_power)
         squares = torch.stack([(change - batch.change).square().mean(1), batch.change.square().mean(1)], 1)
+        columns = weight[:, None] * torch.cat([squares, torch.ones_like(weight)[:, None]], 1)
         count = len(batch.structure)
-        sums = squares.new_zeros(count, 2).index_add(0, batch.comparison, squares)
-        atoms = torch.bincount(batch.comparison, minlength=count).clamp_min(1)
-        wrong, right = (sums / atoms[:, None]).unbind(1)
+        sums = columns.new_zeros(count, 3).index_add(0, batch.comparison, columns)
+        wrong, right = (sums[:, :2] / sums[:, 2:].clamp_min(1e-12)).unbind(1)
         return wrong + 1e-12, right  # a root has no slope at 0
 
     def _score(self, batch: Batch) -> None:
@@ -176,12 +182,17 @@ class DistilTask(LightningModule):
             if errors[name].numel():
                 self._update(self.means[name], errors[name].abs())
         self._update(self.means["loss"], torch.stack(list(terms.values())).sum())
-        for name, chosen in (("difference_error", ~batch.exact), ("hessian_error", batch.exact)):
+        everything = torch.ones_like(batch.exact)
+        for name, chosen, kind in (
+            ("difference_error", ~batch.exact, ""),
+            ("hessian_error", batch.exact, ""),
+            ("phonon_error", everything, "phonon_"),
+        ):
             # one figure a structure, over all its comparisons
             ids, place = torch.unique(batch.structure[chosen], return_inverse=True)
             wrong, right = (
                 errors[part].new_zeros(len(ids)).index_add(0, place, errors[part][chosen])
-                for part in ("wrong", "right")
+                for part in (f"{kind}wrong", f"{kind}right")
             )
             if len(ids):
                 self._update(self.medians[name], (wrong / right.clamp_min(1e-12)).sqrt())
