@@ -481,6 +481,10 @@ def test_command(folder, tmp_path, capsys):
     assert load_student(checkpoint).config.rank == 4
     ours = load_student(checkpoint).potential().evaluate(cell("MgO", 1)).forces
     assert np.abs(ours - load_potential(out).evaluate(cell("MgO", 1)).forces).max() < 1e-5
+    again = DistilTask(init_from=str(checkpoint))  # goes on with another run's student
+    assert again.student.config == load_student(checkpoint).config
+    assert torch.equal(again.student.net_base, load_student(checkpoint).net_base)
+    assert bool(again.student.prepared)
     capsys.readouterr()
     assert main(["export", "--run", str(out), "--out", str(tmp_path / "x.txt")]) == 2
     assert "no checkpoint of a student" in capsys.readouterr().err

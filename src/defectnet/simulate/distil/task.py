@@ -62,6 +62,8 @@ class DistilTask(LightningModule):
     Args:
         student: Fields of `StudentConfig` that differ from its defaults.
         start_from: NEP file to which the student is added as a correction; None starts from nothing.
+        init_from: Checkpoint of a run whose student goes on learning, for instance from more labels; its form and its
+            references stay, and `student` and `start_from` are not looked at.
         optimiser: Learning rate and its schedule.
         weights: Weights of the terms of the loss.
         precision: Bits of floats in training, 32 or 64.
@@ -72,6 +74,7 @@ class DistilTask(LightningModule):
         self,
         student: dict[str, Any] | None = None,
         start_from: str | None = None,
+        init_from: str | None = None,
         optimiser: OptimiserSettings = OptimiserSettings(weight_decay=1e-4),  # noqa: B008
         weights: DistilWeights = DistilWeights(),
         precision: int = 32,
@@ -84,7 +87,10 @@ class DistilTask(LightningModule):
                 fix="Use 32 or 64 bits, and one batch or more",
             )
         config = StudentConfig.from_dict(student or {}, where="model.student")
-        self.student = Student(config) if start_from is None else Student.from_nep(start_from, config)
+        if init_from is not None:
+            self.student = load_student(init_from)
+        else:
+            self.student = Student(config) if start_from is None else Student.from_nep(start_from, config)
         self.optimiser, self.weights = optimiser, weights
         self.floats = torch.float32 if precision == 32 else torch.float64
         self.prepare_batches = prepare_batches
