@@ -49,6 +49,7 @@ class LabelSettings:
         highest: Greatest concentration of all dopants together.
         strain: Standard deviation of each component of a random strain.
         raw: Share of doped cells that the teacher sees as substituted; the others are relaxed by the guide first.
+        swelling: Standard deviation of a uniform strain of the last rattled cell, which tells of the bulk modulus.
         evaluations: Force calls of a descent.
         rattles: Standard deviations of the displacements of rattled cells, angstrom.
     """
@@ -60,6 +61,7 @@ class LabelSettings:
     highest: float = 0.25
     strain: float = 0.007
     raw: float = 0.2
+    swelling: float = 0.015
     evaluations: int = 4
     rattles: tuple[float, ...] = (0.015, 0.025, 0.04)
 
@@ -184,8 +186,10 @@ def label_one(
     first = 0 if raw or not doped else 1  # 0 says of a doped cell that its atoms may be far from their places
     said = [(*recorder.kept[k], min(first + k, 8)) for k in steps]
     rest = recorder.kept[-1][0]
-    for width in settings.rattles:
+    for number, width in enumerate(settings.rattles, 1):
         moved = rest.moved(rng.normal(0.0, width, (len(rest), 3)))
+        if number == len(settings.rattles):
+            moved = moved.strained((1.0 + rng.normal(0.0, settings.swelling)) * np.eye(3))
         said.append((moved, teacher.evaluate(moved), 9))
     return [Record(c, s.energy, s.forces, s.stress, host.id, doped, step) for c, s, step in said]
 
