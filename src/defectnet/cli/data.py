@@ -31,8 +31,8 @@ def simulate(
 
     Args:
         hosts: JSON list of crystals, a structure file that ase reads, or a folder of them.
-        potential: Path of a NEP potential in GPUMD's text format, or nep89 (fetched once from PyPI); or of a Nequix
-            network (.nqx), by finite displacements.
+        potential: defectnet-nep, or nep89 (fetched once from PyPI); or path of a NEP potential in GPUMD's text format,
+            of a folder like defectnet-nep's, or of a Nequix network (.nqx), by finite displacements.
         out: Folder for the shards.
         spectra_per_host: Doped cells tried for each host.
         atoms: Atoms in a supercell, one number (met within a fifth) or a range such as 100-250.

@@ -14,7 +14,7 @@ from defectnet.errors import DefectNetError, SimulationError
 from defectnet.simulate.distil.calibrate import calibrate
 from defectnet.simulate.distil.data import DistilDataModule
 from defectnet.simulate.distil.folder import bundled_potentials, load_folder, save_student
-from defectnet.simulate.distil.label import choose_hosts, make_labels
+from defectnet.simulate.distil.label import LabelSettings, choose_hosts, make_labels
 from defectnet.simulate.distil.task import DistilTask, load_student, training_record
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.potential import load_potential
@@ -99,10 +99,12 @@ def _label(words: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--known", type=Path, nargs="*", default=[], help="other label files: rare elements come first")
     parser.add_argument("--space-groups", type=int, nargs="*", default=[], help="only hosts of these, such as 216 186")
+    parser.add_argument("--elements", type=int, help="only hosts of so many elements or fewer")
+    parser.add_argument("--light", type=float, default=0.35, help="share of doped cells with light dopants alone")
     parser.add_argument("--device", default="cpu", help="of the teacher")
     parser.add_argument("--batch", type=int, default=1, help="structures side by side: 1 on a CPU, 48 on a GPU")
     chosen = parser.parse_args(words)
-    hosts = choose_hosts(read_hosts(chosen.hosts), chosen.space_groups)
+    hosts = choose_hosts(read_hosts(chosen.hosts), chosen.space_groups, chosen.elements)
     teacher, guide = load_potential(chosen.teacher, chosen.device), load_potential(chosen.guide)
     lines = make_labels(
         teacher,
@@ -112,6 +114,7 @@ def _label(words: Sequence[str]) -> None:
         count=chosen.count,
         seed=chosen.seed,
         batch=chosen.batch,
+        settings=LabelSettings(light=chosen.light),
         known=chosen.known,
     )
     for line in lines:

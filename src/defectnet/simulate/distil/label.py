@@ -89,12 +89,15 @@ class _Recorder:
         return self.potential.curvature(crystal)
 
 
-def choose_hosts(hosts: Sequence[Host], space_groups: Sequence[int] = (), largest: int = 40) -> list[Host]:
+def choose_hosts(
+    hosts: Sequence[Host], space_groups: Sequence[int] = (), elements: int | None = None, largest: int = 40
+) -> list[Host]:
     """Return the crystals that may teach: none of the test split, and of some space groups only if any are given.
 
     Args:
         hosts: All.
         space_groups: Numbers of the International Tables; every one if there are none.
+        elements: Most elements in a host; any number by default.
         largest: Most atoms of a host's cell.
 
     Raises:
@@ -104,6 +107,8 @@ def choose_hosts(hosts: Sequence[Host], space_groups: Sequence[int] = (), larges
     for host in hosts:
         crystal = host.crystal
         if len(crystal) > largest or split_of(host.chemical_system) == "test":
+            continue
+        if elements is not None and len(set(crystal.numbers.tolist())) > elements:
             continue
         if space_groups:
             cell = (crystal.cell.tolist(), crystal.frac.tolist(), crystal.numbers.tolist())
