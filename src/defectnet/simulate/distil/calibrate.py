@@ -12,6 +12,9 @@ from defectnet.errors import ConfigError
 from defectnet.simulate.distil.data import DistilDataModule
 from defectnet.simulate.distil.student import Student
 
+SMALLEST = 0.1
+"""RMS change of forces, eV/angstrom: less, as in the last steps of a descent, says little of curvature beside noise."""
+
 
 @torch.no_grad()
 def curvature_share(student: Student, data: DistilDataModule) -> float:
@@ -22,7 +25,8 @@ def curvature_share(student: Student, data: DistilDataModule) -> float:
         data: Its validation split is read.
 
     Returns:
-        Median over comparisons of two cells of one structure; 1 is neither too soft nor too stiff.
+        Median over comparisons of two cells of one structure, those whose forces change by `SMALLEST` or more; 1 is
+        neither too soft nor too stiff.
 
     Raises:
         ConfigError: The validation split holds nothing to compare.
@@ -35,8 +39,10 @@ def curvature_share(student: Student, data: DistilDataModule) -> float:
         forces = student(moved)[1]
         change = forces.index_select(0, moved.left) - forces.index_select(0, moved.right)
         products = torch.stack([(change * moved.change).sum(1), moved.change.square().sum(1)], 1)
-        sums = products.new_zeros(len(moved.structure), 2).index_add(0, moved.comparison, products)
-        shares.append((sums[:, 0] / sums[:, 1].clamp_min(1e-12)).cpu())
+        columns = torch.cat([products, torch.ones_like(products[:, :1])], 1)
+        sums = columns.new_zeros(len(moved.structure), 3).index_add(0, moved.comparison, columns)
+        sums = sums[sums[:, 1] > sums[:, 2] * SMALLEST**2]
+        shares.append((sums[:, 0] / sums[:, 1]).cpu())
     if not shares or not len(torch.cat(shares)):
         raise ConfigError("labels: no validation crystal has two cells to compare", fix="Give more labels")
     return float(torch.cat(shares).median())

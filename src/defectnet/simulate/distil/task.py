@@ -27,9 +27,6 @@ from defectnet.tasks.defect import OptimiserSettings
 STUDENT_KEY = "student"
 """Key of a .ckpt under which the student's config lies, as plain values."""
 
-NOISE = 0.01
-"""Force changes below this, eV/angstrom RMS, are not asked to be right to their last per cent."""
-
 _MEANS = ("force_mae", "energy_mae", "stress_mae", "loss")
 _MEDIANS = ("difference_error", "hessian_error", "phonon_error")
 
@@ -46,6 +43,7 @@ class DistilWeights:
         stress: Per eV/angstrom^3.
         mass_power: Force differences count by the atom's mass to minus this power: with 1 as in the dynamical matrix,
             where light atoms make the highest modes.
+        noise: Force changes below this, eV/angstrom RMS, are not asked to be right to their last per cent.
     """
 
     forces: float = 1.0
@@ -54,6 +52,7 @@ class DistilWeights:
     energy: float = 0.5
     stress: float = 5.0
     mass_power: float = 0.0
+    noise: float = 0.01
 
 
 class DistilTask(LightningModule):
@@ -157,7 +156,7 @@ class DistilTask(LightningModule):
             "stress_mae": (stress - batch.stress)[cells],
         }
         wrong, right = self._changes(batch, forces, self.weights.mass_power)
-        relative = (wrong / (right + NOISE**2)).sqrt()
+        relative = (wrong / (right + self.weights.noise**2)).sqrt()
         w = self.weights
         terms = {
             "forces": w.forces * _robust(errors["force_mae"], 0.1),
