@@ -485,6 +485,9 @@ def test_command(folder, tmp_path, capsys):
     assert again.student.config == load_student(checkpoint).config
     assert torch.equal(again.student.net_base, load_student(checkpoint).net_base)
     assert bool(again.student.prepared)
+    assert main(["export", "--run", str(checkpoint), "--out", str(tmp_path / "folder")]) == 0
+    kept = DistilTask(init_from=str(tmp_path / "folder")).student
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), again.student.parameters(), strict=True))
     capsys.readouterr()
     assert main(["export", "--run", str(out), "--out", str(tmp_path / "x.txt")]) == 2
     assert "no checkpoint of a student" in capsys.readouterr().err

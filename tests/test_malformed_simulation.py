@@ -122,7 +122,7 @@ def test_potentials_that_are_no_text(tmp_path):
         load_potential(tmp_path / "binary.txt")
     with pytest.raises(SimulationError, match=r"absent\.txt does not exist"):
         load_potential(tmp_path / "absent.txt")
-    with pytest.raises(SimulationError, match="holds no config.json"):
+    with pytest.raises(SimulationError, match=r"holds no config\.json"):
         load_potential(tmp_path)
 
 

@@ -20,6 +20,7 @@ from torchmetrics import CatMetric, MeanMetric
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.simulate.distil.batch import Batch
 from defectnet.simulate.distil.data import DistilDataModule
+from defectnet.simulate.distil.folder import bundled_potentials, load_folder
 from defectnet.simulate.distil.form import StudentConfig
 from defectnet.simulate.distil.student import Student
 from defectnet.tasks.defect import OptimiserSettings
@@ -61,8 +62,8 @@ class DistilTask(LightningModule):
     Args:
         student: Fields of `StudentConfig` that differ from its defaults.
         start_from: NEP file to which the student is added as a correction; None starts from nothing.
-        init_from: Checkpoint of a run whose student goes on learning, for instance from more labels; its form and its
-            references stay, and `student` and `start_from` are not looked at.
+        init_from: Whose student goes on learning, for instance from more labels: checkpoint of a run, folder of a
+            potential, or a bundled name. Its form and references stay; `student` and `start_from` are not looked at.
         optimiser: Learning rate and its schedule.
         weights: Weights of the terms of the loss.
         precision: Bits of floats in training, 32 or 64.
@@ -87,7 +88,7 @@ class DistilTask(LightningModule):
             )
         config = StudentConfig.from_dict(student or {}, where="model.student")
         if init_from is not None:
-            self.student = load_student(init_from)
+            self.student = open_student(init_from)
         else:
             self.student = Student(config) if start_from is None else Student.from_nep(start_from, config)
         self.optimiser, self.weights = optimiser, weights
@@ -272,6 +273,21 @@ def load_student(path: str | Path) -> Student:
         raise SimulationError(
             f"checkpoint {path} is no checkpoint of a student", why=(str(error).splitlines() or [""])[0][:120], fix=fix
         ) from error
+    return student
+
+
+def open_student(source: str) -> Student:
+    """Return a student to be trained on: of a bundled potential's name, a folder, or a training checkpoint.
+
+    Raises:
+        SimulationError: There is none, or it is damaged.
+    """
+    folder = bundled_potentials().get(source, Path(source))
+    if not folder.is_dir():
+        return load_student(source)
+    kept = load_folder(folder)[0]
+    student = Student(kept.config)
+    student.load_state_dict(kept.state_dict())  # in single precision again
     return student
 
 
