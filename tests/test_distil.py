@@ -631,9 +631,16 @@ def test_labels_are_made_and_gone_on_with(teacher, folder, tmp_path):
     part = tmp_path / "labels-8.npz"
     first = make_labels(teacher, teacher, hosts, part, count=2, seed=1, settings=settings)
     assert len(list(first)) == 2
-    part.with_suffix(".done").write_text("2")
+    part.with_suffix(".done").write_text(f"2 {len(read_labels(part))}")
     assert len(list(make_labels(teacher, teacher, hosts, part, count=4, seed=1, settings=settings))) == 2
     assert part.read_bytes() == out.read_bytes()
+    # killed after the labels of the second half were written, before that was noted: none of them twice
+    half = sum(int(line.split(": ")[1].split()[0]) for line in lines[:2])
+    part.with_suffix(".done").write_text(f"2 {half}")
+    list(make_labels(teacher, teacher, hosts, part, count=4, seed=1, settings=settings))
+    assert part.read_bytes() == out.read_bytes()
+    with pytest.raises(SimulationError, match="are there, finished"):
+        next(make_labels(teacher, teacher, hosts, part, count=4, seed=1, settings=settings))
 
 
 def test_hosts_that_may_teach(folder):

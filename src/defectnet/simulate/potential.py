@@ -172,14 +172,14 @@ def load_nep(source: str | Path, device: torch.device | str = "cpu", *, precisio
     Raises:
         SimulationError: There is none, or it is damaged.
     """
-    from defectnet.simulate.distil.folder import bundled_potentials, read_folder  # its module needs this one's
+    from defectnet.simulate.distil.folder import find_folder, read_folder  # its module needs this one's
 
     name, path = str(source).lower(), Path(source)
-    folder = bundled_potentials().get(name, path)
+    folder = find_folder(source)
     device = usable_device(device)
     if name in PUBLISHED:
         model = NEP.from_file(fetch_potential(name), device)
-    elif folder.is_dir():
+    elif folder is not None:
         model = NEP(read_folder(folder), device)
     elif not path.exists() and path.suffix == "" and len(path.parts) == 1:
         raise SimulationError(

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.simulate.distil.calibrate import calibrate
 from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.folder import bundled_potentials, load_folder, save_student
+from defectnet.simulate.distil.folder import find_folder, load_folder, save_student
 from defectnet.simulate.distil.label import LabelSettings, choose_hosts, make_labels
 from defectnet.simulate.distil.task import DistilTask, load_student, training_record
 from defectnet.simulate.hosts import read_hosts
@@ -63,8 +63,8 @@ def _export(words: Sequence[str]) -> None:
     parser.add_argument("--hessians", help="folder of a data set with kept Hessians, for --calibrate too")
     chosen = parser.parse_args(words)
     training: dict[str, Any]
-    folder = bundled_potentials().get(chosen.run, Path(chosen.run))
-    if folder.is_dir():
+    folder = find_folder(chosen.run)
+    if folder is not None:
         student, training = load_folder(folder)[0], {"copy_of": folder.name}
     else:
         student, training = load_student(chosen.run), training_record(chosen.run)

@@ -44,6 +44,12 @@ def bundled_potentials() -> dict[str, Path]:
     return {folder.name: folder for folder in found if not folder.name.startswith(".")}
 
 
+def find_folder(source: str | Path) -> Path | None:
+    """Return a bundled potential's folder by its name, in any case, or `source` itself; None where it is no folder."""
+    folder = bundled_potentials().get(str(source).lower(), Path(source))
+    return folder if folder.is_dir() else None
+
+
 def save_student(folder: str | Path, student: Student, *, licence: str, training: dict[str, Any], card: str) -> None:
     """Write a student as a folder, whole or not at all; one that is there is replaced.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
+from defectnet.files import replacing
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.distil.labels import Record, read_labels, write_labels
 from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
@@ -226,6 +227,9 @@ def make_labels(
 
     Yields:
         A line about each structure.
+
+    Raises:
+        SimulationError: The file is there, finished.
     """
     seen = Counter(z for path in known for record in read_labels(path) for z in set(record.crystal.numbers.tolist()))
     weights = host_weights(hosts, seen)
@@ -240,8 +244,7 @@ def make_labels(
             return host, [], str(error)[:80]
 
     progress = out.with_suffix(".done")
-    start = int(progress.read_text()) if progress.is_file() and out.is_file() else 0
-    records = read_labels(out) if start else []
+    start, records = _so_far(out, progress)
     with ThreadPoolExecutor(batch) as threads:
         for first in range(start, count, BLOCK * batch):
             numbers = range(first, min(first + BLOCK * batch, count))
@@ -249,5 +252,18 @@ def make_labels(
                 records += made
                 yield f"{number + 1}/{count} {host.id} {host.formula}: " + (f"{len(made)} records" if made else why)
             write_labels(out, records)
-            progress.write_text(str(numbers.stop))
+            with replacing(progress) as temporary:
+                temporary.write_text(f"{numbers.stop} {len(records)}")
     progress.unlink(missing_ok=True)
+
+
+def _so_far(out: Path, progress: Path) -> tuple[int, list[Record]]:
+    """Return the structures made so far and their records; what a kill left beyond the last note is made again."""
+    if not out.is_file():
+        return 0, []
+    if not progress.is_file():
+        raise SimulationError(
+            f"labels {out} are there, finished", fix="Give another file with --out, and another --seed"
+        )
+    structures, count = (int(word) for word in progress.read_text().split())
+    return structures, read_labels(out)[:count]

@@ -20,7 +20,7 @@ from torchmetrics import CatMetric, MeanMetric
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.simulate.distil.batch import Batch
 from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.folder import bundled_potentials, load_folder
+from defectnet.simulate.distil.folder import find_folder, load_folder
 from defectnet.simulate.distil.form import StudentConfig
 from defectnet.simulate.distil.student import Student
 from defectnet.tasks.defect import OptimiserSettings
@@ -147,7 +147,7 @@ class DistilTask(LightningModule):
         self._score(self._cast(batch))
 
     def _terms(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the weighted terms of the loss, and errors for the metrics."""
+        """Return the weighted terms of the loss, and for the metrics the errors and the (N, 3) forces."""
         energy, forces, stress = self.student(batch)
         atoms, cells = batch.labelled[batch.cell_of_atom], batch.labelled
         per_atom = (energy - batch.energy) / batch.sizes
@@ -166,10 +166,7 @@ class DistilTask(LightningModule):
             "energy": w.energy * _robust(errors["energy_mae"], 0.01),
             "stress": w.stress * _robust(errors["stress_mae"], 0.01),
         }
-        phonon_wrong, phonon_right = self._changes(batch, forces, 1.0)
-        plain_wrong, plain_right = self._changes(batch, forces, 0.0)
-        errors |= {"wrong": plain_wrong, "right": plain_right}
-        return terms, errors | {"phonon_wrong": phonon_wrong, "phonon_right": phonon_right}
+        return terms, errors | {"forces": forces}
 
     def _changes(self, batch: Batch, forces: Tensor, mass_power: float) -> tuple[Tensor, Tensor]:
         """Return (C,) weighted mean squares of the error of each force change, and of the change itself."""
@@ -188,17 +185,16 @@ class DistilTask(LightningModule):
             if errors[name].numel():
                 self._update(self.means[name], errors[name].abs())
         self._update(self.means["loss"], torch.stack(list(terms.values())).sum())
-        everything = torch.ones_like(batch.exact)
-        for name, chosen, kind in (
-            ("difference_error", ~batch.exact, ""),
-            ("hessian_error", batch.exact, ""),
-            ("phonon_error", everything, "phonon_"),
+        for name, chosen, mass_power in (
+            ("difference_error", ~batch.exact, 0.0),
+            ("hessian_error", batch.exact, 0.0),
+            ("phonon_error", torch.ones_like(batch.exact), 1.0),
         ):
             # one figure a structure, over all its comparisons
             ids, place = torch.unique(batch.structure[chosen], return_inverse=True)
             wrong, right = (
-                errors[part].new_zeros(len(ids)).index_add(0, place, errors[part][chosen])
-                for part in (f"{kind}wrong", f"{kind}right")
+                part.new_zeros(len(ids)).index_add(0, place, part[chosen])
+                for part in self._changes(batch, errors["forces"], mass_power)
             )
             if len(ids):
                 self._update(self.medians[name], (wrong / right.clamp_min(1e-12)).sqrt())
@@ -282,8 +278,8 @@ def open_student(source: str) -> Student:
     Raises:
         SimulationError: There is none, or it is damaged.
     """
-    folder = bundled_potentials().get(source, Path(source))
-    if not folder.is_dir():
+    folder = find_folder(source)
+    if folder is None:
         return load_student(source)
     kept = load_folder(folder)[0]
     student = Student(kept.config)

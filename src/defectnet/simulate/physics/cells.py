@@ -16,7 +16,7 @@ from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.phonons import Modes, modes, q_mesh
 from defectnet.simulate.potential import Curvature, Potential
 from defectnet.simulate.reference import ReferencePotential
-from defectnet.simulate.relax import CellMode, relax
+from defectnet.simulate.relax import CellMode, Relaxation, relax
 
 FloatArray = NDArray[np.float64]
 
@@ -100,6 +100,29 @@ def box(name: str, repeats: int) -> NDArray[np.int64]:
     return np.asarray(repeats * cells.get(LATTICES[name][0], fcc), dtype=np.int64)
 
 
+def attempt(
+    potential: Potential, start: Crystal, cell: CellMode, *, tolerance: float, evaluations: int, rounds: int
+) -> Relaxation:
+    """Relax a crystal, with the help of the fast potential of a `Preconditioned` one; arguments as of `relax`.
+
+    Raises:
+        Failed: The potential does not know an element.
+    """
+    try:
+        potential.check(start)
+    except SimulationError as error:
+        raise Failed(error.what) from error
+    return relax(
+        potential,
+        start,
+        cell=cell,
+        tolerance=tolerance,
+        evaluations=evaluations,
+        rounds=rounds,
+        preconditioner=potential.preconditioner if isinstance(potential, Preconditioned) else None,
+    )
+
+
 def settle(potential: Potential, crystal: Crystal, cell: CellMode, rattle: float = 0.0) -> Crystal:
     """Relax a crystal.
 
@@ -112,22 +135,11 @@ def settle(potential: Potential, crystal: Crystal, cell: CellMode, rattle: float
     Raises:
         Failed: The potential does not know an element, or the crystal does not converge, or ends as another one.
     """
-    try:
-        potential.check(crystal)
-    except SimulationError as error:
-        raise Failed(error.what) from error
     start = crystal
     if rattle > 0:
         start = crystal.moved(np.random.default_rng(0).normal(0.0, rattle, (len(crystal), 3)))
-    result = relax(
-        potential,
-        start,
-        cell=cell,
-        tolerance=TOLERANCE if potential.exact else TOLERANCE_DISPLACED,
-        evaluations=80,
-        rounds=4,
-        preconditioner=potential.preconditioner if isinstance(potential, Preconditioned) else None,
-    )
+    tolerance = TOLERANCE if potential.exact else TOLERANCE_DISPLACED
+    result = attempt(potential, start, cell, tolerance=tolerance, evaluations=80, rounds=4)
     if not np.isfinite(result.max_force):
         raise Failed("collapses")
     if not result.converged:

@@ -85,19 +85,23 @@ class Taught:
     failed: str
 
 
+def held_out(hosts: Sequence[Host], salt: str) -> list[Host]:
+    """Return the crystals of the test split, in the order of a hash of the salt and their ids."""
+    return sorted(
+        (host for host in hosts if split_of(host.chemical_system) == "test"),
+        key=lambda host: hashlib.sha256(f"{salt}/{host.id}".encode()).digest(),
+    )
+
+
 def choose(hosts: Sequence[Host]) -> list[Start]:
     """Choose crystals of the test split by hash, one for each chemical system, and put dopants into the second lot.
 
     Returns:
         `SPARE` times as many as are wanted, of each kind, in the order of their hashes; fewer from a short list.
     """
-    ordered = sorted(
-        (host for host in hosts if split_of(host.chemical_system) == "test"),
-        key=lambda host: hashlib.sha256(f"physics/{host.id}".encode()).digest(),
-    )
     found: dict[Kind, list[Start]] = {"pristine": [], "doped": []}
     seen: set[str] = set()
-    for host in ordered:
+    for host in held_out(hosts, "physics"):
         if host.chemical_system in seen:
             continue
         for kind in get_args(Kind):

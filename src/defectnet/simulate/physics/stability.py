@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from defectnet.data.splits import split_of
 from defectnet.errors import SimulationError
 from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, Preconditioned
-from defectnet.simulate.physics.heldout import Start, Taught, vibrate
+from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
+from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
 from defectnet.simulate.potential import Potential
-from defectnet.simulate.relax import relax
 from defectnet.simulate.rows import row_generator
 
 CELLS = 200
@@ -59,13 +56,9 @@ def teacher_unstable(taught: Taught) -> bool:
 
 def choose_cells(hosts: Sequence[Host], count: int = CELLS) -> list[Start]:
     """Return randomly doped cells of crystals of the test split, one of each crystal, in the order of a hash."""
-    ordered = sorted(
-        (host for host in hosts if split_of(host.chemical_system) == "test"),
-        key=lambda host: hashlib.sha256(f"stability/{host.id}".encode()).digest(),
-    )
     found: list[Start] = []
     fewest, wanted, most = ATOMS
-    for host in ordered:
+    for host in held_out(hosts, "stability"):
         if len(found) == count:
             break
         try:
@@ -82,21 +75,9 @@ def relaxes(potential: Potential, start: Start) -> dict[str, Any]:
     """Relax atoms and volume, as the simulator does.
 
     Raises:
-        Failed: It explodes, does not come to rest, or ends as another crystal.
+        Failed: The potential does not know an element, or the cell explodes or does not come to rest.
     """
-    try:
-        potential.check(start.crystal)
-    except SimulationError as error:
-        raise Failed(error.what) from error
-    result = relax(
-        potential,
-        start.crystal,
-        cell="volume",
-        tolerance=TOLERANCE,
-        evaluations=80,
-        rounds=6,
-        preconditioner=potential.preconditioner if isinstance(potential, Preconditioned) else None,
-    )
+    result = attempt(potential, start.crystal, "volume", tolerance=TOLERANCE, evaluations=80, rounds=6)
     if not np.isfinite(result.max_force):
         raise Failed("explodes")
     if not result.converged:
