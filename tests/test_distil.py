@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ from defectnet.simulate.potential import FastPotential, load_potential, potentia
 from defectnet.tasks.defect import OptimiserSettings
 from make_potential import write_morse_nep, write_tiny_nep
 from make_shards import toy_sample
+
+DATA = Path(__file__).parent.parent / "data"
 
 HOSTS = {"MgO": 4.21, "LiF": 4.03, "CaO": 4.81, "NaCl": 5.64, "KCl": 6.29, "NaF": 4.63}
 """Rock salts and their lattice constants, angstrom; K-Cl and F-Na belong to the validation split."""
@@ -188,6 +191,29 @@ def test_structures(records, folder):
     assert found[1].chemical_system == "Mg-O"  # not Li-Mg-O
     with pytest.raises(SimulationError, match="id-MgO"):
         structures(records, {})
+
+
+def test_hosts_of_several_lists(folder, tmp_path):
+    (tmp_path / "more.json").write_text('[{"id": "zb", "cell": [4, 4, 4, 60, 60, 60], "species": ["Be", "S"], ')
+    with pytest.raises(SimulationError, match=r"more\.json"):
+        read_hosts(folder / "hosts.json", tmp_path / "more.json")
+    entry = {"id": "zb", "cell": [4, 4, 4, 60, 60, 60], "species": ["Be", "S"], "frac": [[0, 0, 0], [0.25] * 3]}
+    (tmp_path / "more.json").write_text(json.dumps([entry]))
+    both = read_hosts(folder / "hosts.json", tmp_path / "more.json")
+    assert [host.id for host in both] == [host.id for host in read_hosts(folder / "hosts.json")] + ["zb"]
+    with pytest.raises(SimulationError, match=r"hosts\.json and .*'id-MgO' twice"):
+        read_hosts(folder / "hosts.json", folder / "hosts.json")
+
+
+def test_bundled_labels_are_of_listed_hosts_outside_the_test_split():
+    systems = chemical_systems(read_hosts(DATA / "hosts.json.xz", DATA / "teacher" / "prototypes.json"))
+    found = [
+        s for path in sorted((DATA / "teacher").glob("labels-*.npz")) for s in structures(read_labels(path), systems)
+    ]
+    assert len(found) > 2000
+    # The first file was made before splits were drawn; training leaves its test crystals out.
+    assert sum(s.split == "test" for s in found) < 0.05 * len(found)
+    assert not any(split_of(system) == "test" for name, system in systems.items() if name.startswith("prototype"))
 
 
 def test_no_chemical_system_is_in_two_splits(folder):
@@ -641,6 +667,28 @@ def test_labels_are_made_and_gone_on_with(teacher, folder, tmp_path):
     assert part.read_bytes() == out.read_bytes()
     with pytest.raises(SimulationError, match="are there, finished"):
         next(make_labels(teacher, teacher, hosts, part, count=4, seed=1, settings=settings))
+
+
+def test_labels_of_strongly_doped_cells_find_their_volume(teacher, folder, tmp_path):
+    hosts = choose_hosts(read_hosts(folder / "hosts.json"))
+    found = {}
+    for cell in ("fixed", "volume"):
+        settings = LabelSettings(
+            atoms=(8, 8, 16), pristine=0.0, light=1.0, light_dopants=SYMBOLS, highest=0.6, cell=cell, strain=0.05
+        )
+        potential, out = FastPotential(teacher), tmp_path / f"{cell}.npz"
+        list(make_labels(potential, potential, hosts, out, count=6, seed=3, settings=settings))
+        found[cell] = structures(read_labels(out), chemical_systems(hosts))
+    shares = [
+        np.mean([int(z) not in host for z in one.records[0].crystal.numbers])
+        for one in found["volume"]
+        for host in [{int(z) for h in hosts if h.id == one.records[0].host for z in h.crystal.numbers}]
+    ]
+    assert max(shares) > 0.3
+    pressure = {
+        cell: np.median([abs(np.trace(one.records[-2].stress)) for one in made]) for cell, made in found.items()
+    }
+    assert pressure["volume"] < 0.5 * pressure["fixed"]
 
 
 def test_hosts_that_may_teach(folder):

@@ -39,17 +39,24 @@ class Host:
         return chemical_system(Formula(self.formula).count())
 
 
-def read_hosts(source: str | Path) -> list[Host]:
+def read_hosts(source: str | Path, *more: str | Path) -> list[Host]:
     """Read hosts.
 
     Args:
         source: A JSON list (``.json`` or ``.json.xz``) of objects with `id`, `cell` (a, b, c in angstrom and three
             angles in degrees), `species` and `frac`; or a structure file; or a folder of structure files.
+        more: Others, whose hosts come after those of the first.
 
     Raises:
-        SimulationError: Nothing is there, a file cannot be read, or an entry is not a crystal of known elements.
+        SimulationError: Nothing is there, a file cannot be read, an entry is not a crystal of known elements, or an id
+            comes twice.
     """
-    source = Path(source)
+    hosts = [host for one in (source, *more) for host in _read(Path(one))]
+    _check_ids(hosts, " and ".join(str(one) for one in (source, *more)))
+    return hosts
+
+
+def _read(source: Path) -> list[Host]:
     if not source.exists():
         raise SimulationError(f"hosts: {source} does not exist", fix="Give a JSON list or structure files")
     if source.is_dir():
@@ -60,7 +67,6 @@ def read_hosts(source: str | Path) -> list[Host]:
         hosts = _read_structures(source) if entries is None else [_entry(e, i, source) for i, e in enumerate(entries)]
     if not hosts:
         raise SimulationError(f"hosts: {source} holds no structure", fix="Give a JSON list or structure files")
-    _check_ids(hosts, source)
     return hosts
 
 
@@ -125,7 +131,7 @@ def host_from_atoms(atoms: Atoms, name: str, where: str = "hosts") -> Host:
     return Host(name, formula, Crystal(atoms.numbers.astype(np.int64), cell, positions))
 
 
-def _check_ids(hosts: Sequence[Host], source: Path) -> None:
+def _check_ids(hosts: Sequence[Host], source: str) -> None:
     seen: set[str] = set()
     for host in hosts:
         if host.id in seen:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch.cli import LightningCLI
 
@@ -14,10 +14,13 @@ from defectnet.errors import DefectNetError, SimulationError
 from defectnet.simulate.distil.calibrate import calibrate
 from defectnet.simulate.distil.data import DistilDataModule
 from defectnet.simulate.distil.folder import find_folder, load_folder, save_student
-from defectnet.simulate.distil.label import LabelSettings, choose_hosts, make_labels
+from defectnet.simulate.distil.label import DEFAULT, LIGHT, LabelSettings, choose_hosts, make_labels
 from defectnet.simulate.distil.task import DistilTask, load_student, training_record
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.potential import load_potential
+from defectnet.simulate.relax import CellMode
+
+HOSTS = ("data/hosts.json.xz", "data/teacher/prototypes.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +62,7 @@ def _export(words: Sequence[str]) -> None:
     parser.add_argument(
         "--calibrate", nargs="*", default=[], help="label files; corrects the curvature by validation crystals"
     )
-    parser.add_argument("--hosts", default="data/hosts.json.xz", help="list of crystals that the labels are of")
+    parser.add_argument("--hosts", nargs="+", default=HOSTS, help="lists of crystals that the labels are of")
     parser.add_argument("--hessians", help="folder of a data set with kept Hessians, for --calibrate too")
     chosen = parser.parse_args(words)
     training: dict[str, Any]
@@ -93,18 +96,21 @@ def _label(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m defectnet.simulate.distil label", description=_label.__doc__)
     parser.add_argument("--teacher", required=True, help="path of the slow potential (.nqx), or any potential")
     parser.add_argument("--guide", default="nep89", help="fast potential whose Hessian guides descents")
-    parser.add_argument("--hosts", default="data/hosts.json.xz", help="list of crystals, or a folder of structures")
+    parser.add_argument("--hosts", nargs="+", default=HOSTS, help="lists of crystals, or folders of structures")
     parser.add_argument("--out", type=Path, required=True, help="label file (.npz); one that was stopped goes on")
     parser.add_argument("--count", type=int, default=500, help="structures, of six records each or so")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--known", type=Path, nargs="*", default=[], help="other label files: rare elements come first")
     parser.add_argument("--space-groups", type=int, nargs="*", default=[], help="only hosts of these, such as 216 186")
     parser.add_argument("--elements", type=int, help="only hosts of so many elements or fewer")
-    parser.add_argument("--light", type=float, default=0.35, help="share of doped cells with light dopants alone")
+    parser.add_argument("--light", type=float, default=DEFAULT.light, help="share of cells with --light-dopants alone")
+    parser.add_argument("--light-dopants", nargs="+", default=LIGHT, help="Be, B, C, N, O, F, Si, P, S by default")
+    parser.add_argument("--highest", type=float, default=DEFAULT.highest, help="concentration of all dopants together")
+    parser.add_argument("--cell", choices=get_args(CellMode), default=DEFAULT.cell, help="what the guide relaxes")
     parser.add_argument("--device", default="cpu", help="of the teacher")
     parser.add_argument("--batch", type=int, default=1, help="structures side by side: 1 on a CPU, 48 on a GPU")
     chosen = parser.parse_args(words)
-    hosts = choose_hosts(read_hosts(chosen.hosts), chosen.space_groups, chosen.elements)
+    hosts = choose_hosts(read_hosts(*chosen.hosts), chosen.space_groups, chosen.elements)
     teacher, guide = load_potential(chosen.teacher, chosen.device), load_potential(chosen.guide)
     lines = make_labels(
         teacher,
@@ -114,7 +120,9 @@ def _label(words: Sequence[str]) -> None:
         count=chosen.count,
         seed=chosen.seed,
         batch=chosen.batch,
-        settings=LabelSettings(light=chosen.light),
+        settings=LabelSettings(
+            light=chosen.light, light_dopants=tuple(chosen.light_dopants), highest=chosen.highest, cell=chosen.cell
+        ),
         known=chosen.known,
     )
     for line in lines:

@@ -86,7 +86,7 @@ class DistilDataModule(LightningDataModule):
 
     Args:
         labels: Label files (`defectnet.simulate.distil.labels`), or patterns of them.
-        hosts: The list of hosts that the labels were made from.
+        hosts: The lists of hosts that the labels were made from.
         hessians: Folder of a data set that keeps Hessians of relaxed doped cells beside its shards; None for none.
         batch_atoms: Atoms of a batch.
         draws: Random displacements of each cell with a Hessian.
@@ -98,7 +98,7 @@ class DistilDataModule(LightningDataModule):
     def __init__(
         self,
         labels: list[str],
-        hosts: str = "data/hosts.json.xz",
+        hosts: list[str] | str = "data/hosts.json.xz",
         hessians: str | None = None,
         batch_atoms: int = 400,
         draws: int = 4,
@@ -112,7 +112,8 @@ class DistilDataModule(LightningDataModule):
                 f"data: batch_atoms {batch_atoms}, draws {draws}, displacement {displacement}",
                 fix="All must be above zero",
             )
-        self.labels, self.hosts, self.hessians = labels, hosts, hessians
+        self.labels, self.hessians = labels, hessians
+        self.hosts = [hosts] if isinstance(hosts, str) else hosts
         self.batch_atoms, self.draws, self.displacement = batch_atoms, draws, displacement
         self.seed, self.cache_gigabytes = seed, cache_gigabytes
         self.cutoff = 0.0
@@ -141,7 +142,7 @@ class DistilDataModule(LightningDataModule):
                 f"data.labels {self.labels} match no file",
                 fix="Give label files of the slow potential with --data.labels",
             )
-        systems = chemical_systems(read_hosts(self.hosts))
+        systems = chemical_systems(read_hosts(*self.hosts))
         found: dict[Split, list[Example]] = {"train": [], "val": [], "test": []}
         for path in paths:
             for structure in structures(read_labels(path), systems):

@@ -27,7 +27,7 @@ from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import EnergyForcesStress
 from defectnet.simulate.potential import Curvature, ManyPotential, Potential
-from defectnet.simulate.relax import relax
+from defectnet.simulate.relax import CellMode, relax
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
 """Dopants whose local modes lie above a host's band: labels of them are always too few."""
@@ -48,6 +48,7 @@ class LabelSettings:
         pristine: Share of cells without dopants.
         light: Share of doped cells whose dopants are all of `light_dopants`.
         highest: Greatest concentration of all dopants together.
+        cell: Of a doped cell that the guide relaxes: ``fixed``, or ``volume`` where many atoms are replaced.
         strain: Standard deviation of each component of a random strain.
         raw: Share of doped cells that the teacher sees as substituted; the others are relaxed by the guide first.
         swelling: Standard deviation of a uniform strain of the last rattled cell, which tells of the bulk modulus.
@@ -60,6 +61,7 @@ class LabelSettings:
     light: float = 0.35
     light_dopants: tuple[str, ...] = LIGHT
     highest: float = 0.25
+    cell: CellMode = "fixed"
     strain: float = 0.007
     raw: float = 0.2
     swelling: float = 0.015
@@ -173,7 +175,7 @@ def label_one(
 
     raw = doped and rng.random() < settings.raw
     if not raw:
-        guided = relax(fast, crystal, cell="fixed", tolerance=0.05)
+        guided = relax(fast, crystal, cell=settings.cell if doped else "fixed", tolerance=0.05)
         crystal = guided.crystal if np.isfinite(guided.max_force) else crystal
     recorder = _Recorder(teacher)
     relax(
