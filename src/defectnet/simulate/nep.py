@@ -210,7 +210,7 @@ class NEP:
         types = torch.cat([self.types(crystal) for crystal in crystals])
         bounds = [0, *itertools.accumulate(len(crystal) for crystal in crystals)]
         pairs = joined_pairs([self.pairs(crystal) for crystal in crystals], bounds)
-        energies, forces, virials = self.forces_many(types, pairs, bounds)
+        energies, forces, virials = self.forces_many(types, pairs, bounds, second=False)
         return [
             EnergyForcesStress(
                 energy=float(energies[k]),
