@@ -122,6 +122,7 @@ class Method:
 ZERO_SHOT = "zero-shot"
 RIVALS = {"ds": DirectStandardization, "pds": partial(PiecewiseDirectStandardization, window_length=8)}
 METHODS = {
+    "responses": Method(TrainingSettings("responses")),
     "head": Method(TrainingSettings("head")),
     "gradual": Method(TrainingSettings("gradual")),
     "full": Method(TrainingSettings("full")),
@@ -279,6 +280,7 @@ def run(
         training = replace(method.training, seed=seed, accelerator="cpu", replay=replay if method.replays else None)
         start = untrained(base, seed) if method.scratch else base.source
         job = Job(str(out), str(start), str(lab.table), tuple(learn), training)
+        out.mkdir(parents=True, exist_ok=True)
         run_jobs([job])
         model = job.result()
         for leftover in out.iterdir():  # megabytes a run
@@ -331,6 +333,7 @@ def report(checkpoint: str) -> None:
 
 
 STYLES: dict[str, tuple[str, str]] = {
+    "responses": ("#c2185b", "-"),
     "head": ("#c58b00", "-"),
     "gradual": ("#2e7d32", "-"),
     "full": ("#7a5195", "-"),
@@ -356,7 +359,7 @@ def draw(result: Record, path: Path) -> None:
                 if curve:
                     size, mean, low, high = np.array(curve).T
                     axis.plot(size, mean, line, color=colour, marker="o", markersize=3, label=method)
-                    if method in ("l2sp", "scratch"):
+                    if method in ("responses", "scratch"):
                         axis.fill_between(size, low, high, color=colour, alpha=0.15, linewidth=0)
             for entry in own:
                 if entry["method"] == ZERO_SHOT:

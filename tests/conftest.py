@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,8 +19,17 @@ from defectnet.models.registry import ARCHITECTURES, build_model
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
-TINY_NETS: dict[str, dict[str, int | float]] = {
-    "DefectNet": {"d_model": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "patch": 16, "dropout": 0.0},
+_TINY: dict[str, int | float] = {
+    "d_model": 16,
+    "heads": 2,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "patch": 16,
+    "dropout": 0.0,
+}
+TINY_NETS: dict[str, dict[str, Any]] = {
+    "DefectNet": _TINY,
+    "MeasuredResponses": {"inner": "DefectNet", "inner_net": _TINY},
     "PaperDefectNet": {"channels": 16, "heads": 2, "hidden": 16},
     "ResNet1d": {"channels": 8, "blocks": 2, "hidden": 16, "dropout": 0.0},
 }

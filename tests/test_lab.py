@@ -102,7 +102,7 @@ def test_hosts_are_held_out_whole_where_there_are_several(lab):
 
 def test_without_augmentation_a_batch_is_what_predict_sees(lab, checkpoint):
     pairs = EncodedPairs(read_table(lab))
-    item = pairs.augmented([3, 1], Augmentation(share=0.0), (0, 0), "blind")
+    item = pairs.augmented([3, 1], Augmentation(share=0.0, blend=0.0), (0, 0), "blind")
     answer = from_pretrained(checkpoint).predict(lab / "host.csv", lab / "s3.csv", "GaAs")
     output = from_pretrained(checkpoint).predict_batch(item.batch)
     logits = output.identity_logits[0][item.batch.candidates[0]] / CALIBRATION.temperature_blind
@@ -132,10 +132,37 @@ def test_augmentation_is_small_seeded_and_new_in_every_epoch(lab):
 
 def test_an_augmentation_of_nothing_changes_next_to_nothing(lab):
     pairs = EncodedPairs(read_table(lab))
-    none = Augmentation(share=1.0, broadening=0.0, noise=0.0, energy_scale=0.0)
+    none = Augmentation(share=1.0, blend=0.0, broadening=0.0, noise=0.0, energy_scale=0.0)
     changed, plain = pairs.augmented(range(12), none, (0, 0), "blind").batch, pairs.item(range(12), "blind").batch
     # It passes through the grid on which data sets are stored.
     assert ((changed.doped - plain.doped).abs().sum(dim=1) * pairs.grid.width / 2).max() < 0.03
+
+
+def test_a_blend_holds_what_its_parts_hold(lab):
+    pairs = EncodedPairs(read_table(lab))
+    assert [len(partners) for partners in pairs.partners] == [len(pairs) - 1] * len(pairs)
+    only = Augmentation(share=0.0, blend=1.0, broadening=0.0, noise=0.0, energy_scale=0.0)
+    item = pairs.augmented(range(12), only, (0, 0), "candidates")
+    said = item.targets.concentration.sum(dim=1)
+    assert (said > 0).all()
+    assert not torch.allclose(said, torch.tensor(SHARES))
+    # The area of the local mode, which lies above all else of the host, is linear in the concentration of a table row.
+    above = torch.as_tensor(pairs.grid.centres) * item.batch.edge_mev[0] > 40.0
+    slope = [
+        (batch.doped - batch.host)[:, above].sum(dim=1) / concentration
+        for batch, concentration in ((item.batch, said), (pairs.batch, pairs.targets.concentration.sum(dim=1)))
+    ]
+    assert slope[0].mean().item() == pytest.approx(slope[1].mean().item(), rel=0.1)
+
+
+def test_a_blend_keeps_to_the_candidates_and_the_host(lab):
+    table = read_table(lab)
+    table[0] = replace(table[0], candidates=("In", "P"), dopants={"In": 0.01})
+    table[1] = replace(table[1], formula="InP", dopants={"Al": 0.03})
+    pairs = EncodedPairs(table)
+    assert pairs.partners[0] == []
+    assert pairs.partners[1] == []
+    assert set(pairs.partners[2]) == set(range(len(pairs))) - {1, 2}
 
 
 def test_named_candidates_are_what_is_asked(lab):
@@ -303,6 +330,28 @@ def test_a_network_that_is_not_better_is_not_kept(checkpoint, lab, tmp_path):
     assert model.calibration == CALIBRATION
     assert model.training_info["edge_mev"] == TRAINING["edge_mev"]
     assert "cannot be told from tiny" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_measured_responses_are_a_method_of_the_command(checkpoint, lab, tmp_path, capsys):
+    out = tmp_path / "mine"
+    words = ["finetune", "--checkpoint", str(checkpoint), "--data", str(lab), "--method", "responses"]
+    main([*words, "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "Fine-tuning improved" in said
+    assert "the network inside is the same" in " ".join(said.split())
+    verify(out)
+    found = from_pretrained(out).predict(lab / "host.csv", lab / "s8.csv", "GaAs", candidates=["Al", "P"])
+    assert found.concentration[found.elements.index("Al")] == pytest.approx(SHARES[8], rel=0.1)
+    with pytest.raises(SystemExit):
+        main([*words[:2], str(out), *words[3:], "--out", str(tmp_path / "again")])
+    assert "MeasuredResponses cannot answer" in capsys.readouterr().err
+
+
+def test_responses_of_hosts_with_few_pairs_are_refused_before_any_work(checkpoint, tmp_path):
+    lab = write_lab(tmp_path / "lab", SHARES[:4])
+    with pytest.raises(ConfigError, match="no host has 4 pairs"):
+        finetune(checkpoint, lab, tmp_path / "mine", TrainingSettings(method="responses"))
+    assert [path.name for path in tmp_path.iterdir()] == ["lab"]
 
 
 def test_forgetting_is_measured_where_simulated_rows_are_at_hand(checkpoint, lab, tmp_path, replay):

@@ -63,6 +63,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         if len(kinds) == len(value):
             return tuple(_typed(value[i], kind, f"{where}[{i}]") for i, kind in enumerate(kinds))
+    elif get_origin(hint) is dict and isinstance(value, dict):
+        return value
     elif get_origin(hint) is None and isinstance(value, bool) == (hint is bool):
         if hint is float and isinstance(value, int | float) and math.isfinite(value):
             return float(value)

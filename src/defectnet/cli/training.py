@@ -36,7 +36,7 @@ def finetune(
         data: Table of the pairs (.csv), or a folder with pairs.csv; its columns stand in docs/fine-tuning.md.
         out: Folder to write the checkpoint to.
         checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
-        method: head, gradual, full or l2sp.
+        method: head, gradual, full or l2sp; or responses, which trains nothing and needs a few pairs of each host.
         devices: Devices that train together, one process each.
         accelerator: auto, cpu or gpu.
         precision: 32-true, or bf16-mixed on GPUs; losses and metrics are in single precision always.

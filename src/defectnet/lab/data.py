@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from defectnet.batch import Batch, Targets
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid, ModelSpec
+from defectnet.data.blending import MOST_HOST, MOST_PARTNERS
 from defectnet.data.candidates import TRACKS, Track, TrackSettings, questions
 from defectnet.data.dataset import Item, View, index_folder
 from defectnet.data.measurement import AUGMENT, Measurement, Stack, measure_pairs, row_rng
@@ -32,7 +34,8 @@ from defectnet.encode import candidate_mask, encode_pair, stack
 from defectnet.errors import ConfigError
 from defectnet.lab.splits import hold_out
 from defectnet.lab.table import LabPair, read_table
-from defectnet.spectrum import KINDS, relative_dos
+from defectnet.models.measured import same_host
+from defectnet.spectrum import KINDS, Spectrum, relative_dos
 from defectnet.tasks.finetuning import WeightedItem
 
 _TRAIN, _REPLAY = "lab", "replay"  # purposes of random numbers
@@ -40,10 +43,15 @@ _TRAIN, _REPLAY = "lab", "replay"  # purposes of random numbers
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Small changes to a measured pair, new in every epoch; what the spectra show stays what it was.
+    """Changes to a measured pair, new in every epoch.
+
+    Blends change what is in the sample: to first order a spectrum is linear in the concentrations, so that a sum of
+    what several dopings do to a host is what a sample with all of them would show. The other changes are small, and
+    what the spectra show stays what it was.
 
     Attributes:
         share: Share of the pairs that is changed; the others are seen as they were measured.
+        blend: Share of the pairs that is blended with up to two others of their host, and with the pure host.
         broadening: Most extra resolution (FWHM), relative to the row's own; added in squares.
         resolution: Resolution assumed where a row states none, relative to the host's band edge.
         noise: Most extra noise, as `defectnet.data.measurement.Measurement.noise`.
@@ -51,13 +59,17 @@ class Augmentation:
     """
 
     share: float = 0.75
+    blend: float = 0.5
     broadening: float = 0.7
     resolution: float = 0.02
     noise: float = 0.01
     energy_scale: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0 or min(self.broadening, self.noise, self.energy_scale) < 0.0:
+        if (
+            not (0.0 <= self.share <= 1.0 and 0.0 <= self.blend <= 1.0)
+            or min(self.broadening, self.noise, self.energy_scale) < 0.0
+        ):
             raise ConfigError("augmentation has a share outside 0 to 1 or a negative size", fix="Correct the setting")
 
     def measurement(self, pair: LabPair, edge_mev: float) -> Measurement:
@@ -127,6 +139,20 @@ class EncodedPairs:
             for symbol, share in pair.dopants.items():
                 row[INDEX[symbol]] = share
         self.targets = Targets(concentration)
+        self.partners = self._partners()
+
+    def _partners(self) -> list[list[int]]:
+        """Return for each row the others of its host, whose dopants may stand in a blend with its own."""
+        found: list[list[int]] = [[] for _ in self.pairs]
+        for rows in (group.tolist() for group in same_host(self.batch)):
+            for row in rows:
+                named = self.pairs[row].candidates
+                found[row] = [
+                    other
+                    for other in rows
+                    if other != row and (named is None or self.pairs[other].dopants.keys() <= set(named))
+                ]
+        return found
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -138,28 +164,66 @@ class EncodedPairs:
     def augmented(self, rows: Sequence[int], augmentation: Augmentation, keys: tuple[int, ...], track: Track) -> Item:
         """Return rows with small changes and questions that (row, keys) fix."""
         batch = self._rows(rows)
+        concentration = self.targets.concentration[torch.as_tensor(rows, dtype=torch.long)]
         for place, row in enumerate(rows):
             rng = row_rng(_TRAIN, self.pairs[row].key, *keys)
-            if rng.random() < augmentation.share:
-                self._change(batch, place, row, augmentation, rng)
-        return self._asked(rows, batch, track, keys)
+            shares = self._shares(row, augmentation, rng)
+            concentration[place] = sum(share * self.targets.concentration[k] for k, share in shares.items())
+            if rng.random() < augmentation.share or shares != {row: 1.0}:
+                self._change(batch, place, row, shares, augmentation, rng)
+        return self._asked(rows, batch, track, keys, concentration)
+
+    def _shares(self, row: int, augmentation: Augmentation, rng: np.random.Generator) -> dict[int, float]:
+        """Return row -> its share in a blend; what they lack from 1 is the pure host's."""
+        if rng.random() >= augmentation.blend:
+            return {row: 1.0}
+        others = self.partners[row]
+        chosen = rng.permutation(len(others))[: rng.integers(MOST_PARTNERS + 1)].tolist()
+        host = MOST_HOST * rng.random() if rng.random() < 0.5 or not chosen else 0.0
+        shares = (1.0 - host) * rng.dirichlet(np.full(1 + len(chosen), 2.0))
+        return dict(zip([row, *(others[k] for k in chosen)], shares.tolist(), strict=True))
 
     def _rows(self, rows: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(rows, dtype=torch.long)
         return Batch(*(x[chosen] for x in self.batch))
 
-    def _change(self, batch: Batch, place: int, row: int, augmentation: Augmentation, rng: np.random.Generator) -> None:
-        pair, edge = self.pairs[row], float(self.batch.edge_mev[row])
-        curves = [relative_dos(s.energy_mev, s.dos, edge, STORAGE_GRID) for s in (pair.host, pair.doped)]
+    def _change(
+        self,
+        batch: Batch,
+        place: int,
+        row: int,
+        shares: Mapping[int, float],
+        augmentation: Augmentation,
+        rng: np.random.Generator,
+    ) -> None:
+        edge = float(self.batch.edge_mev[row])
+        host = self._curve(self.pairs[row].host, edge)
+        doped = host.copy()
+        for k, share in shares.items():
+            own = host if k == row else self._curve(self.pairs[k].host, edge)
+            doped += share * (self._curve(self.pairs[k].doped, edge) - own)
+        curves = np.stack([host, doped.clip(min=0.0)])
         # One projected DOS each, of whatever element: all count alike, so that the curve itself is measured again.
-        one = Stack(np.stack(curves), np.ones(2), np.zeros(2, np.intp), np.array([0, 1]), np.array([edge]))
-        measured = measure_pairs(one, augmentation.measurement(pair, edge), [rng], grid=self.grid)
+        one = Stack(curves, np.ones(2), np.zeros(2, np.intp), np.array([0, 1]), np.array([edge]))
+        measured = measure_pairs(one, augmentation.measurement(self.pairs[row], edge), [rng], grid=self.grid)
         batch.host[place] = torch.from_numpy(measured.host[0])
         batch.doped[place] = torch.from_numpy(measured.doped[0])
         batch.edge_mev[place] = float(measured.edge_mev[0])
 
-    def _asked(self, rows: Sequence[int], batch: Batch, track: Track, keys: tuple[int, ...]) -> Item:
-        concentration = self.targets.concentration[torch.as_tensor(rows, dtype=torch.long)]
+    @staticmethod
+    def _curve(spectrum: Spectrum, edge_mev: float) -> NDArray[np.floating[Any]]:
+        return relative_dos(spectrum.energy_mev, spectrum.dos, edge_mev, STORAGE_GRID)
+
+    def _asked(
+        self,
+        rows: Sequence[int],
+        batch: Batch,
+        track: Track,
+        keys: tuple[int, ...],
+        concentration: Tensor | None = None,
+    ) -> Item:
+        if concentration is None:
+            concentration = self.targets.concentration[torch.as_tensor(rows, dtype=torch.long)]
         rngs = [row_rng("candidates", self.pairs[row].key, *keys) for row in rows]
         hosts, present = (batch.composition > 0).numpy(), (concentration > 0).numpy()
         asked, given = questions(hosts, present, track, self.tracks, rngs)

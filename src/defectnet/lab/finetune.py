@@ -25,7 +25,7 @@ from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256, replacing
 from defectnet.hub import load, resolve, save
 from defectnet.lab.data import EncodedPairs
-from defectnet.lab.jobs import Job, TrainingSettings, run_jobs
+from defectnet.lab.jobs import RESPONSES, Job, TrainingSettings, run_jobs
 from defectnet.lab.judge import Judgement, ask, join, judge
 from defectnet.lab.report import REPORT, REPORT_SCHEMA, to_card
 from defectnet.lab.splits import FOLDS, MANY_GROUPS, folds, groups_of, hold_out
@@ -179,6 +179,9 @@ def _prepared(
     _check_sizes(pairs, parts, training)
     settled = _with_absolute_replay(training)
     study = _Study(base, source, table.resolve(), pairs, groups, grouping, parts, settled, target)
+    if settled.method == RESPONSES:
+        for part in parts:
+            study.job(0, part).result()  # a second's work, and the error of too few pairs comes before any folder
     _enter(study.work, _fingerprint(source, pairs, settled, holdout))
     return study
 

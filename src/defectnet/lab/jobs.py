@@ -34,13 +34,17 @@ from defectnet.errors import ConfigError, DefectNetError, LabError
 from defectnet.export import read_run
 from defectnet.files import replacing
 from defectnet.hub import from_pretrained
-from defectnet.lab.data import LabDataModule, Replay
+from defectnet.lab.data import EncodedPairs, LabDataModule, Replay
 from defectnet.lab.table import read_table
 from defectnet.models.base import DefectModel
+from defectnet.models.measured import MeasuredResponses
 from defectnet.tasks.finetuning import FinetuneTask, method_named
 
 WEIGHTS: Final = "weights.safetensors"
 """What a finished run leaves."""
+
+RESPONSES: Final = "responses"
+"""The method that is no training."""
 
 SAVED_EVERY: Final = 5
 """Epochs after which a run that is killed goes on."""
@@ -59,7 +63,8 @@ class TrainingSettings(Settings):
     """How a network is trained further.
 
     Attributes:
-        method: ``head``, ``gradual``, ``full`` or ``l2sp``.
+        method: ``head``, ``gradual``, ``full`` or ``l2sp``; or ``responses``, which measures how each dopant changes
+            the spectrum of a host (`defectnet.models.measured`) and trains nothing, so that other settings say nothing.
         epochs: Most epochs; an epoch asks one question about every pair.
         learning_rate: Peak learning rate; the method's own if None.
         batch_size: Pairs of a batch, over all devices together.
@@ -90,7 +95,8 @@ class TrainingSettings(Settings):
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        method_named(self.method)
+        if self.method != RESPONSES:
+            method_named(self.method)
         for name in ("epochs", "batch_size", "patience", "devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="Use 1 or more")
@@ -103,6 +109,8 @@ class TrainingSettings(Settings):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}", fix=f"Use {' or '.join(known)}")
+        if self.method == RESPONSES and self.devices > 1:
+            raise ConfigError(f"devices is {self.devices} with method {RESPONSES}", fix="It takes a second on one")
         found = torch.cuda.device_count()
         if found < self.devices and (self.accelerator == "gpu" or (found and self.accelerator == "auto")):
             raise ConfigError(f"devices is {self.devices}, with {found} GPUs", fix="Use fewer, or accelerator cpu")
@@ -128,6 +136,8 @@ class Job(Settings):
 
     def result(self) -> DefectModel:
         """Return the trained network, in evaluation mode."""
+        if self.training.method == RESPONSES:
+            return _measured(self)
         task = FinetuneTask(self.checkpoint, self.training.method, spec=_data(self).spec)
         task.model.load_state_dict(load_file(Path(self.folder) / WEIGHTS), strict=True)
         return task.model.eval()
@@ -135,7 +145,15 @@ class Job(Settings):
     @property
     def done(self) -> bool:
         """Whether the run has ended."""
-        return (Path(self.folder) / WEIGHTS).is_file()
+        return self.training.method == RESPONSES or (Path(self.folder) / WEIGHTS).is_file()
+
+
+def _measured(job: Job) -> DefectModel:
+    model = from_pretrained(Path(job.checkpoint))
+    table = read_table(job.table, grid=model.spec.grid)
+    pairs = EncodedPairs([table[i] for i in job.rows], model.spec.grid)
+    weight = torch.tensor([pair.weight for pair in pairs.pairs])
+    return MeasuredResponses.fit(model, pairs.batch, pairs.targets, weight / weight.mean())
 
 
 def run_jobs(jobs: Sequence[Job]) -> None:

@@ -67,6 +67,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
                 f"On simulated crystals that were not trained on ({report['forgetting']['rows']} pairs of the replayed "
                 f"data's validation split) the error of the concentration went from {old:.3f} to {new:.3f} at.%."
             )
+        elif training["method"] == "responses":
+            said.append("Of other crystals it says what it said before: the network inside is the same.")
         elif training["replay"] is None:
             said.append("How much of what it knew of other crystals was forgotten was not measured; give --replay.")
     return said

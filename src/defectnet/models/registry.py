@@ -9,11 +9,13 @@ from defectnet.config import ModelSpec
 from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
 from defectnet.models.defectnet import DefectNet
+from defectnet.models.measured import MeasuredResponses
 from defectnet.models.paper import PaperDefectNet
 from defectnet.models.resnet import ResNet1d
 
 ARCHITECTURES: dict[str, type[DefectModel]] = {
     "DefectNet": DefectNet,
+    "MeasuredResponses": MeasuredResponses,
     "PaperDefectNet": PaperDefectNet,
     "ResNet1d": ResNet1d,
 }
