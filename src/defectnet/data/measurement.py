@@ -413,7 +413,12 @@ class Stack(NamedTuple):
             (P, 2, N) curves of unit area.
         """
         scale = (weights * self.areas / np.maximum(self.dos.sum(axis=1), 1e-30)).astype(np.float32)
-        curves = np.add.reduceat(self.dos * scale[:, None], self.starts, axis=0)
+        rows = np.diff(self.starts, append=len(scale))
+        curves = self.dos[self.starts] * scale[self.starts, None]
+        for number in range(1, int(rows.max())):  # the second row of all curves, the third and so on
+            more = np.flatnonzero(rows > number)
+            at = self.starts[more] + number
+            curves[more] += self.dos[at] * scale[at, None]
         curves /= np.maximum(curves.sum(axis=1, keepdims=True) * np.float32(STORAGE_GRID.width), 1e-30)
         return np.asarray(curves.reshape(len(self.edge_mev), 2, STORAGE_GRID.bins))
 
@@ -597,11 +602,19 @@ def relative_edges(
 
 def _smoothed(density: NDArray[np.float32], sigma: FloatArray, reach: NDArray[np.int_]) -> NDArray[np.float32]:
     """Convolve (P, cells) with Gaussians of (P,) standard deviations, cut at (P,) distances; zero lies outside."""
-    out = np.empty_like(density)
-    for row, line, width, far in zip(out, density, sigma.tolist(), reach.tolist(), strict=True):
-        kernel = np.exp(-0.5 * (np.arange(-far, far + 1) / width) ** 2)
-        row[:] = np.convolve(line, (kernel / kernel.sum()).astype(np.float32), mode="same")
-    return out
+    cells, distance = density.shape[1], np.arange(int(reach.max()) + 1)
+    kernel = np.where(distance <= reach[:, None], np.exp(-0.5 * (distance / sigma[:, None]) ** 2), 0.0)
+    # Summed one after the other: zeros at the end, for wider kernels of other curves, change nothing.
+    kernel = (kernel / (2.0 * np.cumsum(kernel, axis=1)[:, -1:] - 1.0)).astype(np.float32)
+    far = len(distance) - 1
+    padded = np.zeros((len(density), cells + 2 * far), dtype=np.float32)
+    padded[:, far : far + cells] = density
+    out, both = density * kernel[:, :1], np.empty_like(density)
+    for step in range(1, far + 1):
+        np.add(padded[:, far - step :][:, :cells], padded[:, far + step :][:, :cells], out=both)
+        both *= kernel[:, step, None]
+        out += both
+    return np.asarray(out)
 
 
 def _running(dos: NDArray[np.floating[Any]]) -> FloatArray:
