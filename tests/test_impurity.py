@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy.linalg import eigh_tridiagonal
 
+from conftest import TINY_NETS
 from defectnet.batch import Batch, Targets
 from defectnet.config import MODEL_GRID, Grid, ModelSpec
 from defectnet.elements import INDEX, VOCABULARY, properties
 from defectnet.errors import ConfigError
 from defectnet.models.registry import build_model
-from defectnet.nn.impurity import BINS, POINTS, STIFFNESS, ImpurityTheory
+from defectnet.nn.impurity import BINS, POINTS, STIFFNESS, CorrelatedFit, ImpurityTheory
 
 UNCHANGED = STIFFNESS.index(1.0)
 CENTRES = (np.arange(BINS) + 0.5) * (MODEL_GRID.reach / BINS)
@@ -115,9 +116,16 @@ def test_responses_know_nothing_of_the_doped_sample(tiny_model, random_batch):
     torch.testing.assert_close(response, other, rtol=0.0, atol=0.0)
 
 
-def test_few_queries_give_the_answer_of_many(tiny_model, tiny_batch):
+@pytest.fixture(params=[False, True], ids=["white", "correlated"])
+def network(request):
+    """A small DefectNet, with and without fits that allow for correlated errors."""
+    torch.manual_seed(0)
+    return build_model("DefectNet", net={**TINY_NETS["DefectNet"], "correlated": request.param}).eval()
+
+
+def test_few_queries_give_the_answer_of_many(network, tiny_batch):
     # The same candidates, asked as named ones in one batch with rows of more candidates, and alone.
-    model = tiny_model("DefectNet")
+    model = network
     named = tiny_batch._replace(candidates_given=torch.ones(6, dtype=torch.bool))
     counts = named.candidates.sum(1)
     assert counts.min() < counts.max() == len(VOCABULARY) - 1
@@ -143,13 +151,54 @@ def test_training_adds_the_misfit_of_the_responses(tiny_model, random_batch):
     assert plain.learn(batch, truth)[1] == {}
 
 
+def fit_problem(seed: int, rows: int = 200) -> tuple[torch.Tensor, ...]:
+    """Responses (B, 3, N), amounts (B, 3), shapes (B, 6, N), and changes (B, N) whose errors are made of the shapes."""
+    rng = np.random.default_rng(seed)
+    shapes = np.abs(rng.standard_normal((rows, 6, 64)))
+    response, amount = rng.standard_normal((rows, 3, 64)) + shapes[:, :3], rng.standard_normal((rows, 3)) * 0.03
+    errors = np.einsum("bk,bkn->bn", 0.02 * rng.standard_normal((rows, 6)), shapes)
+    seen = np.einsum("bk,bkn->bn", amount, response) + errors + 0.002 * rng.standard_normal((rows, 64))
+    return tuple(torch.as_tensor(x) for x in (response, amount, shapes, seen))
+
+
+def test_a_correlated_fit_is_generalised_least_squares():
+    response, _, shapes, seen = (x[0].numpy() for x in fit_problem(0, rows=1))
+    fit = CorrelatedFit().double()
+    found = fit(*(torch.as_tensor(x)[None] for x in (response, seen, shapes)))[0].detach().numpy()
+    variance = np.repeat(np.exp([-4.0, -3.0, -4.0]), 2)
+    cover = (np.mean(seen**2) + 1e-4) * (np.exp(-2.0) * np.eye(64) + (shapes.T * variance) @ shapes)
+    gram, right = (response @ np.linalg.solve(cover, x) for x in (response.T, seen))
+    after = np.linalg.inv(gram + np.exp(4.0) * np.eye(3))
+    mean, deviation = after @ right, np.sqrt(np.diag(after))
+    np.testing.assert_allclose(found[:, 2], 8.0 * mean, rtol=1e-3)
+    np.testing.assert_allclose(found[:, 3], 0.5 * mean / deviation, rtol=1e-3)
+    np.testing.assert_allclose(found[:, 4], np.log(deviation) + 3.0, rtol=1e-3)
+    np.testing.assert_allclose(found[:, 0], 5.0 * right / (np.diag(gram) + 10.0), rtol=1e-9)
+
+
+def test_errors_that_hang_together_mislead_a_correlated_fit_less():
+    response, amount, shapes, seen = fit_problem(1)
+    fit, plain = CorrelatedFit().double(), CorrelatedFit().double()
+    with torch.no_grad():
+        fit.log_white.fill_(-5.0)
+        fit.log_shapes.fill_(-1.0)
+        plain.log_shapes.fill_(-40.0)  # held at the lowest that is allowed
+        error, other = ((f(response, seen, shapes)[..., 2] / 8.0 - amount).square().mean() for f in (fit, plain))
+    assert error < 0.3 * other
+
+
+def test_correlated_fits_need_responses():
+    with pytest.raises(ConfigError, match=r"net.correlated is True.*net.impurity: true"):
+        build_model("DefectNet", net={"impurity": False, "correlated": True})
+
+
 def test_grids_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"net.impurity with a grid of 200 bins.*multiple of 64"):
         build_model("DefectNet", ModelSpec(grid=Grid(bins=200, reach=2.0)))
 
 
-def test_half_precision_leaves_the_fits_whole(tiny_model, random_batch):
-    batch, model = random_batch(6), tiny_model("DefectNet")
+def test_half_precision_leaves_the_fits_whole(network, random_batch):
+    batch, model = random_batch(6), network
     with torch.no_grad():
         plain = model(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):

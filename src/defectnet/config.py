@@ -163,6 +163,7 @@ class DefectNetConfig(Settings):
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
         impurity: Whether the queries hold fits of predicted responses to each element (`defectnet.nn.impurity`).
+        correlated: Whether they also hold fits that allow for correlated errors of the responses; needs `impurity`.
     """
 
     d_model: int = 48
@@ -173,6 +174,7 @@ class DefectNetConfig(Settings):
     mlp_ratio: int = 2
     dropout: float = 0.1
     impurity: bool = True
+    correlated: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -188,6 +190,7 @@ class DefectNetConfig(Settings):
         _check(self.d_model % self.heads == 0, "net.heads", self.heads, f"It must divide d_model = {self.d_model}")
         _check(self.d_model % 2 == 0, "net.d_model", self.d_model, "Use an even number")
         _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
+        _check(self.impurity or not self.correlated, "net.correlated", True, "Set net.impurity: true too")
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,9 @@ class DefectNet(DefectModel):
         self.queries = ElementQueries(descriptors, width)
         self.summary = nn.Linear(_SUMMARY, width)
         self.impurity = (
-            ResponseDictionary(grid, descriptors, width, net.heads, net.mlp_ratio, net.dropout)
+            ResponseDictionary(
+                grid, descriptors, width, net.heads, net.mlp_ratio, net.dropout, correlated=net.correlated
+            )
             if net.impurity
             else None
         )

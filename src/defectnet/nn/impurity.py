@@ -18,7 +18,7 @@ Local modes above the band, gap modes and resonances come out by themselves.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ _PATCH: Final = 8  # bins of the host's DOS per token
 _NODES: Final = 16
 _NODE_STEP: Final = 0.08  # in units of the edge: the host's band has 13 nodes
 _RIDGE: Final = (-7.0, 2.0)  # bounds of the logarithm: below, single precision would not do
+_ERRORS: Final = (-6.0, 2.0)  # the same for variances of errors, in units of the mean square of the change
 
 
 class ImpurityTheory(nn.Module):
@@ -102,6 +103,64 @@ class ImpurityTheory(nn.Module):
         return pooled.reshape(*dos.shape[:3], BINS)
 
 
+class CorrelatedFit(nn.Module):
+    """Fit of responses to a change whose errors hang together: generalised least squares, a posterior of each amount.
+
+    What responses leave unexplained is not white: modes of the host that are shifted, broadened, or fewer than
+    predicted are wrong over a whole peak at once. The covariance of the errors is that of such changes, each with a
+    variance that is learnt, and of white noise; it is in units of the mean square of the change that is seen, for
+    errors grow with the amount. Amounts are normal with one learnt variance beforehand.
+    """
+
+    features: ClassVar[int] = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_white = nn.Parameter(torch.tensor(-2.0))
+        self.log_shapes = nn.Parameter(torch.tensor([-4.0, -3.0, -4.0]))
+        self.log_prior = nn.Parameter(torch.tensor(4.0))  # of the inverse variance
+
+    def forward(self, response: Tensor, seen: Tensor, shapes: Tensor) -> Tensor:
+        """Fit.
+
+        Args:
+            response: (B, K, N) responses; zeros for what is not in question.
+            seen: (B, N) change of the spectrum.
+            shapes: (B, 3 nodes, N) changes of the host's own modes: more or less, shifted, broadened.
+
+        Returns:
+            (B, K, 6), each of order 1: amount and score of each element alone; mean of all together, mean over its
+            standard deviation, log of the deviation; and log of what no amount explains, the same for all elements.
+        """
+        variance = self.log_shapes.clamp(*_ERRORS).exp().repeat_interleave(shapes.shape[1] // len(self.log_shapes))
+        weighted = shapes * variance.sqrt()[:, None]
+        white = self.log_white.clamp(*_ERRORS).exp() * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
+        power = seen.square().mean(1)[:, None, None] + 1e-4
+        factor = torch.linalg.cholesky(power * (white + weighted.transpose(1, 2) @ weighted))
+        both = torch.cat([response, seen[:, None]], dim=1).transpose(1, 2)
+        whitened = torch.linalg.solve_triangular(factor, both, upper=False)  # (B, N, K + 1)
+        x, d = whitened[..., :-1], whitened[..., -1:]
+        gram, right = x.transpose(1, 2) @ x, (x * d).sum(1)
+        size = gram.diagonal(dim1=1, dim2=2)
+        # The second term is far below the first but where single precision would fail.
+        prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-6 * size.amax(1)
+        root = torch.linalg.cholesky(gram + torch.diag_embed(prior[:, None].expand_as(size)))
+        mean = torch.cholesky_solve(right.unsqueeze(-1), root).squeeze(-1)
+        deviation = torch.cholesky_inverse(root).diagonal(dim1=1, dim2=2).clamp_min(1e-9).sqrt()
+        rest = (d.square().sum((1, 2)) - (right * mean).sum(1)).clamp_min(1e-3)[:, None]
+        return torch.stack(
+            [
+                5.0 * right / (size + 10.0),
+                0.3 * right / (size + 1e-3).sqrt(),
+                8.0 * mean,
+                0.5 * mean / deviation,
+                deviation.log() + 3.0,
+                (0.3 * rest.log1p()).expand_as(mean),
+            ],
+            dim=-1,
+        )
+
+
 class ResponseDictionary(nn.Module):
     """What a unit of each element would change in the spectrum of this host, and how much of each explains the change.
 
@@ -118,6 +177,7 @@ class ResponseDictionary(nn.Module):
         mlp_ratio: Hidden width of the MLPs over D.
         dropout: Share of activations dropped in training.
         layers: Blocks that read the host.
+        correlated: Whether responses are also fitted with correlated errors (`CorrelatedFit`).
     """
 
     weights: Tensor
@@ -133,6 +193,8 @@ class ResponseDictionary(nn.Module):
         mlp_ratio: int,
         dropout: float,
         layers: int = 2,
+        *,
+        correlated: bool = False,
     ) -> None:
         super().__init__()
         if grid.bins % BINS or grid.bins % _PATCH:
@@ -170,6 +232,8 @@ class ResponseDictionary(nn.Module):
         self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
         self.overlap = nn.Linear(BINS, width, bias=False)
         self.fit = nn.Linear(5, width, bias=False)
+        self.correlated = CorrelatedFit() if correlated else None
+        self.correlated_fit = nn.Linear(CorrelatedFit.features, width, bias=False) if correlated else None
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
 
@@ -216,10 +280,15 @@ class ResponseDictionary(nn.Module):
         response = gain.clamp_max(20.0).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
         with torch.autocast(host.device.type, enabled=False):
             response = response.to(host.dtype)
-            overlap, fit = self._fits(response, seen, batch.candidates.gather(1, elements), log_gain)
+            chosen = response * batch.candidates.gather(1, elements).unsqueeze(-1)
+            overlap, fit = self._fits(chosen, seen, log_gain)
         # Nothing but fits goes on: what an element would do in this host says nothing of whether it is there, and a
         # network that is shown it learns crystals by heart.
         out: Tensor = self.overlap(overlap) + self.fit(fit)
+        if self.correlated is not None and self.correlated_fit is not None:
+            with torch.autocast(host.device.type, enabled=False):
+                weighted = self.correlated(chosen, seen.squeeze(1), self._shapes(before[:, 0]))
+            out = out + self.correlated_fit(weighted)
         return out, response
 
     def _shapes(self, host: Tensor) -> Tensor:
@@ -240,9 +309,8 @@ class ResponseDictionary(nn.Module):
             [under, nn.functional.pad(flow, (1, -1)) - nn.functional.pad(flow, (-1, 1)), blurred - under], 1
         )
 
-    def _fits(self, response: Tensor, seen: Tensor, candidates: Tensor, log_gain: Tensor) -> tuple[Tensor, Tensor]:
+    def _fits(self, chosen: Tensor, seen: Tensor, log_gain: Tensor) -> tuple[Tensor, Tensor]:
         """Return where responses overlap with what is seen, (B, K, BINS), and how much of each is seen, (B, K, 5)."""
-        chosen = response * candidates.unsqueeze(-1)
         both = (chosen * seen).mean(-1)  # (B, K)
         gram = chosen @ chosen.transpose(1, 2) / BINS  # (B, K, K)
         size = gram.diagonal(dim1=1, dim2=2)
