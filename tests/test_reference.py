@@ -69,6 +69,20 @@ def test_hessian_of_a_doped_cell(path, fast, cell):
     assert 1e-4 < (coarse - exact).abs().max() < 0.05  # what 0.01 angstrom costs
 
 
+def test_one_way_is_for_cells_without_symmetry_alone(path, fast, cell):
+    """What anharmonicity does to one atom it does to all that are like it, and errors of one sign add up."""
+    one_way, both = reference(path, both_directions=False), reference(path)
+    symmetric = one_way.curvature(cell)
+    assert len(symmetric.phonon.displacements) < 6 * len(cell)
+    np.testing.assert_array_equal(symmetric.hessian(), both.curvature(cell).hessian())
+    rattled = cell.moved(np.random.default_rng(0).normal(0.0, 0.02, (len(cell), 3)))
+    lone = one_way.curvature(rattled)
+    assert len(lone.phonon.displacements) == 3 * len(cell)
+    assert len(both.curvature(rattled).phonon.displacements) == 6 * len(cell)
+    exact = fast.curvature(rattled).hessian()
+    assert (lone.hessian() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 def test_wave_vectors(path, fast, relaxed):
     """At wave vectors that the displaced supercell holds, both paths agree, phases included."""
     q = np.array([[0.0, 0.0, 0.0], [0.25, 0.5, 0.5], [-0.25, 0.25, 0.0]])

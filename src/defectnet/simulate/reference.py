@@ -72,8 +72,9 @@ class ReferencePotential:
         sha256: Of its weights.
         supercell: Repetitions of the cell that is displaced; (1, 1, 1) for cells that are supercells already.
         displacement: Angstrom.
-        both_directions: Displace both ways where symmetry does not make that superfluous; otherwise one way only, for
-            half the time.
+        both_directions: Displace both ways where symmetry does not make that superfluous. Otherwise one way only, for
+            half the time, in cells without any symmetry: there the errors of the atoms average out. Where symmetry
+            makes atoms alike their errors add up, to whole modes that are wrong, so that it is both ways again.
     """
 
     exact = False
@@ -125,7 +126,8 @@ class ReferencePotential:
             symprec=SYMMETRY_ANGSTROM,
             log_level=0,
         )
-        both: Literal["auto"] | bool = "auto" if self.both_directions else False
+        alone = len(phonon.symmetry.symmetry_operations["rotations"]) == 1
+        both: Literal["auto"] | bool = False if alone and not self.both_directions else "auto"
         phonon.generate_displacements(distance=self.displacement, is_plusminus=both)
         displaced = [
             Crystal(np.asarray(moved.numbers), np.asarray(moved.cell), moved.positions)
