@@ -13,12 +13,14 @@ import torch
 from ase.build import bulk
 from lightning import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from safetensors.torch import save_file
 
 from crystals import entry
 from defectnet.data.shards import write_shard
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import ConfigError, DefectNetError, SimulationError
+from defectnet.files import file_sha256
 from defectnet.simulate.distil.__main__ import main
 from defectnet.simulate.distil.batch import Example, PairCache, collate
 from defectnet.simulate.distil.calibrate import calibrate, curvature_share
@@ -550,6 +552,51 @@ def test_a_started_from_potential_in_a_folder(tmp_path):
     assert np.abs(ours.evaluate(cell("MgO", 1)).forces - theirs.evaluate(cell("MgO", 1)).forces).max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "README.md"])
+def test_folders_of_other_things_are_not_replaced(name, tmp_path, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / name).write_text("mine")
+    assert main(["export", "--run", "defectnet-nep", "--out", str(tmp_path / "precious")]) == 2
+    assert "precious exists and is no potential's folder" in capsys.readouterr().err
+    assert (tmp_path / "precious" / name).read_text() == "mine"
+
+
+def test_a_copy_keeps_the_licence(tmp_path, saved):
+    student, folder = saved
+    save_student(folder, student, licence="GPL-3.0", training={}, card="")
+    assert main(["export", "--run", str(folder), "--out", str(tmp_path / "copy")]) == 0
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["licence"] == "GPL-3.0"
+
+
+def test_numbers_of_another_potential_need_its_licence(tmp_path, monkeypatch, capsys):
+    path = write_morse_nep(tmp_path / "morse.txt")
+    monkeypatch.setattr("defectnet.simulate.distil.__main__.load_student", lambda _: Student.from_nep(path))
+    monkeypatch.setattr("defectnet.simulate.distil.__main__.training_record", lambda _: {})
+    words = ["export", "--run", "run.ckpt", "--out", str(tmp_path / "mine")]
+    assert main(words) == 2
+    assert "licence with --licence" in capsys.readouterr().err
+    assert main([*words, "--licence", "GPL-3.0"]) == 0
+    assert json.loads((tmp_path / "mine" / "config.json").read_text())["licence"] == "GPL-3.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--light-dopants", "Xx"], "light_dopants"),
+        (["--light", "2"], "light is 2"),
+        (["--highest", "0"], "highest 0"),
+        (["--batch", "0"], "--batch 0"),
+        (["--count", "0"], "--count 0"),
+    ],
+)
+def test_labels_refuse_nonsense_before_anything_is_computed(words, message, tmp_path, capsys):
+    out = tmp_path / "new" / "labels.npz"
+    teacher = ["--teacher", "defectnet-nep", "--guide", "defectnet-nep"]
+    assert main(["label", *teacher, "--out", str(out), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def _edit(folder, **changes):
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -574,6 +621,16 @@ def test_damaged_folders_are_named(change, message, saved):
     _, folder = saved
     change(folder)
     with pytest.raises(SimulationError, match=message):
+        load_potential(folder)
+
+
+def test_weights_that_are_not_numbers_are_not_loaded(saved):
+    student, folder = saved
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    state["net_base"][0] = float("inf")
+    save_file(state, folder / "model.safetensors")
+    _edit(folder, weights_sha256=file_sha256(folder / "model.safetensors"))
+    with pytest.raises(SimulationError, match="net_base holds NaN or infinity"):
         load_potential(folder)
 
 

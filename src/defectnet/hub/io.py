@@ -24,7 +24,7 @@ from defectnet.batch import Batch, Output
 from defectnet.config import Calibration
 from defectnet.elements import INDEX
 from defectnet.errors import CheckpointError, ConfigError
-from defectnet.files import file_sha256
+from defectnet.files import file_sha256, swap_folder
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import architecture
 
@@ -232,7 +232,7 @@ def save(
     try:
         _write(temporary, model, golden, card, training, settings)
         verify(temporary)
-        _swap(temporary, folder)
+        swap_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -268,18 +268,3 @@ def _write(
         raise ConfigError("training or calibration cannot be written as JSON", why=str(error)[:160], fix=fix) from error
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     (folder / CARD).write_text(card.rstrip() + "\n", encoding="utf-8")
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; on failure the old one is put back."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    old = new.with_suffix(".old")
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)

@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 from lightning.pytorch.cli import LightningCLI
 
-from defectnet.errors import DefectNetError, SimulationError
+from defectnet.errors import ConfigError, DefectNetError, SimulationError
 from defectnet.simulate.distil.calibrate import calibrate
 from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.folder import find_folder, load_folder, save_student
+from defectnet.simulate.distil.folder import find_folder, licence_of, load_folder, save_student
 from defectnet.simulate.distil.label import DEFAULT, LIGHT, LabelSettings, choose_hosts, make_labels
 from defectnet.simulate.distil.task import DistilTask, load_student, training_record
 from defectnet.simulate.hosts import read_hosts
@@ -57,7 +57,7 @@ def _export(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m defectnet.simulate.distil export", description=_export.__doc__)
     parser.add_argument("--run", required=True, help="training checkpoint (.ckpt), or a bundled name, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or a NEP file (.txt)")
-    parser.add_argument("--licence", default="MIT", help="of the weights, for the folder's config.json")
+    parser.add_argument("--licence", help="of the weights; by default as the folder in --run has it, or MIT")
     parser.add_argument("--card", type=Path, help="text of the folder's README.md")
     parser.add_argument(
         "--calibrate", nargs="*", default=[], help="label files; corrects the curvature by validation crystals"
@@ -68,14 +68,20 @@ def _export(words: Sequence[str]) -> None:
     training: dict[str, Any]
     folder = find_folder(chosen.run)
     if folder is not None:
-        student, training = load_folder(folder)[0], {"copy_of": folder.name}
+        student, training, licence = load_folder(folder)[0], {"copy_of": folder.name}, licence_of(folder)
     else:
-        student, training = load_student(chosen.run), training_record(chosen.run)
+        student, training, licence = load_student(chosen.run), training_record(chosen.run), "MIT"
+        if student.config.fixed_base and chosen.licence is None and chosen.out.suffix != ".txt":
+            raise SimulationError(
+                f"{chosen.run} holds the numbers of the potential that it was started from",
+                fix="Name that potential's licence with --licence, such as GPL-3.0 for NEP89",
+            )
     if chosen.calibrate:
         data = DistilDataModule(chosen.calibrate, chosen.hosts, chosen.hessians)
         training["gain"] = round(calibrate(student, data), 4)
         print(f"energies are multiplied by {training['gain']}")
     if chosen.out.suffix == ".txt":
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
         written = student.export(chosen.out)
         print(f"{chosen.out}: NEP4 of {len(written.species)} elements, sha256 {written.sha256}")
         return
@@ -87,7 +93,7 @@ def _export(words: Sequence[str]) -> None:
             raise SimulationError(
                 f"card {chosen.card} cannot be read", why=str(error)[:120], fix="Check the path"
             ) from error
-    save_student(chosen.out, student, licence=chosen.licence, training=training, card=card)
+    save_student(chosen.out, student, licence=chosen.licence or licence, training=training, card=card)
     print(f"wrote {chosen.out}")
 
 
@@ -110,6 +116,9 @@ def _label(words: Sequence[str]) -> None:
     parser.add_argument("--device", default="cpu", help="of the teacher")
     parser.add_argument("--batch", type=int, default=1, help="structures side by side: 1 on a CPU, 48 on a GPU")
     chosen = parser.parse_args(words)
+    if chosen.batch < 1 or chosen.count < 1:
+        raise ConfigError(f"--batch {chosen.batch}, --count {chosen.count}", fix="Use 1 or more")
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     hosts = choose_hosts(read_hosts(*chosen.hosts), chosen.space_groups, chosen.elements)
     teacher, guide = load_potential(chosen.teacher, chosen.device), load_potential(chosen.guide)
     lines = make_labels(

@@ -16,6 +16,9 @@ SMALLEST = 0.1
 """RMS change of forces, eV/angstrom: less, as in the last steps of a descent, says little of curvature beside noise."""
 
 
+ROUNDS = 6
+
+
 @torch.no_grad()
 def curvature_share(student: Student, data: DistilDataModule) -> float:
     """Return the share of the teacher's change of forces that the student predicts, along that change.
@@ -49,7 +52,15 @@ def curvature_share(student: Student, data: DistilDataModule) -> float:
 
 
 def calibrate(student: Student, data: DistilDataModule) -> float:
-    """Multiply a student's energy by the inverse of its `curvature_share`; returns that factor."""
-    gain = 1.0 / curvature_share(student, data)
-    student.amplify(gain)
+    """Multiply a student's energy by the factor that makes its `curvature_share` 1; returns that factor.
+
+    The repulsion of nuclei is not multiplied, so that a few rounds are needed where bonds are short.
+    """
+    gain = 1.0
+    for _ in range(ROUNDS):
+        step = 1.0 / curvature_share(student, data)
+        student.amplify(step)
+        gain *= step
+        if abs(step - 1.0) < 1e-3:
+            break
     return gain

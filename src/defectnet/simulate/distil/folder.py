@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from defectnet.errors import ConfigError, SimulationError
-from defectnet.files import file_sha256, replacing
+from defectnet.files import file_sha256, replacing, swap_folder
 from defectnet.hub.catalogue import bundled_root
 from defectnet.simulate.distil.form import StudentConfig
 from defectnet.simulate.distil.student import Student
@@ -51,7 +51,7 @@ def find_folder(source: str | Path) -> Path | None:
 
 
 def save_student(folder: str | Path, student: Student, *, licence: str, training: dict[str, Any], card: str) -> None:
-    """Write a student as a folder, whole or not at all; one that is there is replaced.
+    """Write a student as a folder, whole or not at all; a potential that is there is replaced.
 
     Args:
         folder: Where; its name becomes the potential's.
@@ -61,9 +61,13 @@ def save_student(folder: str | Path, student: Student, *, licence: str, training
         card: Text of the README.
 
     Raises:
-        SimulationError: A weight is NaN or infinite.
+        SimulationError: A weight is NaN or infinite, or the folder holds anything else.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    if folder.exists():
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+        if held and not {CONFIG} <= held <= {CONFIG, WEIGHTS, CARD}:
+            raise SimulationError(f"{folder} exists and is no potential's folder", fix="Give a new folder")
     state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -87,9 +91,7 @@ def save_student(folder: str | Path, student: Student, *, licence: str, training
         }
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
+        swap_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -118,7 +120,19 @@ def load_folder(folder: str | Path) -> tuple[Student, str]:
     except (SafetensorError, OSError, RuntimeError) as error:  # torch lists what does not fit
         why = " ".join(str(error).split())[:160]
         raise SimulationError(f"{path} does not hold what {CONFIG} says", why=why, fix=_AGAIN) from error
+    broken = [name for name, value in student.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise SimulationError(f"{path}: {broken[0]} holds NaN or infinity", fix=_AGAIN)
     return student.double(), found
+
+
+def licence_of(folder: str | Path) -> str:
+    """Return the licence of the weights in a folder.
+
+    Raises:
+        SimulationError: See `load_folder`.
+    """
+    return str(_read_config(Path(folder) / CONFIG)["licence"])
 
 
 @torch.no_grad()

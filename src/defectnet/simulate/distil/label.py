@@ -17,8 +17,8 @@ import spglib
 from numpy.typing import NDArray
 
 from defectnet.data.splits import split_of
-from defectnet.elements import NUMBERS, VOCABULARY
-from defectnet.errors import SimulationError
+from defectnet.elements import NUMBERS, VOCABULARY, element_index
+from defectnet.errors import ConfigError, SimulationError
 from defectnet.files import replacing
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.distil.labels import Record, read_labels, write_labels
@@ -67,6 +67,15 @@ class LabelSettings:
     swelling: float = 0.015
     evaluations: int = 4
     rattles: tuple[float, ...] = (0.015, 0.025, 0.04)
+
+    def __post_init__(self) -> None:
+        for symbol in self.light_dopants:
+            element_index(symbol, field="light_dopants")
+        if not (0.0 <= self.light <= 1.0 and 0.0 < self.highest < 1.0):
+            raise ConfigError(
+                f"labels: light is {self.light}, highest {self.highest}",
+                fix="Use a share from 0 to 1, and a concentration between 0 and 1",
+            )
 
 
 DEFAULT = LabelSettings()
