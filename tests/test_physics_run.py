@@ -74,6 +74,21 @@ def test_a_run_goes_on_where_it_was(potential, monkeypatch, tmp_path):
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_another_teacher_means_another_comparison(potential, monkeypatch, tmp_path):
+    calls, told = [], []
+    record = {"mean_error": 0.1, "shape_distance": 0.2, "imaginary_fraction": 0.0}
+    part = Part(
+        "test", lambda context: {"one": lambda: calls.append(1) or dict(record)}, lambda context: context.teacher
+    )
+    monkeypatch.setitem(suite.PARTS, "a", part)
+    context, out = Context(potential, FACTS, tmp_path / "teacher.npz"), tmp_path / "out.json"
+    for text, times in (("old", 1), ("old", 1), ("new", 2)):
+        context.teacher.write_text(text)
+        run(context, ["a"], out, told.append)
+        assert len(calls) == times
+    assert any("teacher.npz has changed" in line for line in told)
+
+
 def test_failures_make_a_median_worse():
     good = {"shape_distance": 0.1, "mean_error": 0.02, "imaginary_fraction": 0.0}
     bad = {"shape_distance": 0.5, "mean_error": 0.2, "imaginary_fraction": 0.0}

@@ -38,7 +38,7 @@ from defectnet.lab.data import EncodedPairs, LabDataModule, Replay
 from defectnet.lab.table import read_table
 from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
-from defectnet.tasks.finetuning import FinetuneTask, method_named
+from defectnet.tasks.finetuning import METHODS, FinetuneTask
 
 WEIGHTS: Final = "weights.safetensors"
 """What a finished run leaves."""
@@ -95,8 +95,8 @@ class TrainingSettings(Settings):
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        if self.method != RESPONSES:
-            method_named(self.method)
+        if self.method not in (RESPONSES, *METHODS):
+            raise ConfigError(f"method {self.method!r} is not known", fix=f"Use {', '.join(METHODS)} or {RESPONSES}")
         for name in ("epochs", "batch_size", "patience", "devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="Use 1 or more")

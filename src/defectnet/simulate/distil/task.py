@@ -23,6 +23,7 @@ from defectnet.simulate.distil.data import DistilDataModule
 from defectnet.simulate.distil.folder import find_folder, load_folder
 from defectnet.simulate.distil.form import StudentConfig
 from defectnet.simulate.distil.student import Student
+from defectnet.simulate.potential import PUBLISHED, fetch_potential
 from defectnet.tasks.defect import OptimiserSettings
 
 STUDENT_KEY = "student"
@@ -61,7 +62,8 @@ class DistilTask(LightningModule):
 
     Args:
         student: Fields of `StudentConfig` that differ from its defaults.
-        start_from: NEP file to which the student is added as a correction; None starts from nothing.
+        start_from: NEP file to which the student is added as a correction, or nep89, which is fetched; None starts
+            from nothing.
         init_from: Whose student goes on learning, for instance from more labels: checkpoint of a run, folder of a
             potential, or a bundled name. Its form and references stay; `student` and `start_from` are not looked at.
         optimiser: Learning rate and its schedule.
@@ -90,7 +92,8 @@ class DistilTask(LightningModule):
         if init_from is not None:
             self.student = open_student(init_from)
         else:
-            self.student = Student(config) if start_from is None else Student.from_nep(start_from, config)
+            source = fetch_potential(start_from) if start_from in PUBLISHED else start_from
+            self.student = Student(config) if source is None else Student.from_nep(source, config)
         self.optimiser, self.weights = optimiser, weights
         self.floats = torch.float32 if precision == 32 else torch.float64
         self.prepare_batches = prepare_batches

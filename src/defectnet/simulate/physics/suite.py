@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from defectnet.errors import SimulationError
-from defectnet.files import replacing
+from defectnet.files import file_sha256, replacing
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.physics import alloys, heldout, library, local_modes, stability
 from defectnet.simulate.physics.cells import Failed, Vibrating, pristine, textbook
@@ -165,10 +165,12 @@ class Part:
     Attributes:
         title: One line.
         items: Makes the items, each a function that computes one record.
+        reads: The file that it depends on, if there is one that a user may change: then all is computed anew.
     """
 
     title: str
     items: Callable[[Context], Items]
+    reads: Callable[[Context], Path] | None = None
 
 
 PARTS: dict[str, Part] = {
@@ -178,9 +180,11 @@ PARTS: dict[str, Part] = {
     "d": Part("three Raman lines of Si1-xGex", silicon_germanium),
     "e": Part("MgB2 and Al in it", magnesium_diboride),
     "f": Part("V stiffens with Pt", vanadium),
-    "g": Part("student against teacher, held-out crystals and doped cells", against_teacher),
-    "h": Part("imaginary modes of held-out hosts", hosts_hold),
-    "i": Part("doped cells of held-out hosts come to rest", cells_relax),
+    "g": Part(
+        "student against teacher, held-out crystals and doped cells", against_teacher, lambda context: context.teacher
+    ),
+    "h": Part("imaginary modes of held-out hosts", hosts_hold, lambda context: context.teacher),
+    "i": Part("doped cells of held-out hosts come to rest", cells_relax, lambda context: context.hosts),
 }
 
 
@@ -219,6 +223,12 @@ def run(context: Context, parts: Sequence[str], out: Path, say: Callable[[str], 
     for part, items in wanted.items():
         entry = results["parts"].setdefault(part, {"title": PARTS[part].title, "items": {}})
         entry["skipped"] = context.skipped.get(part, {})
+        reads = PARTS[part].reads
+        if reads is not None:
+            found = file_sha256(reads(context))
+            if entry.setdefault("input_sha256", found) != found:
+                say(f"{part}: {reads(context)} has changed, all is computed anew")
+                entry.update(input_sha256=found, items={})
         for number, (key, compute) in enumerate(items.items(), 1):
             if key in entry["items"]:
                 continue
