@@ -92,6 +92,12 @@ CASES = [
     Case("file of another", table() + "S9,host2.csv,s0.csv,GaAs,Al:0.01\n", "as that of line 2, another sample", "one"),
     Case("host as sample", table("S0,host.csv,host.csv,GaAs,Al:0.01"), "the same as host_file", "doped sample"),
     Case("sample of two minds", table("S1,host.csv,s0.csv,GaAs,Al:0.01"), "S1 has another host or other", "different"),
+    Case(
+        "host of two formulas",
+        table(GOOD[0], GOOD[1].replace("GaAs", "GaAs2")),
+        "line 3, host_file: the host of GaAs2 is that of line 2, GaAs",
+        "Correct the formula",
+    ),
     Case("few samples", "\n".join([HEADER, *GOOD[:3]]), "3 different samples are too few", "Give 4 samples"),
 ]
 

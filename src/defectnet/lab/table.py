@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+import numpy as np
+
 from defectnet.config import MODEL_GRID, Grid
-from defectnet.elements import chemical_system, element_index, parse_formula
+from defectnet.elements import chemical_system, composition, element_index, parse_formula
 from defectnet.encode import candidate_mask, encode_pair
 from defectnet.errors import DefectNetError, LabError, SpectrumError, format_error
 from defectnet.files import file_sha256
@@ -373,16 +375,21 @@ def _number(line: int, column: str, row: dict[str, str], largest: float, faults:
 
 
 def _check_together(pairs: Sequence[LabPair], files: _Files, faults: _Faults) -> None:
-    """Find what only several rows show: duplicates, samples that contradict themselves, mixed kinds."""
+    """Find what only several rows show: duplicates, samples and hosts that contradict themselves, mixed kinds."""
     seen: dict[tuple[str, str], LabPair] = {}
     doped: dict[str, LabPair] = {}
     samples: dict[str, LabPair] = {}
+    hosts: dict[str, LabPair] = {}
     for pair in pairs:
         own, host = files.digest(pair.doped), files.digest(pair.host)
         if own == host and pair.dopants:
             fix = "Give the spectrum of the doped sample; or leave dopants empty"
             faults.add(pair.line, "doped_file", "it holds the same as host_file, yet there are dopants", fix)
         first = seen.setdefault((host, own), pair)
+        crystal = hosts.setdefault(host, pair)
+        if not np.allclose(composition(crystal.formula), composition(pair.formula)):
+            what = f"the host of {pair.formula} is that of line {crystal.line}, {crystal.formula}"
+            faults.add(pair.line, "host_file", what, "Correct the formula, or give the right file")
         spectrum, same = doped.setdefault(own, pair), samples.setdefault(pair.sample, pair)
         if first is not pair:
             faults.add(pair.line, "doped_file", f"the pair is line {first.line} again", "Keep one of the two rows")
