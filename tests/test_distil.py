@@ -176,7 +176,9 @@ def test_files_that_are_no_labels(folder, tmp_path, records, teacher):
     whole = (folder / "labels-1.npz").read_bytes()
     (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    for name in ("short.npz", "other.npz", "absent.npz"):
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    for name in ("short.npz", "other.npz", "absent.npz", "single.npz"):
         with pytest.raises(SimulationError, match=name):
             read_labels(tmp_path / name)
     with pytest.raises(SimulationError, match="forces"):  # too large for half precision
@@ -193,6 +195,14 @@ def test_structures(records, folder):
     assert found[1].chemical_system == "Mg-O"  # not Li-Mg-O
     with pytest.raises(SimulationError, match="id-MgO"):
         structures(records, {})
+    with pytest.raises(SimulationError, match="pristine cell of id-MgO holds Mg-O"):
+        structures(records, systems | {"id-MgO": "Ca-O"})
+
+
+def test_lengths_in_another_unit_are_named(records, tmp_path):
+    large = [replace(r, crystal=replace(r.crystal, cell=r.crystal.cell * 10)) for r in records]
+    with pytest.raises(SimulationError, match="cubic angstrom an atom"):
+        write_labels(tmp_path / "labels.npz", large)
 
 
 def test_hosts_of_several_lists(folder, tmp_path):
@@ -557,6 +567,8 @@ def test_folders_of_other_things_are_not_replaced(name, tmp_path, capsys):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / name).write_text("mine")
     assert main(["export", "--run", "defectnet-nep", "--out", str(tmp_path / "precious")]) == 2
+    (tmp_path / "file").write_text("kept")
+    assert main(["export", "--run", "defectnet-nep", "--out", str(tmp_path / "file" / "below")]) == 2
     assert "precious exists and is no potential's folder" in capsys.readouterr().err
     assert (tmp_path / "precious" / name).read_text() == "mine"
 

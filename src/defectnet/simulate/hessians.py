@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.errors import ShardError
-from defectnet.files import replacing
+from defectnet.files import read_npz, replacing
 from defectnet.simulate.neighbours import Crystal
 
 FloatArray = NDArray[np.float64]
@@ -53,10 +52,9 @@ def read_hessians(path: Path) -> dict[str, tuple[Crystal, FloatArray]]:
         ShardError: The file is missing, truncated or no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            whole = {name: file[name] for name in _FIELDS}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ShardError(f"{path} is missing or damaged", why=str(error)[:120], fix="Simulate it again") from error
+        whole = read_npz(path, _FIELDS)
+    except ValueError as error:
+        raise ShardError(f"{path} is missing or damaged", why=str(error), fix="Simulate it again") from error
     rows, atom, entry = {}, 0, 0
     for k, (row_id, count) in enumerate(zip(whole["row_id"], whole["atoms"].astype(int), strict=True)):
         size = 3 * count

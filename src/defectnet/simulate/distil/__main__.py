@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 save_config_kwargs={"overwrite": True},
                 args=None if arguments is None else words,
             )
-    except DefectNetError as error:
+    except (DefectNetError, OSError) as error:  # OSError: --out where nothing can be written
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

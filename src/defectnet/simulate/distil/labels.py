@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.data.shards import read_shard
 from defectnet.data.splits import Split, split_of
-from defectnet.elements import NUMBERS
+from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
-from defectnet.files import replacing
+from defectnet.files import read_npz, replacing
 from defectnet.simulate.hessians import hessian_file, read_hessians
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
@@ -42,6 +41,9 @@ _KINDS: dict[str, type[np.generic]] = {
 }
 _STEPS = 65536
 """Fractional coordinates are kept in steps of 1/65536."""
+
+_VOLUMES = (2.0, 200.0)
+"""Cubic angstrom an atom; diamond has 5.7."""
 
 _FIX = "Make the labels again, or leave the file out"
 
@@ -167,10 +169,9 @@ def read_labels(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _KINDS}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise SimulationError(f"labels {path} are missing or damaged", why=str(error)[:120], fix=_FIX) from error
+        arrays = read_npz(path, tuple(_KINDS))
+    except ValueError as error:
+        raise SimulationError(f"labels {path} are missing or damaged", why=str(error), fix=_FIX) from error
     _check(path, arrays)
     ends = np.cumsum(arrays["natoms"], dtype=np.int64)
     cells = arrays["cell"].astype(np.float64)
@@ -219,9 +220,16 @@ def _check(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     unknown = sorted({int(z) for z in arrays["numbers"]} - {int(z) for z in NUMBERS})
     if unknown:
         raise SimulationError(f"labels {path}: no element of the vocabulary has Z = {unknown[0]}", fix=_FIX)
-    flat = records > 0 and float(np.abs(np.linalg.det(arrays["cell"].astype(np.float64))).min()) < 1.0
-    if flat or (arrays["natoms"] == 0).any():
-        raise SimulationError(f"labels {path}: a cell is empty or has no volume", fix=_FIX)
+    if (arrays["natoms"] == 0).any():
+        raise SimulationError(f"labels {path}: a cell is empty", fix=_FIX)
+    share = np.abs(np.linalg.det(arrays["cell"].astype(np.float64))) / arrays["natoms"]
+    odd = (share < _VOLUMES[0]) | (share > _VOLUMES[1])
+    if odd.any():
+        raise SimulationError(
+            f"labels {path}: a cell of {arrays['host'][odd][0]} has {share[odd][0]:.3g} cubic angstrom an atom",
+            why="crystals have {:g} to {:g}".format(*_VOLUMES),
+            fix=f"Give lattice vectors in angstrom, as rows. {_FIX}",
+        )
 
 
 def chemical_systems(hosts: Iterable[Host]) -> dict[str, str]:
@@ -237,7 +245,7 @@ def structures(records: Iterable[Record], systems: Mapping[str, str]) -> list[St
         systems: From `chemical_systems`.
 
     Raises:
-        SimulationError: A host is not in the list.
+        SimulationError: A host is not in the list, or is another crystal there.
     """
     groups: list[list[Record]] = []
     for record in records:
@@ -245,6 +253,13 @@ def structures(records: Iterable[Record], systems: Mapping[str, str]) -> list[St
             raise SimulationError(
                 f"labels: the host {record.host} is not in the list of hosts",
                 why="its chemical system decides which split the label belongs to",
+                fix="Give the list of hosts that the labels were made from",
+            )
+        elements = {VOCABULARY[k] for k in np.flatnonzero(np.isin(NUMBERS, record.crystal.numbers))}
+        if not record.doped and elements != set(systems[record.host].split("-")):
+            raise SimulationError(
+                f"labels: a pristine cell of {record.host} holds {'-'.join(sorted(elements))}",
+                why=f"the host with that id is of {systems[record.host]}",
                 fix="Give the list of hosts that the labels were made from",
             )
         last = groups[-1][-1] if groups else None

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.data.splits import split_of
 from defectnet.errors import SimulationError
-from defectnet.files import replacing
+from defectnet.files import read_npz, replacing
 from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.neighbours import Crystal
@@ -217,10 +216,9 @@ def read_taught(path: Path, sha256: str | None = None) -> tuple[str, list[Taught
         SimulationError: The file is missing or damaged, has another schema, or is of another potential.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            schema, (name, found) = int(file["schema"]), file["potential"].tolist()
-            arrays = {field: file[field] for field in _FIELDS}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        arrays = read_npz(path, ("schema", "potential", *_FIELDS))
+        schema, (name, found) = int(arrays["schema"]), arrays["potential"].tolist()
+    except (ValueError, TypeError) as error:  # the first two may be of another form
         raise SimulationError(
             f"teacher's curves {path} are missing or damaged",
             why=str(error)[:120],
