@@ -44,6 +44,7 @@ from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nep import NEP
 from defectnet.simulate.potential import FastPotential, load_potential, potential_names
+from defectnet.simulate.relax import relax
 from defectnet.tasks.defect import OptimiserSettings
 from make_potential import write_morse_nep, write_tiny_nep
 from make_shards import toy_sample
@@ -758,6 +759,40 @@ def test_labels_of_strongly_doped_cells_find_their_volume(teacher, folder, tmp_p
         cell: np.median([abs(np.trace(one.records[-2].stress)) for one in made]) for cell, made in found.items()
     }
     assert pressure["volume"] < 0.5 * pressure["fixed"]
+
+
+class TooLarge(FastPotential):
+    """Pulls every crystal apart: a guide that goes astray."""
+
+    def evaluate(self, crystal):
+        said = super().evaluate(crystal)
+        return replace(said, stress=said.stress - 0.05 * np.eye(3), energy=said.energy - 0.05 * crystal.volume)
+
+
+def test_labels_where_a_student_goes_astray(teacher, folder, tmp_path):
+    potential = FastPotential(teacher)
+    hosts = [
+        replace(host, crystal=relax(potential, host.crystal, cell="full").crystal)
+        for host in choose_hosts(read_hosts(folder / "hosts.json"))
+        if host.formula != "MgO"  # which this teacher distorts
+    ]
+    settings = LabelSettings(atoms=(8, 8, 16), pristine=1.0, astray=0.15)
+    out = tmp_path / "kept.npz"
+    lines = list(make_labels(potential, potential, hosts, out, count=4, seed=1, settings=settings))
+    assert all("keeps the volume" in line for line in lines), lines
+    assert not read_labels(out)
+    out = tmp_path / "astray.npz"
+    lines = list(make_labels(potential, TooLarge(teacher), hosts, out, count=4, seed=1, settings=settings))
+    found = structures(read_labels(out), chemical_systems(hosts))
+    assert found
+    assert all(len(one.records) == 6 for one in found)
+    for one in found:
+        first, last = one.records[0].crystal.volume, one.records[-2].crystal.volume
+        assert 1.15 < last / first < 1.45
+        said = potential.evaluate(one.records[-2].crystal)  # the teacher's word, not the guide's
+        assert one.records[-2].stress == pytest.approx(said.stress, abs=2e-3)
+    with pytest.raises(ConfigError, match="astray is"):
+        LabelSettings(astray=0.5)
 
 
 def test_hosts_that_may_teach(folder):

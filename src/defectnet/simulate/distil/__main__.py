@@ -113,6 +113,12 @@ def _label(words: Sequence[str]) -> None:
     parser.add_argument("--light-dopants", nargs="+", default=LIGHT, help="Be, B, C, N, O, F, Si, P, S by default")
     parser.add_argument("--highest", type=float, default=DEFAULT.highest, help="concentration of all dopants together")
     parser.add_argument("--cell", choices=get_args(CellMode), default=DEFAULT.cell, help="what the guide relaxes")
+    parser.add_argument(
+        "--astray",
+        type=float,
+        default=0.0,
+        help="only cells whose volume the guide changes by more than this share; the guide is then a student",
+    )
     parser.add_argument("--device", default="cpu", help="of the teacher")
     parser.add_argument("--batch", type=int, default=1, help="structures side by side: 1 on a CPU, 48 on a GPU")
     chosen = parser.parse_args(words)
@@ -130,7 +136,11 @@ def _label(words: Sequence[str]) -> None:
         seed=chosen.seed,
         batch=chosen.batch,
         settings=LabelSettings(
-            light=chosen.light, light_dopants=tuple(chosen.light_dopants), highest=chosen.highest, cell=chosen.cell
+            light=chosen.light,
+            light_dopants=tuple(chosen.light_dopants),
+            highest=chosen.highest,
+            cell=chosen.cell,
+            astray=chosen.astray,
         ),
         known=chosen.known,
     )

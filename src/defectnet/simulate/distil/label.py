@@ -38,6 +38,12 @@ BLOCK = 20
 FARTHEST = 25.0
 """A cell with a greater force component, eV/angstrom, teaches nothing about phonons."""
 
+NEAREST = 2.0
+"""Greatest force component, eV/angstrom, that the guide sees in a cell of its path that is labelled."""
+
+WIDEST = 0.4
+"""Greatest change of volume along the guide's path of a cell that is labelled: beyond, atoms part."""
+
 
 @dataclass(frozen=True)
 class LabelSettings:
@@ -54,6 +60,8 @@ class LabelSettings:
         swelling: Standard deviation of a uniform strain of the last rattled cell, which tells of the bulk modulus.
         evaluations: Force calls of a descent.
         rattles: Standard deviations of the displacements of rattled cells, angstrom.
+        astray: If above 0, the guide relaxes all of every cell, and only those whose volume it changes by more than
+            this share are labelled, along its path: a student, as guide, is told where it goes astray.
     """
 
     atoms: tuple[int, int, int] = (28, 40, 55)
@@ -67,6 +75,7 @@ class LabelSettings:
     swelling: float = 0.015
     evaluations: int = 4
     rattles: tuple[float, ...] = (0.015, 0.025, 0.04)
+    astray: float = 0.0
 
     def __post_init__(self) -> None:
         for symbol in self.light_dopants:
@@ -76,6 +85,8 @@ class LabelSettings:
                 f"labels: light is {self.light}, highest {self.highest}",
                 fix="Use a share from 0 to 1, and a concentration between 0 and 1",
             )
+        if not 0.0 <= self.astray < WIDEST:
+            raise ConfigError(f"labels: astray is {self.astray}", fix=f"Use a share from 0 to below {WIDEST}")
 
 
 DEFAULT = LabelSettings()
@@ -159,6 +170,9 @@ def label_one(
 
     Returns:
         Records in the order of a label file; none if the cell flies apart.
+
+    Raises:
+        SimulationError: An element is unknown to one of the two, or the guide does not go astray as it should.
     """
     fewest, wanted, most = settings.atoms
     matrix = supercell_matrix(host.crystal.cell, len(host.crystal), wanted, (fewest, most))
@@ -181,6 +195,10 @@ def label_one(
         crystal = crystal.moved(rng.normal(0.0, 0.02, (len(crystal), 3)))
     strain = rng.normal(0.0, settings.strain, (3, 3))
     crystal = crystal.strained(np.eye(3) + 0.5 * (strain + strain.T))
+
+    if settings.astray:
+        said = _astray(teacher, fast, crystal, rng, settings)
+        return [Record(c, s.energy, s.forces, s.stress, host.id, doped, step) for c, s, step in said]
 
     raw = doped and rng.random() < settings.raw
     if not raw:
@@ -209,6 +227,32 @@ def label_one(
             moved = moved.strained((1.0 + rng.normal(0.0, settings.swelling)) * np.eye(3))
         said.append((moved, teacher.evaluate(moved), 9))
     return [Record(c, s.energy, s.forces, s.stress, host.id, doped, step) for c, s, step in said]
+
+
+def _astray(
+    teacher: Potential, guide: Potential, crystal: Crystal, rng: np.random.Generator, settings: LabelSettings
+) -> list[tuple[Crystal, EnergyForcesStress, int]]:
+    """Label where the guide's own relaxation begins, passes and gets to, each with a rattled cell.
+
+    Raises:
+        SimulationError: The guide keeps the volume.
+    """
+    recorder = _Recorder(guide)
+    relax(recorder, crystal, cell="full", tolerance=0.02)
+    change = {
+        abs(cell.volume / crystal.volume - 1.0): cell
+        for cell, said in recorder.kept
+        if np.abs(said.forces).max() < NEAREST
+    }
+    path = sorted(share for share in change if share < WIDEST)
+    if not path or path[-1] < settings.astray:
+        raise SimulationError("the guide keeps the volume", fix="Draw another cell")
+    said = []
+    for share, width in zip((path[0], path[len(path) // 2], path[-1]), settings.rattles, strict=False):
+        rest = change[share]
+        moved = rest.moved(rng.normal(0.0, width, (len(rest), 3)))
+        said += [(rest, teacher.evaluate(rest), 1), (moved, teacher.evaluate(moved), 9)]
+    return said if all(np.abs(s.forces).max() < FARTHEST for _, s, _ in said) else []
 
 
 def make_labels(
