@@ -56,6 +56,7 @@ def compute(options: argparse.Namespace) -> dict[str, object]:
     if options.preconditioner is not None:
         potential = Preconditioned(potential, load_potential(options.preconditioner, options.device))
     path = options.out or Path("runs") / f"physics-{potential.name}.json"
+    options.beside = [other for other in options.beside if other.resolve() != path.resolve()]
     context = Context(potential, FACTS, options.teacher, options.hosts)
     return run(context, parts, path, say=lambda text: print(text, file=sys.stderr, flush=True))
 
