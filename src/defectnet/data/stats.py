@@ -444,7 +444,7 @@ def sections(stats: Mapping[str, Any]) -> list[Section]:
         ),
         Section(
             "Concentration, at.%, deciles",
-            ("", "least", *(f"{k}0 %" for k in range(1, 10)), "greatest"),
+            ("", "min", *(f"{k}0 %" for k in range(1, 10)), "max"),
             tuple(
                 (title, *(f"{100 * v:.2f}" for v in stats["concentration_deciles"][key]))
                 for key, title in (("single", "each dopant"), ("total", "all of a pair"))
