@@ -1,6 +1,6 @@
 """Figures of a data set: what is in its cells, and of which elements.
 
-python examples/data_figures.py data/defectnet-sim-v1 --out figures
+python examples/data_figures.py data/defectnet-sim-v1 --out data/figures
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ STYLE: Any = {
 PLACE = {s: (int(properties("group")[i]), int(properties("period")[i])) for s, i in INDEX.items()}
 
 
+def _title(stats: Mapping[str, Any]) -> str:
+    """Return the data set's name and what it holds, a sentence a line: one line is wider than the narrower figure."""
+    return f"{stats['name']}: {summary(stats)}".replace(". ", ".\n")
+
+
 def rows_as_they_are(contents: Contents) -> dict[str, list[Any]]:
     """Return the columns of a data set without the rows of randomised stiffness."""
     columns = {name: contents.table.column(name).to_pylist() for name in contents.table.column_names}
@@ -50,7 +55,7 @@ def figure_of_cells(contents: Contents, stats: Mapping[str, Any]) -> Figure:
     rows = rows_as_they_are(contents)
     found = concentrations(rows["dopant_counts"], rows["atoms"])
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
-    figure.suptitle(f"{stats['name']}: {summary(stats)}", fontsize=8.5, x=0.01, ha="left")
+    figure.suptitle(_title(stats), fontsize=8.5, x=0.01, ha="left")
     (one, two), (three, four) = figure.subplots(2, 2)
     percent = {name: 100.0 * np.array(values) for name, values in found.items()}
     low = min((values.min() for values in percent.values() if len(values)), default=0.1)
@@ -93,7 +98,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 def figure_of_elements(contents: Contents, stats: Mapping[str, Any]) -> Figure:
     """Draw how often each element occurs in hosts and as a dopant, and the yield by chemistry."""
     figure = Figure(figsize=(9.6, 4.7), layout="constrained")
-    figure.suptitle(f"{stats['name']}: {summary(stats)}", fontsize=8.5, x=0.01, ha="left")
+    figure.suptitle(_title(stats), fontsize=8.5, x=0.01, ha="left")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1.0))
     for row, (key, title) in enumerate((("host", "Hosts that hold the element"), ("dopant", "Pairs with the dopant"))):
         _periodic_table(figure.add_subplot(grid[row, 0]), stats["elements"][key], title)
