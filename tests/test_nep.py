@@ -144,6 +144,19 @@ def test_cell_smaller_than_the_cutoff(potential, model):
     assert np.abs(ours - differences(atoms, potential)).max() < HESSIAN_LIMIT
 
 
+def test_atoms_out_of_reach(potential, model):
+    """A pair and a lone atom, and no pair at all: what a relaxation meets that blows a cell up."""
+    far = bulk("MgO", "rocksalt", a=4.21).repeat((1, 1, 2))[:3]
+    far.set_cell(np.diag([40.0, 40.0, 40.0]))
+    far.positions[2] = (20.0, 20.0, 20.0)
+    assert_first_derivatives(far, potential)
+    far.positions[1] = (0.0, 20.0, 0.0)
+    none = model.evaluate(crystal_of(far))
+    assert np.all(none.forces == 0.0)
+    assert np.all(none.stress == 0.0)
+    assert not force_constants(model, crystal_of(far)).hessian().any()
+
+
 def test_repulsion_acts_below_two_angstrom(potential, tmp_path):
     """Without the ZBL line the same parameters give other forces for BeO, and the same for silicon."""
     lines = potential.read_text().splitlines()

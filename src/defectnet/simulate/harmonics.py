@@ -7,7 +7,7 @@ with exactly known coefficients. No recurrences and no singular point on the z a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -64,6 +64,8 @@ class HarmonicTables:
         exponents: (C, 3) long.
         degree: (H,) l of each harmonic, as float for arithmetic.
         value: (C, H); gradient: (C, 3 H), Cartesian index slow; second: (C, 6 H) for xx, yy, zz, yz, xz, xy.
+        raised, lowered: (3, R) long, the monomials that hold x, y and z, and what they are with one power less.
+        steps: For each monomial but the first, an earlier one and the coordinate that it is to be multiplied with.
     """
 
     exponents: Tensor
@@ -71,20 +73,33 @@ class HarmonicTables:
     value: Tensor
     gradient: Tensor
     second: Tensor
+    raised: Tensor
+    lowered: Tensor
+    steps: tuple[tuple[int, int], ...]
 
     def monomials(self, unit: Tensor) -> Tensor:
         """Evaluate all monomials at unit vectors, (P, 3) -> (P, C)."""
-        powers = [torch.ones_like(unit)]
-        for _ in range(int(self.exponents.max())):
-            powers.append(powers[-1] * unit)
-        table = torch.stack(powers)  # (l_max + 1, P, 3)
-        x, y, z = (table[self.exponents[:, axis], :, axis] for axis in range(3))
-        return (x * y * z).T
+        out = unit.new_empty(len(self.exponents), len(unit))
+        out[0] = 1.0
+        coordinates = unit.T.contiguous()
+        for column, (parent, axis) in enumerate(self.steps, start=1):
+            torch.mul(out[parent], coordinates[axis], out=out[column])
+        return out.T
+
+    def combined_gradient(self, weights: Tensor, monomials: Tensor) -> Tensor:
+        """Return the gradients (P, 3) of (P, H) combinations of the harmonics, from their (P, C) monomials."""
+        combined, monomials = self.value @ weights.T, monomials.T  # (C, P): sums over long rows are fast
+        parts = []
+        for axis, (raised, lowered) in enumerate(zip(self.raised, self.lowered, strict=True)):
+            power = self.exponents[raised, axis, None].to(combined.dtype)
+            parts.append((combined.index_select(0, raised) * monomials.index_select(0, lowered) * power).sum(0))
+        return torch.stack(parts, dim=1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float64) -> HarmonicTables:
         """Return the tables on another device, or in another precision."""
-        tensors = (self.degree, self.value, self.gradient, self.second)
-        return HarmonicTables(self.exponents.to(device), *(tensor.to(device, dtype) for tensor in tensors))
+        floats = {name: getattr(self, name).to(device, dtype) for name in ("degree", "value", "gradient", "second")}
+        places = {name: getattr(self, name).to(device) for name in ("exponents", "raised", "lowered")}
+        return replace(self, **floats, **places)
 
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -107,6 +122,12 @@ def harmonic_tables(l_max: int) -> HarmonicTables:
                 out[column[key], h] = value
         return out
 
+    def one_less(key: tuple[int, int, int], axis: int) -> int:
+        x, y, z = (power - (i == axis) for i, power in enumerate(key))
+        return column[x, y, z]
+
+    raised = [[key for key in exponents if key[axis]] for axis in range(3)]
+    last = [max(axis for axis in range(3) if key[axis]) for key in exponents[1:]]
     plain = [polynomial for _, polynomial in harmonics]
     first = [[_derivative(polynomial, axis) for polynomial in plain] for axis in range(3)]
     second = [[_derivative(polynomial, b) for polynomial in first[a]] for a, b in VOIGT]
@@ -116,6 +137,9 @@ def harmonic_tables(l_max: int) -> HarmonicTables:
         value=table(plain),
         gradient=torch.cat([table(part) for part in first], dim=1),
         second=torch.cat([table(part) for part in second], dim=1),
+        raised=torch.tensor([[column[key] for key in keys] for keys in raised]),
+        lowered=torch.tensor([[one_less(key, axis) for key in keys] for axis, keys in enumerate(raised)]),
+        steps=tuple((one_less(key, axis), axis) for key, axis in zip(exponents[1:], last, strict=True)),
     )
 
 

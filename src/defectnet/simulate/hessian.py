@@ -11,6 +11,7 @@ sum into the dynamical matrix at any wave vector.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,8 +71,12 @@ class ForceConstants:
         size, dtype = (1, self.block.dtype) if q_points is None else (len(q_points), self.block.dtype.to_complex())
         out = torch.zeros(size, n * n, 3, 3, dtype=dtype, device=self.block.device)
         self._add_pair_terms(out, q_points)
-        self._add_many_body(out, q_points)
-        return out.view(size, n, n, 3, 3).transpose(2, 3).reshape(size, 3 * n, 3 * n)
+        if q_points is not None:
+            self._add_many_body(out, q_points)
+        out = out.view(size, n, n, 3, 3).transpose(2, 3).reshape(size, 3 * n, 3 * n)
+        if q_points is None:
+            self._add_many_body_at_gamma(out[0])
+        return out
 
     def _add_pair_terms(self, out: Tensor, q_points: Tensor | None) -> None:
         i, j, n = self.pairs.centre, self.pairs.neighbour, self.atoms
@@ -83,28 +88,42 @@ class ForceConstants:
             out[k].index_add_(0, i * n + i, block).index_add_(0, j * n + j, block)
             out[k].index_add_(0, i * n + j, -forward).index_add_(0, j * n + i, -forward.conj())
 
-    def _add_many_body(self, out: Tensor, q_points: Tensor | None) -> None:
-        """Add J^T H_A J, a chunk of centres at a time; the real product serves every wave vector."""
-        slots = _Slots.of(self.pairs, self.atoms, by_image=q_points is not None)
+    def _add_many_body_at_gamma(self, out: Tensor) -> None:
+        """Add J^T H_A J to (3 N, 3 N), a centre at a time: its block stays in the processor's cache."""
+        slots = _Slots.of(self.pairs, self.atoms, by_image=False)
+        counts = slots.used.sum(1).tolist()
+        flat = out.view(-1)
+        for first, last in self._chunks(8 * 6 * slots.width * self.curvature.shape[1]):
+            jacobian = self._jacobian(first, last, slots)
+            bent = jacobian @ self.curvature[first:last]
+            rows = (3 * slots.atom[first:last, :, None] + torch.arange(3, device=out.device)).flatten(1)
+            for k, count in enumerate(counts[first:last]):  # without images every slot is another atom
+                row = rows[k, : 3 * count]
+                local = bent[k, : 3 * count] @ jacobian[k, : 3 * count].T
+                flat.index_add_(0, (row[:, None] * len(out) + row).view(-1), local.view(-1))
+
+    def _add_many_body(self, out: Tensor, q_points: Tensor) -> None:
+        """Add J^T H_A J to (Q, N N, 3, 3), a chunk of centres at a time; the real product serves every wave vector."""
+        slots = _Slots.of(self.pairs, self.atoms, by_image=True)
         width = slots.width
-        step = max(1, min(self.atoms, CHUNK_BYTES // (out.element_size() * 9 * width**2)))
-        for first in range(0, self.atoms, step):
-            last = min(first + step, self.atoms)
+        for first, last in self._chunks(out.element_size() * 9 * width**2):
             jacobian = self._jacobian(first, last, slots)
             local = (jacobian @ self.curvature[first:last]) @ jacobian.transpose(1, 2)
             local = local.view(last - first, width, 3, width, 3).transpose(2, 3)  # (C, w, w, 3, 3)
             used = slots.used[first:last, :, None] & slots.used[first:last, None, :]
-            everything = bool(used.all())
-            blocks = local.reshape(-1, 3, 3) if everything else local[used]
+            blocks = local.reshape(-1, 3, 3) if bool(used.all()) else local[used]
             atom = slots.atom[first:last]
             target = (atom[:, :, None] * self.atoms + atom[:, None, :])[used]
-            if q_points is None:
-                out[0].index_add_(0, target, blocks)
-                continue
             for k, q in enumerate(q_points):
                 phase = _phase(slots.shift[first:last], q).to(out.dtype)
                 factor = (phase.conj()[:, :, None] * phase[:, None, :])[used]
                 out[k].index_add_(0, target, blocks * factor[:, None, None])
+
+    def _chunks(self, bytes_each: int) -> Iterator[tuple[int, int]]:
+        """Yield first and last of as many centres as `CHUNK_BYTES` hold."""
+        step = max(1, CHUNK_BYTES // bytes_each)
+        for first in range(0, self.atoms, step):
+            yield first, min(first + step, self.atoms)
 
     def _jacobian(self, first: int, last: int, slots: _Slots) -> Tensor:
         """Return (last - first, 3 width, S): derivatives of the sums by the atoms in the slots of each centre."""
@@ -118,9 +137,10 @@ class ForceConstants:
             bounds = torch.tensor([first, last], device=pairs.centre.device)
             low, high = torch.searchsorted(pairs.centre, bounds).tolist()
             row = (pairs.centre[low:high] - first) * width
-            place = slots.place(pairs, low, high)
-            target.index_add_(0, row + place, values[low:high])
-            target.index_add_(0, row + slots.own[pairs.centre[low:high]], -values[low:high])
+            target.index_add_(0, row + slots.place(pairs, low, high), values[low:high])
+        out = out.view(last - first, width, 3, -1)
+        # What moves with a neighbour, a centre undoes; its own image, which moves with it, counts for nothing.
+        out[torch.arange(last - first, device=out.device), slots.own[first:last]] -= out.sum(1)
         return out.view(last - first, 3 * width, -1)
 
 

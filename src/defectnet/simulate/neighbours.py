@@ -68,8 +68,9 @@ class Pairs:
 
     def within(self, cutoff: float) -> Pairs:
         """Return the pairs closer than `cutoff` angstrom."""
-        keep = self.distance < cutoff
-        return Pairs(*(field[keep] for field in (self.centre, self.neighbour, self.shift, self.vector, self.distance)))
+        keep = torch.nonzero(self.distance < cutoff)[:, 0]
+        fields = (self.centre, self.neighbour, self.shift, self.vector, self.distance)
+        return Pairs(*(field.index_select(0, keep) for field in fields))
 
 
 def find_pairs(crystal: Crystal, cutoff: float, device: torch.device | str = "cpu") -> Pairs:
@@ -81,7 +82,9 @@ def find_pairs(crystal: Crystal, cutoff: float, device: torch.device | str = "cp
     i, j, shift, vector, distance = neighbours.compute(
         points=crystal.positions, box=crystal.cell, periodic=True, quantities="ijSDd"
     )
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+    reach = np.abs(shift).max(axis=0, initial=0)
+    spans = (len(crystal), len(crystal), *(2 * reach + 1))
+    order = np.argsort(np.ravel_multi_index((i, j, *(shift + reach).T), spans), kind="stable")
     return Pairs(
         centre=torch.as_tensor(i[order].astype(np.int64), device=device),
         neighbour=torch.as_tensor(j[order].astype(np.int64), device=device),

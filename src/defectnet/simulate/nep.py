@@ -38,6 +38,38 @@ class RadialFunctions:
 
 
 @dataclass(frozen=True)
+class PaddedRows:
+    """Pairs laid out in one row for each atom, filled up with zeros: few large products in place of many small ones.
+
+    Attributes:
+        slot: (P,) place of each pair in the N rows, counted through.
+        atoms: N; width: w, most pairs that an atom has.
+    """
+
+    slot: Tensor
+    atoms: int
+    width: int
+
+    @classmethod
+    def of(cls, pairs: Pairs, atoms: int) -> PaddedRows:
+        """Lay out pairs that are ordered by centre."""
+        counts = torch.bincount(pairs.centre, minlength=atoms)
+        width = int(counts.max())
+        before = torch.cumsum(counts, 0) - counts
+        place = torch.arange(len(pairs.centre), device=counts.device) - before[pairs.centre]
+        return cls(pairs.centre * width + place, atoms, width)
+
+    def fill(self, values: Tensor) -> Tensor:
+        """Lay out (P, ...) values as (N, w, ...)."""
+        out = values.new_zeros(self.atoms * self.width, *values.shape[1:]).index_copy(0, self.slot, values)
+        return out.view(self.atoms, self.width, *values.shape[1:])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the (P, ...) values of (N, w, ...) rows."""
+        return rows.flatten(0, 1).index_select(0, self.slot)
+
+
+@dataclass(frozen=True)
 class Sums:
     """State of a crystal from which all derivatives follow.
 
@@ -46,6 +78,7 @@ class Sums:
         pairs_radial, pairs_angular: Pairs within the two cut-offs.
         g_radial, g_angular: Radial functions at those pairs.
         harmonics: (P, H) at the angular pairs; monomials: (P, C).
+        rows: The angular pairs in one row for each atom.
     """
 
     radial: Tensor
@@ -56,6 +89,7 @@ class Sums:
     g_angular: RadialFunctions
     harmonics: Tensor
     monomials: Tensor
+    rows: PaddedRows
 
 
 @dataclass(frozen=True)
@@ -136,18 +170,17 @@ class NEP:
         g_a = _radial_functions(angular, types, self.c_angular, p.cutoff_angular, second)
         monomials = self.tables.monomials(angular.vector / angular.distance[:, None])
         harmonics = monomials @ self.tables.value
-        products = (g_a.value[:, :, None] * harmonics[:, None, :]).flatten(1)
-        sum_r = _zeros(self, atoms, self.n_radial).index_add_(0, radial.centre, g_r.value)
-        sum_a = _zeros(self, atoms, self.n_angular * self.n_harmonics).index_add_(0, angular.centre, products)
+        rows = PaddedRows.of(angular, atoms)
         return Sums(
-            radial=sum_r,
-            angular=sum_a.view(atoms, self.n_angular, self.n_harmonics),
+            radial=_zeros(self, atoms, self.n_radial).index_add_(0, radial.centre, g_r.value),
+            angular=rows.fill(g_a.value).transpose(1, 2) @ rows.fill(harmonics),
             pairs_radial=radial,
             pairs_angular=angular,
             g_radial=g_r,
             g_angular=g_a,
             harmonics=harmonics,
             monomials=monomials,
+            rows=rows,
         )
 
     def descriptors(self, sums: Sums) -> Tensor:
@@ -278,14 +311,13 @@ class NEP:
 
     def _angular_gradient(self, sums: Sums, f_angular: Tensor) -> Tensor:
         """Gradient of sum_a F_a phi_a by the pair vector, (P, 3)."""
-        pairs, g = sums.pairs_angular, sums.g_angular
-        weight = f_angular.index_select(0, pairs.centre)  # (P, n, H)
-        both = torch.stack([g.value / pairs.distance[:, None], g.first], 1) @ weight  # (P, 2, H)
-        value, slope = both[:, 0], both[:, 1]
-        unit = pairs.vector / pairs.distance[:, None]
+        pairs, g, rows = sums.pairs_angular, sums.g_angular, sums.rows
+        both = rows.fill(torch.stack([g.value / pairs.distance[:, None], g.first], 1))  # (N, w, 2, n)
+        both = (both.flatten(1, 2) @ f_angular).view(rows.atoms, rows.width, 2, self.n_harmonics)
+        value, slope = rows.take(both).unbind(1)
         along = ((slope - self.degree * value) * sums.harmonics).sum(1)
-        across = (sums.monomials @ self.tables.gradient).view(-1, 3, self.n_harmonics)
-        return along[:, None] * unit + (value[:, None, :] * across).sum(2)
+        unit = pairs.vector / pairs.distance[:, None]
+        return along[:, None] * unit + self.tables.combined_gradient(value, sums.monomials)
 
 
 def joined_pairs(pairs: Sequence[Pairs], bounds: Sequence[int]) -> Pairs:
@@ -309,32 +341,50 @@ def _radial_functions(
     pairs: Pairs, types: Tensor, coefficients: Tensor, cutoff: float, second: bool
 ) -> RadialFunctions:
     """Expand in Chebyshev polynomials times a cosine cut-off (NEP, PRB 104, 104309, Eqs. 7 to 9)."""
-    scaled = pairs.distance / cutoff
-    x, dx, d2x = 2.0 * (scaled - 1.0) ** 2 - 1.0, 4.0 * (scaled - 1.0) / cutoff, 4.0 / cutoff**2
-    size = coefficients.shape[3]
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    t, dt, d2t = [one, x], [zero, one], [zero, zero]
-    for k in range(2, size):
-        t.append(2.0 * x * t[k - 1] - t[k - 2])
-        dt.append(2.0 * t[k - 1] + 2.0 * x * dt[k - 1] - dt[k - 2])
-        d2t.append(4.0 * dt[k - 1] + 2.0 * x * d2t[k - 1] - d2t[k - 2])
-    u = 0.5 * (torch.stack(t[:size]) + 1.0)
-    du, d2u = 0.5 * torch.stack(dt[:size]), 0.5 * torch.stack(d2t[:size])
-    d2u = d2u * dx**2 + du * d2x
-    du = du * dx
-    omega = math.pi / cutoff
-    fc = 0.5 * torch.cos(omega * pairs.distance) + 0.5
-    dfc = -0.5 * omega * torch.sin(omega * pairs.distance)
-    d2fc = -(omega**2) * (fc - 0.5)
-    orders = [u * fc, du * fc + u * dfc]
-    if second:
-        orders.append(d2u * fc + 2.0 * du * dfc + u * d2fc)
-    basis = torch.stack(orders)  # (3, k, P)
-    kinds = coefficients.shape[0]
+    kinds, _, functions, size = coefficients.shape
     kind = types[pairs.centre] * kinds + types[pairs.neighbour]
-    c = coefficients.flatten(0, 1).index_select(0, kind)  # (P, n, k)
-    values = (c @ basis.permute(2, 1, 0)).unbind(2)  # (P, n) each
-    return RadialFunctions(values[0], values[1], values[2] if second else torch.zeros_like(values[0]))
+    # Pairs of one kind share their coefficients: one product for each kind in place of one for each pair.
+    order = torch.argsort(kind, stable=True)
+    basis = _radial_basis(pairs.distance[order], cutoff, size, orders=3 if second else 2)
+    present, counts = torch.unique_consecutive(kind[order], return_counts=True)
+    table = coefficients.flatten(0, 1)
+    values, first_pair = basis.new_empty(len(basis), functions, len(order)), 0
+    for k, count in zip(present.tolist(), counts.tolist(), strict=True):
+        own = slice(first_pair, first_pair + count)
+        values[:, :, own] = table[k] @ basis[:, :, own]
+        first_pair += count
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    values = values.flatten(0, 1).T.contiguous().index_select(0, back).view(-1, len(basis), functions)
+    value, first, *rest = values.unbind(1)
+    return RadialFunctions(value, first, rest[0] if second else torch.zeros_like(value))
+
+
+def _radial_basis(distance: Tensor, cutoff: float, size: int, orders: int) -> Tensor:
+    """Return the basis functions and their derivatives, (orders, size, P); 2 or 3 orders."""
+    scaled = distance / cutoff - 1.0
+    twice_x, dx, d2x = 4.0 * scaled**2 - 2.0, 4.0 * scaled / cutoff, 4.0 / cutoff**2
+    out = distance.new_empty(orders, size, len(distance))
+    t, dt = out[0], out[1]  # Chebyshev polynomials, and derivatives by the distance
+    t[0], dt[0] = 1.0, 0.0
+    t[1:2], dt[1:2] = 0.5 * twice_x, dx
+    for k in range(2, size):
+        torch.mul(twice_x, t[k - 1], out=t[k]).sub_(t[k - 2])
+        torch.mul(twice_x, dt[k - 1], out=dt[k]).sub_(dt[k - 2]).addcmul_(2.0 * dx, t[k - 1])
+    omega = math.pi / cutoff
+    fc = 0.25 * torch.cos(omega * distance) + 0.25  # half the cut-off function: the basis is (t + 1) / 2
+    dfc = (-0.25 * omega) * torch.sin(omega * distance)
+    if orders == 3:
+        d2t = out[2]
+        d2t[0], d2t[1:2] = 0.0, d2x
+        for k in range(2, size):
+            torch.mul(twice_x, d2t[k - 1], out=d2t[k]).sub_(d2t[k - 2])
+            d2t[k].addcmul_(4.0 * dx, dt[k - 1]).add_(t[k - 1], alpha=2.0 * d2x)
+        d2t.mul_(fc).addcmul_(dt, 2.0 * dfc).addcmul_(t + 1.0, -(omega**2) * (fc - 0.25))
+    t.add_(1.0)
+    dt.mul_(fc).addcmul_(t, dfc)
+    t.mul_(fc)
+    return out
 
 
 def zbl(pairs: Pairs, z: Tensor, parameters: NEPParameters) -> tuple[Tensor, Tensor, Tensor]:

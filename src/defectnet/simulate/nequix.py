@@ -169,7 +169,7 @@ def _load(path: Path, device: str) -> tuple[Any, dict[str, Any], Any]:
         per_atom = network.node_energies(vector, species, sender, receiver)[:, 0]
         return per_atom.sum(), per_atom
 
-    @equinox.filter_jit
+    @equinox.filter_jit  # type: ignore[untyped-decorator,unused-ignore]
     def call(network: Any, positions: Any, strain: Any, **graph: Any) -> tuple[Any, Any, Any]:
         derivative = jax.grad(energy, argnums=(0, 1), has_aux=True)
         (gradient, virial), per_atom = derivative(positions, strain, network, **graph)
