@@ -1,4 +1,4 @@
-"""Nequix through the reference path: padded graphs give what the package's own calculator gives."""
+"""Nequix through the reference path: in torch it gives what the package's own calculator gives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from crystals import host, layered
 from defectnet.errors import SimulationError
-from defectnet.simulate.neighbours import Crystal, find_pairs
-from defectnet.simulate.nequix import NODE_STEP, NequixPotential, _edge_bucket, _Graph
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.nequix import NequixPotential
 from defectnet.simulate.potential import load_potential
 
 CUTOFF = 4.0
@@ -24,30 +24,6 @@ def rattled(seed: int, name: str = "AlCu") -> Crystal:
     return crystal.moved(np.random.default_rng(seed).normal(0.0, 0.05, (len(crystal), 3)))
 
 
-def test_graphs_have_few_shapes():
-    sizes = {_edge_bucket(edges) for edges in range(1, 20000, 7)}
-    assert len(sizes) < 25
-    for edges in (1, 511, 512, 513, 1000, 7777):
-        assert edges <= _edge_bucket(edges) <= max(512, 1.19 * edges + 1)
-
-
-def test_graph_holds_every_pair_and_padding_adds_none():
-    crystals = [rattled(0), rattled(1)]
-    graph = _Graph(crystals, CUTOFF, SPECIES, cells=3)
-    arrays = graph.arrays
-    assert arrays["positions"].shape == (3 * NODE_STEP, 3)
-    assert graph.first_atom.tolist() == [0, 4, 12]
-    vector = arrays["positions"][arrays["sender"]] - arrays["positions"][arrays["receiver"]] + arrays["offset"]
-    length = np.linalg.norm(vector, axis=1)
-    real = length < CUTOFF
-    for k, crystal in enumerate(crystals):
-        mine = real & (arrays["owner"][arrays["sender"]] == k)
-        pairs = find_pairs(crystal, CUTOFF)
-        assert np.allclose(np.sort(length[mine]), np.sort(pairs.distance.numpy()), atol=1e-5)
-        assert (arrays["owner"][arrays["receiver"]][mine] == k).all()
-    assert (arrays["owner"][arrays["receiver"]][~real] == 3).all()
-
-
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(SimulationError, match=r"absent.nqx does not exist"):
         load_potential(tmp_path / "absent.nqx")
@@ -56,8 +32,19 @@ def test_files_that_are_not_there(tmp_path):
 # -- with the package --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+SIZES = {
+    "as published": {
+        "hidden_irreps": "6x0e + 4x1o + 3x2e + 2x3o",
+        "lmax": 3,
+        "index_weights": False,
+        "layer_norm": True,
+    },
+    "plain": {"hidden_irreps": "4x0e + 2x1o", "lmax": 1, "index_weights": False, "layer_norm": False},
+    "skip by species": {"hidden_irreps": "4x0e + 3x1o", "lmax": 2, "index_weights": True, "layer_norm": True},
+}
+
+
+def write_network(path, **changes):
     """A tiny random network in a file."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     pytest.importorskip("nequix", reason="pip install 'defectnet[reference]'")
@@ -66,26 +53,27 @@ def weights(tmp_path_factory):
 
     config = {
         "atomic_numbers": list(SPECIES),
-        "hidden_irreps": "4x0e + 2x1o",
-        "lmax": 1,
         "cutoff": CUTOFF,
-        "n_layers": 2,
+        "n_layers": 3,
         "radial_basis_size": 4,
         "radial_mlp_size": 8,
-        "radial_mlp_layers": 1,
+        "radial_mlp_layers": 2,
         "radial_polynomial_p": 6.0,
         "mlp_init_scale": 4.0,
-        "index_weights": False,
-        "layer_norm": True,
         "shift": -2.0,
         "scale": 0.7,
         "avg_n_neighbors": 12.0,
+        **changes,
     }
     sizes = {k: v for k, v in config.items() if k != "atomic_numbers"}
     model = Nequix(jax.random.key(3), n_species=3, atom_energies=[-1.0, -2.0, -3.0], **sizes)
-    path = tmp_path_factory.mktemp("nequix") / "tiny.nqx"
     save_model(str(path), model, config)
     return path
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def weights(request, tmp_path_factory):
+    return write_network(tmp_path_factory.mktemp("nequix") / "tiny.nqx", **SIZES[request.param])
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -102,6 +90,19 @@ def test_same_as_the_calculator_of_the_package(weights, batch):
         assert np.abs(ours.forces - atoms.get_forces()).max() < 1e-4
         assert np.abs(ours.stress - atoms.get_stress(voigt=False)).max() < 1e-5
         assert np.abs(ours.forces).max() > 0.01
+
+
+def test_chunks_of_edges_change_nothing_but_rounding(weights):
+    potential, crystal = NequixPotential(weights), rattled(1)
+    whole = potential.evaluate(crystal)
+    potential.network.chunk = 7
+    assert np.abs(potential.evaluate(crystal).forces - whole.forces).max() < 1e-5
+
+
+def test_features_of_two_parities_are_refused(tmp_path):
+    path = write_network(tmp_path / "odd.nqx", **{**SIZES["plain"], "hidden_irreps": "4x0e + 2x1o + 2x1e"})
+    with pytest.raises(SimulationError, match="parity"):
+        NequixPotential(path)
 
 
 def test_hessian_from_forward_differences(weights):

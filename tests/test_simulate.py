@@ -26,7 +26,7 @@ from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
 from defectnet.simulate.potential import load_potential
-from defectnet.simulate.regenerate import differences, regenerate
+from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
 from defectnet.simulate.relax import relax
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
 from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host
@@ -341,7 +341,17 @@ def test_a_row_can_be_made_again_from_what_is_stored(potential, relaxed, tmp_pat
     (stored,) = read_shard(tmp_path / "shard.parquet")
     again = regenerate(stored, potential, SETTINGS)
     assert distance(again.doped_dos, made[0].doped_dos) < 1e-6  # before it was rounded
-    assert differences(stored, again) == []
+    assert differences(stored, again) == differences(stored, again, exact=True) == []
+    edge = dataclasses.replace(again, edge_mev=again.edge_mev * (1 + 1e-12))
+    assert differences(stored, edge) == []
+    assert differences(stored, edge, exact=True) == ["edge_mev"]
+    moved = np.roll(stored.doped_dos, 1, axis=1) - stored.doped_dos
+    share = FORGIVEN / (0.5 * np.abs(moved).sum() * STORAGE_GRID.width)
+    nudged = dataclasses.replace(again, doped_dos=again.doped_dos + 0.1 * share * moved)
+    assert differences(stored, nudged) == []
+    assert differences(stored, nudged, exact=True) == ["doped_dos"]
+    beyond = dataclasses.replace(again, doped_dos=again.doped_dos + 3.0 * share * moved)
+    assert differences(stored, beyond) == ["doped_dos"]
     other = dataclasses.replace(
         again, sites=tuple(site + 1 for site in again.sites), doped_dos=again.doped_dos[:, ::-1]
     )
@@ -359,7 +369,7 @@ def test_random_rows_of_a_data_set_come_out_again(tmp_path, capsys):
     assert cli.main(command) in (0, None)
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 3
-    assert all(differences == [] for differences in found.values())
+    assert all(result == {"identical": True, "differs": []} for result in found.values())
     other = write_morse_nep(tmp_path / "other.txt", ("Al", "Cu", "Ti"))
     with pytest.raises(SystemExit):
         cli.main(["data", "verify", str(out), "--potential", str(other)])

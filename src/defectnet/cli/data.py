@@ -160,6 +160,8 @@ def data_verify(
 ) -> None:
     """Simulate random rows of a data set again, from the host and the seed that each holds, and compare.
 
+    On the machine that made them they are identical; another processor rounds differently.
+
     Args:
         folder: Folder of shards, as `defectnet simulate` writes it.
         potential: The one that the data set was made with.
@@ -168,15 +170,18 @@ def data_verify(
         seed: Chooses the rows.
         json: Print JSON and nothing else.
     """
+    from dataclasses import asdict
+
     from defectnet.simulate.regenerate import verify
 
     found = verify(folder, potential, rows=rows, seed=seed, preconditioner=preconditioner)
     if json:
-        print_json(found)
+        print_json({row_id: asdict(result) for row_id, result in found.items()})
     else:
-        for row_id, differences in found.items():
-            print(f"{row_id}: {'differs in ' + ', '.join(differences) if differences else 'the same'}")
-    if any(found.values()):
+        for row_id, result in found.items():
+            same = "identical" if result.identical else "the same but for rounding"
+            print(f"{row_id}: {'differs in ' + ', '.join(result.differs) if result.differs else same}")
+    if any(result.differs for result in found.values()):
         sys.exit(1)
 
 

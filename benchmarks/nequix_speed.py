@@ -1,0 +1,78 @@
+"""Seconds for energy and forces of a Nequix network, in torch and by the package itself (JAX), paired.
+
+    python benchmarks/nequix_speed.py --potential nequix-oam-1-pft.nqx --data data/defectnet-hifi-v1 --cells 6
+
+Doped cells of a data set as they were before relaxation; JAX compiles each shape first, which is not counted. One
+thread each. Needs defectnet[reference].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", JAX_PLATFORMS="cpu")
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+import numpy as np
+import torch
+from nequix.calculator import NequixCalculator
+
+from defectnet.data.shards import read_shard
+from defectnet.simulate.neighbours import Crystal
+from defectnet.simulate.nequix import NequixPotential
+from defectnet.simulate.structure import doped_supercell
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--potential", required=True, help="weights, .nqx")
+    parser.add_argument("--data", type=Path, default=Path("data/defectnet-hifi-v1"), help="folder of shards")
+    parser.add_argument("--cells", type=int, default=6, help="cells")
+    parser.add_argument("--repeat", type=int, default=5, help="calls of each; the median is taken")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    samples = (sample for path in sorted(options.data.glob("shard-*.parquet")) for sample in read_shard(path))
+    ours = NequixPotential(options.potential)
+    package = NequixCalculator(model_path=options.potential, backend="jax", use_kernel=False)
+    cells = []
+    for sample in islice(samples, options.cells):
+        atoms = doped_supercell(sample)
+        atoms.calc = package
+        crystal = Crystal(atoms.numbers, atoms.cell.array, atoms.positions.copy())
+        difference = np.abs(ours.evaluate(crystal).forces - atoms.get_forces()).max()
+        times: dict[str, list[float]] = {"torch": [], "package": []}
+        for k in range(options.repeat):
+            moved = crystal.moved(np.full((len(crystal), 3), 0.001 * (k + 1)))  # the calculator keeps what it knows
+            atoms.positions = moved.positions
+            times["torch"].append(seconds(lambda moved=moved: ours.evaluate(moved)))  # type: ignore[misc]
+            times["package"].append(seconds(atoms.get_forces))
+        spent = {name: statistics.median(values) for name, values in times.items()}
+        cells.append(
+            {
+                "row": sample.row_id,
+                "atoms": len(crystal),
+                "seconds": {name: round(value, 3) for name, value in spent.items()},
+                "speedup": round(spent["package"] / spent["torch"], 2),
+                "largest_force_difference_ev_per_angstrom": float(f"{difference:.2g}"),
+            }
+        )
+    print(
+        json.dumps({"cells": cells, "speedup_median": statistics.median(cell["speedup"] for cell in cells)}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()
