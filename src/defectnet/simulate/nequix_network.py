@@ -172,8 +172,10 @@ class NequixNetwork:
         )
         parts: dict[int, list[tuple[int, Tensor]]] = {}
         for coupling, total in zip(layer.couplings, arrived, strict=True):
-            for target, (degree, place) in enumerate(zip(coupling.targets, coupling.places, strict=True)):
-                parts.setdefault(degree, []).append((place, total[:, coupling.owner == target]))
+            at = 0
+            for degree, place in zip(coupling.targets, coupling.places, strict=True):
+                parts.setdefault(degree, []).append((place, total[:, at : at + 2 * degree + 1]))
+                at += 2 * degree + 1
         out = {}
         for degree, found in parts.items():
             joined = torch.cat([part for _, part in sorted(found, key=lambda pair: pair[0])], dim=2)
