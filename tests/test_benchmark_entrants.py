@@ -115,6 +115,8 @@ WRONG = {
     "own_broken:x": "ZeroDivisionError: division by zero, own_broken.py line 3",
     "own_needy:x": "No module named 'a_package_that_is_not_there'",
     "./absent": "absent does not exist",
+    "defectnet-small+nope": "'nope' is neither a baseline nor a checkpoint",
+    "defectnet-small+ridge": "ensemble 'defectnet-small[+]ridge' has a member that learns",
 }
 
 
@@ -129,6 +131,21 @@ def test_what_cannot_be_asked_is_one_clear_error(module, capsys, text):
     assert said.err.count("\n") == 1
     with pytest.raises(ValueError, match=WRONG[text]):
         entrant_named(text)
+
+
+def test_an_ensemble_is_the_mean_of_its_members(module, tiny_batch):
+    (module / "own_sure.py").write_text(MODULE.replace("0.1 *", "0.5 *").replace("0.005 *", "0.015 *"), "utf-8")
+    entrant = entrant_named("own_models:HalfAPercent+own_sure:HalfAPercent")
+    answer, asked = ask(entrant, tiny_batch), tiny_batch.candidates
+    assert torch.allclose(answer.probability[asked], torch.tensor(0.3, dtype=answer.probability.dtype))
+    assert torch.allclose(answer.concentration[asked], torch.tensor(0.01, dtype=answer.concentration.dtype))
+    assert answer.low is None
+
+
+def test_an_ensemble_is_asked_what_all_its_members_can_be_asked():
+    entrant = entrant_named("defectnet-small+paper-defectnet")
+    assert set(entrant.cannot) == {"blind"}
+    assert entrant.coverage is None
 
 
 def test_baselines_are_named(tiny_batch):

@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,12 +92,45 @@ class Checkpoint:
         return Estimate(torch.sigmoid(logits), expected, amount, low, high)
 
 
+class Ensemble:
+    """The mean of what several answerers say; without intervals, which a mean does not have.
+
+    Args:
+        members: Who is asked.
+    """
+
+    def __init__(self, members: Sequence[Answerer]) -> None:
+        self.members = tuple(members)
+
+    def predict(self, batch: Batch) -> Estimate:
+        """Answer a batch."""
+        answers = [member.predict(batch) for member in self.members]
+        amounts = [answer.concentration if answer.amount is None else answer.amount for answer in answers]
+        return Estimate(
+            torch.stack([answer.probability for answer in answers]).mean(0),
+            torch.stack([answer.concentration for answer in answers]).mean(0),
+            torch.stack(amounts).mean(0),
+        )
+
+
+def _ensemble(text: str, names: Sequence[str]) -> Entrant:
+    members = [entrant_named(name) for name in names]
+    if any(callable(getattr(member.answerer, "fit", None)) for member in members):
+        raise ConfigError(f"ensemble {text!r} has a member that learns", fix="Name checkpoints, or fitted instances")
+    if len({member.grid for member in members}) > 1:
+        raise ConfigError(f"ensemble {text!r} has members of different grids", fix="Name networks of one grid")
+    cannot = {track: why for member in members for track, why in member.cannot.items()}
+    notes = {"description": f"Mean of {', '.join(member.name for member in members)}."}
+    return Entrant(text, Ensemble([m.answerer for m in members]), grid=members[0].grid, cannot=cannot, notes=notes)
+
+
 def entrant_named(text: str) -> Entrant:
     """Make what a text names: a baseline's name, ``module:attr``, or what `defectnet.from_pretrained` takes.
 
     Args:
         text: For instance ``lightgbm``, ``defectnet-small``, ``./my-model``, ``org/repo``, ``my_module:MyClass``. A
-            class is made without arguments, an instance is taken as it is, a function is called.
+            class is made without arguments, an instance is taken as it is, a function is called. Several of them,
+            joined by ``+``, are an ensemble: ``defectnet-base+./my-model``.
 
     Raises:
         ConfigError: There is no such baseline, module or attribute, or it does not answer.
@@ -108,6 +141,8 @@ def entrant_named(text: str) -> Entrant:
     if text in BASELINES:
         baseline = BASELINES[text]
         return Entrant(text, baseline(), "baseline", notes={"description": _first_line(baseline)})
+    if "+" in text and not Path(text).expanduser().exists():
+        return _ensemble(text, text.split("+"))
     if text.startswith((".", "/", "~")) or ":" not in text:
         if not text.startswith((".", "/", "~")) and "/" not in text and text not in list_checkpoints():
             raise ConfigError(

@@ -103,7 +103,8 @@ def benchmark(
 
     Args:
         model: A baseline such as ridge or lightgbm, a checkpoint (bundled name, ./folder, org/repo), or module:attr for
-            a class with predict(batch), see defectnet.benchmark.protocol. Repeat the option for more.
+            a class with predict(batch), see defectnet.benchmark.protocol. Several joined by + are an ensemble. Repeat
+            the option for more.
         track: Whether candidates are named: candidates, blind or all.
         condition: How is measured: clean, lab or all.
         split: Rows: test, or val while choosing between models.
