@@ -8,7 +8,7 @@ Four families of samples, on hosts of test systems, are simulated into `virtual_
 (Nequix-OAM-PFT, finite displacements), and measured on an instrument whose energy axis reads 3 % too high. `study`
 fine-tunes on 5 to 40 of a family's pairs with every method, from scratch, and by calibration transfer (direct and
 piecewise direct standardisation), and asks about others; each run is kept under `runs/`, so that it goes on where it
-was. `report` writes `virtual-lab.json` and the figure.
+was. `report` writes `virtual-lab.json` and the figure; what was not run anew stays as it is there.
 """
 
 from __future__ import annotations
@@ -234,7 +234,15 @@ def untrained(model: DefectModel, seed: int) -> Path:
     return folder
 
 
-def study(checkpoint: str, replay: str, fast: str, families: Sequence[str], sizes: Sequence[int], seeds: int) -> None:
+def study(
+    checkpoint: str,
+    replay: str,
+    fast: str,
+    families: Sequence[str],
+    methods: Sequence[str],
+    sizes: Sequence[int],
+    seeds: int,
+) -> None:
     """Run what has not been run yet."""
     torch.set_num_threads(1)
     base = from_pretrained(checkpoint)
@@ -244,8 +252,9 @@ def study(checkpoint: str, replay: str, fast: str, families: Sequence[str], size
         lab = open_lab(name, base, fast)
         for seed in range(seeds):
             learn, held = split(len(lab.pairs), FAMILIES[name].asked, seed)
-            runs = [(ZERO_SHOT, 0)]
-            runs += [(method, size) for size in sizes if size <= len(learn) for method in (*METHODS, *RIVALS)]
+            trained = [method for method in methods if method != ZERO_SHOT]
+            runs = [(ZERO_SHOT, 0)] if ZERO_SHOT in methods else []
+            runs += [(method, size) for size in sizes if size <= len(learn) for method in trained]
             for method, size in runs:
                 out = RUNS / base.name / name / f"{method.replace(' ', '')}-{size}-{seed}"
                 if (out / RECORD).is_file():
@@ -305,6 +314,10 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     return entries
 
 
+def _key(entry: Record) -> tuple[str, str, int]:
+    return entry["family"], entry["method"], entry["pairs"]
+
+
 def report(checkpoint: str) -> None:
     """Write the summary of all runs of a checkpoint, and the figure."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RUNS.glob(f"{checkpoint}/*/*/{RECORD}"))]
@@ -321,11 +334,16 @@ def report(checkpoint: str) -> None:
         for name, family in FAMILIES.items()
         if (rows := as_is(FOLDER / name))
     }
+    entries = {_key(entry): entry for entry in summary(records)}
+    if RESULT.is_file():
+        before = json.loads(RESULT.read_text(encoding="utf-8"))
+        if before["checkpoint"] == checkpoint:
+            entries = {_key(entry): entry for entry in before["results"]} | entries
     result = {
         "checkpoint": checkpoint,
         "instrument": asdict(INSTRUMENT),
         "families": families,
-        "results": summary(records),
+        "results": [entries[key] for key in sorted(entries)],
     }
     with replacing(RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -380,6 +398,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("simulate", "study", "report"))
     parser.add_argument("--family", choices=tuple(FAMILIES), action="append", help="all by default")
+    names = (ZERO_SHOT, *METHODS, *RIVALS)
+    parser.add_argument("--method", choices=names, action="append", help="study: all by default")
     parser.add_argument("--potential", default="nep89", help="simulate: of the samples")
     parser.add_argument("--preconditioner", help="simulate: a faster potential that helps to relax them")
     parser.add_argument("--fast", default="nep89", help="study: the potential of the training data")
@@ -401,7 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 preconditioner=chosen.preconditioner,
             )
     elif chosen.step == "study":
-        study(chosen.checkpoint, chosen.replay, chosen.fast, families, chosen.sizes, chosen.seeds)
+        methods = chosen.method or names
+        study(chosen.checkpoint, chosen.replay, chosen.fast, families, methods, chosen.sizes, chosen.seeds)
     else:
         report(chosen.checkpoint)
 

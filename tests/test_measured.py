@@ -90,6 +90,29 @@ def test_linear_responses_are_found(inner, measured):
     assert (output.identity_logits[absent] < 0).all()
 
 
+def test_what_the_network_expects_is_where_measuring_begins(inner, monkeypatch):
+    """Few pairs and a right expectation do well; a wrong one is not believed."""
+    batch, targets = pairs(30, seed=1)
+    alone = error(MeasuredResponses.fit(inner, *pairs(4, noise=0.1)), batch, targets)
+    right = torch.zeros(len(VOCABULARY), batch.host.shape[1])
+    right[[INDEX[e] for e in DOPANTS]] = responses()
+    for factor, pairs_learnt, bound in ((1.0, 4, 0.5 * alone), (-1.0, 20, 0.05)):
+        monkeypatch.setattr(
+            type(inner), "expected_responses", lambda _, b, f=factor: f * right.expand(len(b.host), -1, -1)
+        )
+        noise = 0.1 if factor > 0 else 0.002
+        assert error(MeasuredResponses.fit(inner, *pairs(pairs_learnt, noise=noise)), batch, targets) < bound
+
+
+def test_the_network_says_what_it_expects(inner):
+    batch, _ = pairs(3)
+    expected = inner.expected_responses(batch)
+    assert expected.shape == (3, len(VOCABULARY), batch.host.shape[1])
+    # Of the pair only the host matters.
+    again = inner.expected_responses(batch._replace(doped=batch.host, candidates=~batch.candidates))
+    assert torch.allclose(expected, again, atol=1e-5)
+
+
 def test_more_pairs_and_less_noise_are_better(inner):
     batch, targets = pairs(30, seed=1)
     few, many = (error(MeasuredResponses.fit(inner, *pairs(n, noise=0.1)), batch, targets) for n in (5, 40))

@@ -126,6 +126,17 @@ class DefectModel(nn.Module, ABC):
         """
         return self(batch), {}
 
+    def expected_responses(self, batch: Batch) -> Tensor | None:
+        """Return what a unit of each element is expected to change in the spectra of these hosts, before any is seen.
+
+        Args:
+            batch: Of the pairs only the hosts matter.
+
+        Returns:
+            (B, E, L) change of the DOS per concentration; None if the network keeps no such thing.
+        """
+        return None
+
     def predict(
         self,
         host: SpectrumLike,

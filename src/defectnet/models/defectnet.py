@@ -180,6 +180,14 @@ class DefectNet(DefectModel):
         output, misfit = self._answer(batch, targets)
         return output, {} if misfit is None else {"response": misfit}
 
+    def expected_responses(self, batch: Batch) -> Tensor | None:
+        """Return the responses of the dictionary, if there is one; see `DefectModel.expected_responses`."""
+        if self.impurity is None:
+            return None
+        everything = torch.arange(batch.candidates.shape[1], device=batch.host.device).expand_as(batch.candidates)
+        response: Tensor = self.impurity(batch, everything)[1]
+        return response.repeat_interleave(self.impurity.pool, dim=2)
+
     def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, Tensor | None]:
         """Return the answer and, with targets, the misfit (B,) of the dictionary."""
         tokens, readable = self._tokens(batch)  # (B, T, D), (B, T)

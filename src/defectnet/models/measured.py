@@ -2,7 +2,7 @@
 
 Dilute dopants act one by one: the DOS of the doped sample less that of its host is the sum of their concentrations
 times a response of each. What a network must guess for a host that it has never seen, a laboratory can measure: some
-samples of known composition give the responses by ridge regression, and what these leave unexplained gives the
+samples of known composition correct the guess by ridge regression, and what they leave unexplained gives the
 covariance of everything else (noise, placement, what is not linear). An unknown sample of the same host is then a
 non-negative least squares problem in that metric (classical least squares of multivariate calibration: Haaland and
 Thomas, Anal. Chem. 60, 1193 (1988)).
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, ClassVar, Final
 
 import torch
@@ -33,6 +34,9 @@ FEWEST: Final = 4
 
 RIDGES: Final = (1e-8, 1e-6, 1e-4)
 """Variances of the error of a spectrum over that of a response that are tried: 1e-4 is as much as 1 at.% changes."""
+
+BELIEFS: Final = (0.0, 0.5, 1.0)
+"""Shares of what the network expects of a host's dopants that measuring may begin with."""
 
 _SHRINKAGE: Final = 0.2  # of the covariance, towards white noise of its mean variance
 _WIDEST: Final = 0.1  # concentration that is expected of a dopant before anything is seen, as a standard deviation
@@ -134,28 +138,35 @@ class MeasuredResponses(DefectModel):
         model.inner.load_state_dict(inner.state_dict())
         model.calibration, model.training_info = inner.calibration, inner.training_info
         counted = torch.ones(len(batch.host)) if weight is None else weight
+        model.eval()  # the network inside is asked what it expects
         for host, rows in enumerate(groups):
             model._measure(host, Batch(*(x[rows] for x in batch)), targets.concentration[rows], counted[rows])
-        return model.eval()
+        return model
 
     def _measure(self, host: int, batch: Batch, concentration: Tensor, weight: Tensor) -> None:
         """Set the responses of a host.
 
-        With independent priors of unit variance for the elements and errors of variance r, in units of one covariance S
-        over the energies, Q = (X X^T + r)^-1 gives the responses X^T Q D and what the pairs leave unexplained: L^T D
-        with L L^T = Q has covariance S in each row, however few pairs there are. The r is taken that makes the pairs
-        most likely, with white S.
+        A share of what the network inside expects is where it begins, R. With D the changes that are seen less X R,
+        independent priors of unit variance around R for the elements and errors of variance r, in units of one
+        covariance S over the energies, Q = (X X^T + r)^-1 gives the responses R + X^T Q D and what the pairs leave
+        unexplained: L^T D with L L^T = Q has covariance S in each row, however few pairs there are. The share and the r
+        are taken that make the pairs most likely, with white S.
         """
-        x, seen = concentration.double(), (batch.doped - batch.host).double()
+        x, change = concentration.double(), (batch.doped - batch.host).double()
+        guess = self._expected(batch)
+        explained = x @ guess
         spread = 1.0 / weight.double().clamp_min(1e-3)
-        size = seen.numel()
+        size = change.numel()
 
-        def unlikely(ridge: float) -> float:
+        def unlikely(choice: tuple[float, float]) -> float:
+            belief, ridge = choice
+            seen = change - belief * explained
             total = x @ x.T + torch.diag(ridge * spread)
             mean = (seen * torch.linalg.solve(total, seen)).sum() / size
             return float(size * mean.clamp_min(1e-30).log() + seen.shape[1] * torch.logdet(total))
 
-        ridge = min(RIDGES, key=unlikely)
+        belief, ridge = min(product(BELIEFS, RIDGES), key=unlikely)
+        seen = change - belief * explained
         inverse = torch.linalg.inv(x @ x.T + torch.diag(ridge * spread))
         whitened = torch.linalg.cholesky(inverse).T @ seen * ridge**0.5  # errors of one pair, all of weight 1
         covariance = whitened.T @ whitened / len(x)
@@ -165,9 +176,15 @@ class MeasuredResponses(DefectModel):
         self.compositions[host], self.kinds[host] = batch.composition[0], batch.kind[0]
         self.pairs[host] = len(x)
         self.counts[host] = (x > 0).sum(dim=0)
-        self.responses[host] = x.T @ inverse @ seen
+        self.responses[host] = belief * guess + x.T @ inverse @ seen
         self.unknown[host] = (1.0 - (x * (inverse @ x)).sum(dim=0)) / ridge
         self.whitening[host] = torch.linalg.cholesky(torch.linalg.inv(covariance))
+
+    def _expected(self, batch: Batch) -> Tensor:
+        """Return (E, L) responses that the network inside expects of pairs of one host; zeros if it has none."""
+        with torch.no_grad():
+            expected = self.inner.expected_responses(batch)
+        return torch.zeros(self.responses.shape[1:]).double() if expected is None else expected.double().mean(dim=0)
 
     def forward(self, batch: Batch) -> Output:
         """Answer for every element of the vocabulary; see `DefectModel.forward`."""
