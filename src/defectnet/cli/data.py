@@ -160,7 +160,7 @@ def data_verify(
 ) -> None:
     """Simulate random rows of a data set again, from the host and the seed that each holds, and compare.
 
-    On the machine that made them they are identical; another processor rounds differently.
+    On the machine that made them nearly all are identical; another processor rounds differently.
 
     Args:
         folder: Folder of shards, as `defectnet simulate` writes it.
