@@ -18,23 +18,19 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.benchmark.bootstrap import Resamples
+from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.entrants import entrant_named
+from defectnet.benchmark.metrics import summary
 from defectnet.benchmark.results import interval
 from defectnet.benchmark.runner import CONDITIONS, Benchmark
 from defectnet.benchmark.scores import Scores
 from defectnet.errors import ConfigError, DefectNetError
 
 
-def errors(scores: Scores, common: NDArray[np.bool_], resamples: Resamples) -> tuple[float, NDArray[np.float64]]:
-    """Return the mean absolute error of some rows in at.%, and that of each resample."""
-    place = np.searchsorted(resamples.systems, scores.facts.system[common])
-    asked = scores.asked[common]
-    error = np.where(asked, np.abs(scores.expected - scores.true)[common], 0.0).sum(axis=1)
-    sums, counts = (
-        np.bincount(place, weights=values, minlength=len(resamples.systems)) for values in (error, asked.sum(axis=1))
-    )
-    return 100.0 * float(sums.sum() / counts.sum()), 100.0 * (resamples.counts @ sums) / (resamples.counts @ counts)
+def errors(scores: Scores, resamples: Resamples) -> tuple[float, NDArray[np.float64]]:
+    """Return the mean absolute error in at.%, and that of each resample."""
+    mae = summary(scores, threshold=0.5)["concentration"]["mae"]
+    return mae, replicate(scores, scores.present, resamples)["concentration.mae"]
 
 
 def main() -> None:
@@ -61,7 +57,7 @@ def main() -> None:
         entrant, found = entrant_named(source), {}
         for condition in CONDITIONS:
             scores = {key: bench.scores(entrant, "candidates", condition) for key, bench in sets.items()}
-            parts = {key: errors(s, np.isin(s.facts.host_id, shared), resamples) for key, s in scores.items()}
+            parts = {key: errors(s.rows(np.isin(s.facts.host_id, shared)), resamples) for key, s in scores.items()}
             (home, homes), (away, aways) = parts["home"], parts["away"]
             found[condition] = {
                 "mae_home": round(home, 4),

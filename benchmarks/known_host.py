@@ -25,14 +25,13 @@ from torch import Tensor
 from defectnet import from_pretrained
 from defectnet.batch import Batch, Targets
 from defectnet.benchmark.entrants import Checkpoint
+from defectnet.benchmark.runner import CONDITIONS
 from defectnet.data.module import SpectraDataModule
 from defectnet.data.shards import read_shard
 from defectnet.encode import stack
 from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
-
-CONDITIONS = ("clean", "lab")
 
 
 def rows(folder: str, condition: str) -> tuple[Batch, Tensor]:

@@ -248,11 +248,11 @@ def study(
     base = from_pretrained(checkpoint)
     loader = SpectraDataModule(replay, batch_size=64, grid=base.spec.grid).evaluation("test", "candidates", "clean")
     home = list(loader)
+    trained = [method for method in methods if method != ZERO_SHOT]
     for name in families:
         lab = open_lab(name, base, fast)
         for seed in range(seeds):
             learn, held = split(len(lab.pairs), FAMILIES[name].asked, seed)
-            trained = [method for method in methods if method != ZERO_SHOT]
             runs = [(ZERO_SHOT, 0)] if ZERO_SHOT in methods else []
             runs += [(method, size) for size in sizes if size <= len(learn) for method in trained]
             for method, size in runs:
@@ -297,11 +297,15 @@ def run(
     return {"lab": metrics(model, [rows_of(lab.item, held)]), "home": metrics(model, home)}
 
 
+def _key(entry: Record) -> tuple[str, str, int]:
+    return entry["family"], entry["method"], entry["pairs"]
+
+
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return one entry for each family, method and number of pairs: mean, lowest and highest over the seeds."""
     groups: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
-        groups.setdefault((record["family"], record["method"], record["pairs"]), []).append(record)
+        groups.setdefault(_key(record), []).append(record)
     entries = []
     for (family, method, pairs), found in sorted(groups.items()):
         entry: dict[str, Any] = {"family": family, "method": method, "pairs": pairs, "seeds": len(found)}
@@ -312,10 +316,6 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
                     entry[f"{place}_{metric}"] = [round(f(values), 4) for f in (fmean, min, max)]
         entries.append(entry)
     return entries
-
-
-def _key(entry: Record) -> tuple[str, str, int]:
-    return entry["family"], entry["method"], entry["pairs"]
 
 
 def report(checkpoint: str) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256
 from defectnet.simulate.neighbours import Crystal, find_pairs
-from defectnet.simulate.nep import EnergyForcesStress
+from defectnet.simulate.nep import EnergyForcesStress, joined_pairs
 from defectnet.simulate.nequix_network import NequixNetwork
 from defectnet.simulate.reference import ReferencePotential
 
@@ -77,23 +77,19 @@ class NequixPotential(ReferencePotential):
 
     def _evaluate(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
         """Evaluate crystals side by side, as one graph."""
-        pairs = [find_pairs(crystal, self.network.cutoff) for crystal in crystals]
-        starts = np.cumsum([0] + [len(crystal) for crystal in crystals])
-        numbers = np.concatenate([crystal.numbers for crystal in crystals])
-        vector = torch.cat([p.vector for p in pairs])
-        receiver = torch.cat([p.centre + int(start) for p, start in zip(pairs, starts, strict=False)])
-        sender = torch.cat([p.neighbour + int(start) for p, start in zip(pairs, starts, strict=False)])
-        species = torch.tensor([self._index[int(z)] for z in numbers])
-        energies, gradient = self.network.evaluate(vector, species, sender, receiver)
+        bounds = [0, *accumulate(len(crystal) for crystal in crystals)]
+        pairs = joined_pairs([find_pairs(crystal, self.network.cutoff) for crystal in crystals], bounds)
+        species = torch.tensor([self._index[int(z)] for crystal in crystals for z in crystal.numbers])
+        energies, gradient = self.network.evaluate(pairs.vector, species, pairs.neighbour, pairs.centre)
         gradient = gradient.to("cpu", torch.float64)
         # An edge pulls at both of its atoms.
-        forces = torch.zeros(len(numbers), 3, dtype=torch.float64)
-        forces.index_add_(0, receiver, gradient).index_add_(0, sender, -gradient)
-        edges = np.cumsum([0] + [len(p.centre) for p in pairs])
+        forces = torch.zeros(len(species), 3, dtype=torch.float64)
+        forces.index_add_(0, pairs.centre, gradient).index_add_(0, pairs.neighbour, -gradient)
+        cuts = torch.searchsorted(pairs.centre, torch.tensor(bounds)).tolist()
         out = []
         for k, crystal in enumerate(crystals):
-            atoms, mine = slice(starts[k], starts[k + 1]), slice(edges[k], edges[k + 1])
-            virial = vector[mine].T @ gradient[mine]
+            atoms, mine = slice(bounds[k], bounds[k + 1]), slice(cuts[k], cuts[k + 1])
+            virial = pairs.vector[mine].T @ gradient[mine]
             stress = (virial + virial.T).numpy() / (2.0 * crystal.volume)
             out.append(EnergyForcesStress(float(energies[atoms].sum()), forces[atoms].numpy(), stress))
         return out

@@ -43,8 +43,7 @@ class Coupling:
         degree: l of the features.
         channels: U.
         product: (Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side.
-        targets: l of each target, in the order of its components.
-        places: First channel of each target among all messages of its l.
+        targets: l of each target, ascending, in the order of its components.
         weights: (hidden, targets U) last layer of the radial network.
         owner: (M,) target of each component.
     """
@@ -53,7 +52,6 @@ class Coupling:
     channels: int
     product: Tensor
     targets: tuple[int, ...]
-    places: tuple[int, ...]
     weights: Tensor
     owner: Tensor
 
@@ -170,16 +168,15 @@ class NequixNetwork:
         arrived: tuple[Tensor, ...] = _Messages.apply(  # type: ignore[no-untyped-call]
             layer, self.chunk, sender, receiver, angular, radial, *messages
         )
-        parts: dict[int, list[tuple[int, Tensor]]] = {}
+        parts: dict[int, list[Tensor]] = {}
         for coupling, total in zip(layer.couplings, arrived, strict=True):
             at = 0
-            for degree, place in zip(coupling.targets, coupling.places, strict=True):
-                parts.setdefault(degree, []).append((place, total[:, at : at + 2 * degree + 1]))
+            for degree in coupling.targets:
+                parts.setdefault(degree, []).append(total[:, at : at + 2 * degree + 1])
                 at += 2 * degree + 1
         out = {}
         for degree, found in parts.items():
-            joined = torch.cat([part for _, part in sorted(found, key=lambda pair: pair[0])], dim=2)
-            out[degree] = (joined / self.root_neighbours) @ layer.after[degree]
+            out[degree] = (torch.cat(found, dim=2) / self.root_neighbours) @ layer.after[degree]
             if degree in layer.skip and degree in features:
                 matrix = layer.skip[degree]
                 out[degree] = out[degree] + features[degree] @ (matrix[species] if matrix.dim() == 3 else matrix)
@@ -197,7 +194,7 @@ class NequixNetwork:
 
 
 def _monomials(unit: Tensor, l_max: int) -> Tensor:
-    """Return all monomials of the components of (P, 3) vectors up to a degree, (P, C)."""
+    """Return all monomials of the components of (P, 3) vectors up to a degree, (P, C); autograd can follow."""
     components = unit.unbind(1)
     out = [torch.ones_like(components[0])]
     for degree in range(1, l_max + 1):
@@ -337,7 +334,7 @@ class _Reader:
         )
 
     def _couplings(self, irreps: Any, hidden: Any, last: Tensor) -> tuple[Coupling, ...]:
-        """Return the couplings of features to messages; channels of messages of one l are in the order of the paths."""
+        """Return the couplings, in the order of the paths, in which messages of one l lie side by side."""
         harmonics = self.e3nn.s2_irreps(self.l_max)
         paths = [
             (source, l2, target)
@@ -354,7 +351,6 @@ class _Reader:
             mine = [k for k in ordered if paths[k][0] == source]
             targets = tuple(int(paths[k][2].l) for k in mine)
             columns = [column[k] for k in mine]
-            before = {degree: min(column[k] for k in ordered if paths[k][2].l == degree) for degree in set(targets)}
             blocks = [
                 self._coefficients(int(kind.l), paths[k][1], target) for k, target in zip(mine, targets, strict=True)
             ]
@@ -366,7 +362,6 @@ class _Reader:
                     channels=int(channels),
                     product=self.tensor(product.reshape(len(product), -1)),
                     targets=targets,
-                    places=tuple(first - before[degree] for first, degree in zip(columns, targets, strict=True)),
                     weights=torch.cat([last[:, first : first + int(channels)] for first in columns], dim=1),
                     owner=torch.tensor(owner, device=last.device),
                 )
