@@ -12,6 +12,7 @@ from crystals import host, layered
 from defectnet.errors import SimulationError
 from defectnet.simulate.neighbours import Crystal
 from defectnet.simulate.nequix import NequixPotential
+from defectnet.simulate.nequix_network import CHUNK
 from defectnet.simulate.potential import load_potential
 
 CUTOFF = 4.0
@@ -92,11 +93,30 @@ def test_same_as_the_calculator_of_the_package(weights, batch):
         assert np.abs(ours.forces).max() > 0.01
 
 
-def test_chunks_of_edges_change_nothing_but_rounding(weights):
+def test_compiled_messages_are_those_of_torch_in_chunks_of_any_length(weights):
+    pytest.importorskip("numba", reason="pip install 'defectnet[reference]'")
     potential, crystal = NequixPotential(weights), rattled(1)
-    whole = potential.evaluate(crystal)
-    potential.network.chunk = 7
-    assert np.abs(potential.evaluate(crystal).forces - whole.forces).max() < 1e-5
+    assert potential.network.chunk == 0
+    compiled = potential.evaluate(crystal)
+    for chunk in (7, CHUNK):
+        potential.network.chunk = chunk
+        result = potential.evaluate(crystal)
+        assert np.abs(result.forces - compiled.forces).max() < 1e-5
+        assert np.abs(result.stress - compiled.stress).max() < 1e-6
+
+
+def test_one_displaced_atom_is_what_a_displaced_crystal_is(weights):
+    """What is kept from one displacement to the next belongs to edges that do not move."""
+    potential, crystal = NequixPotential(weights), rattled(1)
+    atoms, shifts = [0, 0, 3, 2], np.array([[0.02, 0, 0], [0, 0, -0.3], [0.1, 0.1, 0.1], [0, 0.02, 0]])
+    found = potential.displaced_forces(crystal, atoms, shifts)
+    for atom, shift, forces in zip(atoms, shifts, found, strict=True):
+        displacement = np.zeros((len(crystal), 3))
+        displacement[atom] = shift
+        assert np.abs(forces - potential.evaluate(crystal.moved(displacement)).forces).max() < 1e-5
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+    many = NequixPotential(weights, batch=3).displaced_forces(crystal, atoms, shifts)
+    assert np.abs(np.array(many) - np.array(found)).max() < 1e-5
 
 
 def test_features_of_two_parities_are_refused(tmp_path):

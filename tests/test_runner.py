@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -125,6 +126,16 @@ def flip(path):
     data = bytearray(path.read_bytes())
     data[first + column.total_compressed_size - 2] ^= 0xFF
     path.write_bytes(data)
+
+
+def test_hessians_can_be_left_out_from_some_shard_on(inputs, undisturbed, tmp_path, capfd):
+    """They change no row, so that the shards with and without them are one data set."""
+    hosts, keeping = read_hosts(inputs[0]), dataclasses.replace(SETTINGS, keep_hessians=True)
+    out = tmp_path / "out"
+    simulate(hosts, str(inputs[1]), out, keeping, only=range(2))
+    assert simulate(hosts, str(inputs[1]), out, SETTINGS) == undisturbed[1]
+    assert "Rebuilding" not in capfd.readouterr().err
+    assert len(list(out.glob("hessians-*.npz"))) == 2
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])

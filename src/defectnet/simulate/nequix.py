@@ -8,14 +8,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256
-from defectnet.simulate.neighbours import Crystal, find_pairs
+from defectnet.simulate.neighbours import Crystal, Pairs, find_pairs
 from defectnet.simulate.nep import EnergyForcesStress, joined_pairs
 from defectnet.simulate.nequix_network import NequixNetwork
 from defectnet.simulate.reference import ReferencePotential
+
+FloatArray = NDArray[np.float64]
 
 
 class NequixPotential(ReferencePotential):
@@ -75,6 +80,24 @@ class NequixPotential(ReferencePotential):
             out += self._evaluate(crystals[start : start + self.batch])
         return out
 
+    def displaced_forces(self, crystal: Crystal, atoms: Sequence[int], shifts: FloatArray) -> list[FloatArray]:
+        """Compute the (N, 3) forces when one atom is displaced; what did not move is computed once for all."""
+        if self.batch > 1:
+            return super().displaced_forces(crystal, atoms, shifts)
+        # Edges that no displacement brings within the cut-off are in vain, but for all displacements the same.
+        pairs = find_pairs(crystal, self.network.cutoff + float(np.linalg.norm(shifts, axis=1).max()))
+        species = torch.tensor([self._index[int(z)] for z in crystal.numbers])
+        radial = self.network.radial_weights(pairs.vector)
+        out = []
+        for atom, shift in zip(atoms, torch.from_numpy(shifts), strict=True):
+            away = (pairs.neighbour == atom).double() - (pairs.centre == atom).double()
+            vector = pairs.vector + away[:, None] * shift
+            moved = away.nonzero()[:, 0]
+            with radial.replaced(moved, self.network.radial_weights(vector[moved])):
+                _, gradient = self.network.evaluate(vector, species, pairs.neighbour, pairs.centre, radial)
+            out.append(_pulled(gradient.to("cpu", torch.float64), pairs, len(crystal)))
+        return out
+
     def _evaluate(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
         """Evaluate crystals side by side, as one graph."""
         bounds = [0, *accumulate(len(crystal) for crystal in crystals)]
@@ -82,17 +105,21 @@ class NequixPotential(ReferencePotential):
         species = torch.tensor([self._index[int(z)] for crystal in crystals for z in crystal.numbers])
         energies, gradient = self.network.evaluate(pairs.vector, species, pairs.neighbour, pairs.centre)
         gradient = gradient.to("cpu", torch.float64)
-        # An edge pulls at both of its atoms.
-        forces = torch.zeros(len(species), 3, dtype=torch.float64)
-        forces.index_add_(0, pairs.centre, gradient).index_add_(0, pairs.neighbour, -gradient)
+        forces = _pulled(gradient, pairs, len(species))
         cuts = torch.searchsorted(pairs.centre, torch.tensor(bounds)).tolist()
         out = []
         for k, crystal in enumerate(crystals):
             atoms, mine = slice(bounds[k], bounds[k + 1]), slice(cuts[k], cuts[k + 1])
             virial = pairs.vector[mine].T @ gradient[mine]
             stress = (virial + virial.T).numpy() / (2.0 * crystal.volume)
-            out.append(EnergyForcesStress(float(energies[atoms].sum()), forces[atoms].numpy(), stress))
+            out.append(EnergyForcesStress(float(energies[atoms].sum()), forces[atoms], stress))
         return out
+
+
+def _pulled(gradient: Tensor, pairs: Pairs, atoms: int) -> FloatArray:
+    """Return (N, 3) forces: an edge pulls at both of its atoms."""
+    forces = torch.zeros(atoms, 3, dtype=torch.float64)
+    return forces.index_add_(0, pairs.centre, gradient).index_add_(0, pairs.neighbour, -gradient).numpy()
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:

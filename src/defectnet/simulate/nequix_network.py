@@ -3,7 +3,9 @@
 Nequix (Koker et al., arXiv 2508.16067) is an equivariant message passing network of the NequIP kind (Batzner et al.,
 Nat. Commun. 13, 2453 (2022)). Here a message is a small matrix product for each edge, from the 2 l + 1 components of
 the sender's features to all components that they couple to, for all channels at once; edges are taken a chunk at a
-time, forward and backward, so that what lies between stays in the processor's cache.
+time, forward and backward, so that what lies between stays in the processor's cache. What the radial networks make of
+an edge's length, most of the work, is computed once with its derivative, and can be kept from call to call for the
+edges that have not changed: in a finite displacement few have.
 
 How the package normalises and orders its tensors is not written again: each of its linear maps is read off by applying
 it to unit vectors.
@@ -14,10 +16,11 @@ Shape letters: N atoms, E edges, S species, U channels, M components (2 l + 1, o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, groupby
 from typing import Any
 
 import numpy as np
@@ -28,8 +31,13 @@ from torch.nn.functional import one_hot, silu
 
 from defectnet.errors import SimulationError
 
+try:
+    from defectnet.simulate import nequix_kernels
+except ImportError:  # numba
+    nequix_kernels = None  # type: ignore[assignment]
+
 CHUNK = 128
-"""Edges at a time on a CPU: their messages fit into its cache."""
+"""Edges at a time on a CPU without compiled kernels: their messages fit into its cache."""
 
 CHUNK_DEVICE = 1 << 15
 """The same on an accelerator."""
@@ -44,16 +52,32 @@ class Coupling:
         channels: U.
         product: (Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side.
         targets: l of each target, ascending, in the order of its components.
-        weights: (hidden, targets U) last layer of the radial network.
-        owner: (M,) target of each component.
+        columns: Where the weights of its targets, (targets U), stand among those of the layer.
+        column: (M,) where those of each component begin.
     """
 
     degree: int
     channels: int
     product: Tensor
     targets: tuple[int, ...]
-    weights: Tensor
-    owner: Tensor
+    columns: slice
+    column: Tensor
+
+    @property
+    def components(self) -> int:
+        """M, of all targets together."""
+        return sum(2 * degree + 1 for degree in self.targets)
+
+    def alike(self, components: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the targets of each l: views (E, targets, 2 l + 1, U) of components and (E, targets, U) of weights."""
+        edges = len(components)
+        weights = weights[:, self.columns].view(edges, len(self.targets), self.channels)
+        row = target = 0
+        for degree, members in groupby(self.targets):
+            count = len(list(members))
+            rows = components[:, row : row + count * (2 * degree + 1)]
+            yield rows.view(edges, count, 2 * degree + 1, -1), weights[:, target : target + count]
+            row, target = row + count * (2 * degree + 1), target + count
 
 
 @dataclass(frozen=True)
@@ -63,7 +87,7 @@ class Layer:
     Attributes:
         before, after, skip: For each l, (U, U') matrices of the linear maps; `skip` is (S, U, U') if each species has
             its own.
-        radial: Layers of the radial network but the last.
+        radial: Layers of the radial network; the last one gives the weights of all couplings.
         couplings: One for each l of the features.
         norm: (U,) weights of each l in the normalisation; None without one.
         scalars: Channels of l = 0 that are features; the others are gates.
@@ -81,6 +105,32 @@ class Layer:
     gated: tuple[tuple[int, int], ...]
     scale: float
     gate_scale: float
+
+
+@dataclass(frozen=True)
+class RadialWeights:
+    """What the radial networks make of the lengths of edges.
+
+    Attributes:
+        values: (E, weights) of each layer.
+        slopes: Their derivatives by the length, 1/angstrom.
+    """
+
+    values: tuple[Tensor, ...]
+    slopes: tuple[Tensor, ...]
+
+    @contextmanager
+    def replaced(self, edges: Tensor, other: RadialWeights) -> Iterator[RadialWeights]:
+        """Put other weights for some edges, (K,) long, while the context lasts."""
+        mine = (*self.values, *self.slopes)
+        before = [values[edges] for values in mine]
+        try:
+            for values, new in zip(mine, (*other.values, *other.slopes), strict=True):
+                values[edges] = new
+            yield self
+        finally:
+            for values, old in zip(mine, before, strict=True):
+                values[edges] = old
 
 
 class NequixNetwork:
@@ -103,7 +153,8 @@ class NequixNetwork:
         self.cutoff, self.power = float(model.cutoff), float(model.radial_polynomial_p)
         self.functions, self.species, self.l_max = int(model.radial_basis_size), int(model.n_species), int(model.lmax)
         self.root_neighbours = math.sqrt(neighbours)
-        self.chunk = CHUNK if self.device.type == "cpu" else CHUNK_DEVICE
+        compiled = nequix_kernels is not None and self.device.type == "cpu"
+        self.chunk = 0 if compiled else CHUNK if self.device.type == "cpu" else CHUNK_DEVICE
         reader = _Reader(self.l_max, self._tensor)
         self.harmonics = reader.harmonics()
         self.layers = tuple(reader.layer(layer) for layer in model.layers)
@@ -115,7 +166,12 @@ class NequixNetwork:
         return torch.tensor(np.asarray(values, dtype=np.float64), dtype=self.dtype, device=self.device)
 
     def evaluate(
-        self, vector: Tensor, species: Tensor, sender: Tensor, receiver: Tensor
+        self,
+        vector: Tensor,
+        species: Tensor,
+        sender: Tensor,
+        receiver: Tensor,
+        radial: RadialWeights | None = None,
     ) -> tuple[NDArray[np.float64], Tensor]:
         """Compute energies and their gradient.
 
@@ -124,26 +180,46 @@ class NequixNetwork:
             species: (N,) long.
             sender: (E,) long, whose features each message carries.
             receiver: (E,) long, where it arrives.
+            radial: What `radial_weights` gave for the lengths of `vector`, if that is known.
 
         Returns:
             (N,) energies of the atoms in eV, in double precision; and (E, 3) derivatives of their sum by `vector`.
         """
         vector = vector.detach().to(self.device, self.dtype).requires_grad_()
         species, sender, receiver = (index.to(self.device) for index in (species, sender, receiver))
-        energies = self._energies(vector, species, sender, receiver)
+        energies = self._energies(vector, species, sender, receiver, radial or self.radial_weights(vector.detach()))
         (gradient,) = torch.autograd.grad(energies.sum(), vector)
         kinds = species.cpu().numpy()
         network = energies.detach().cpu().numpy().astype(np.float64)
         # In double precision here: these sums are thousands of times what changes along a relaxation.
         return network * self.scale + self.shift + self.atom_energies[kinds], gradient * self.scale
 
-    def _energies(self, vector: Tensor, species: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
+    @torch.no_grad()
+    def radial_weights(self, vector: Tensor) -> RadialWeights:
+        """Compute what the radial networks make of the lengths of (E, 3) vectors."""
+        distance = vector.to(self.device, self.dtype).norm(dim=1, keepdim=True)
+        basis, slope = _with_slope(self._radial_basis, distance, torch.ones_like(distance))
+        values, slopes = [], []
+        for layer in self.layers:
+            value, rise = basis, slope
+            for matrix in layer.radial[:-1]:
+                value, rise = _with_slope(silu, value @ matrix, rise @ matrix)
+            values.append(value @ layer.radial[-1])
+            slopes.append(rise @ layer.radial[-1])
+        return RadialWeights(tuple(values), tuple(slopes))
+
+    def _energies(
+        self, vector: Tensor, species: Tensor, sender: Tensor, receiver: Tensor, radial: RadialWeights
+    ) -> Tensor:
         distance = vector.norm(dim=1, keepdim=True)
         angular = _monomials(vector / distance, self.l_max) @ self.harmonics
-        radial = self._radial_basis(distance)
         features = {0: one_hot(species, self.species).to(self.dtype)[:, None]}
-        for layer in self.layers:
-            features = self._convolve(layer, features, species, angular, radial, sender, receiver)
+        for layer, values, slopes in zip(self.layers, radial.values, radial.slopes, strict=True):
+            sent = [features[c.degree] @ layer.before[c.degree] for c in layer.couplings]
+            arrived: tuple[Tensor, ...] = _Messages.apply(  # type: ignore[no-untyped-call]
+                layer.couplings, self.chunk, sender, receiver, values, slopes, distance, angular, *sent
+            )
+            features = self._update(layer, features, species, arrived)
         return features[0][:, 0] @ self.readout
 
     def _radial_basis(self, distance: Tensor) -> Tensor:
@@ -153,21 +229,10 @@ class NequixNetwork:
         inner = 1.0 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
         return (2.0 / self.cutoff) * torch.sin(wave * distance) / distance * torch.where(x < 1.0, inner, 0.0)
 
-    def _convolve(
-        self,
-        layer: Layer,
-        features: Mapping[int, Tensor],
-        species: Tensor,
-        angular: Tensor,
-        radial: Tensor,
-        sender: Tensor,
-        receiver: Tensor,
+    def _update(
+        self, layer: Layer, features: Mapping[int, Tensor], species: Tensor, arrived: Sequence[Tensor]
     ) -> dict[int, Tensor]:
-        """Return the features of the next layer, (N, 2 l + 1, U) for each l."""
-        messages = [features[c.degree] @ layer.before[c.degree] for c in layer.couplings]
-        arrived: tuple[Tensor, ...] = _Messages.apply(  # type: ignore[no-untyped-call]
-            layer, self.chunk, sender, receiver, angular, radial, *messages
-        )
+        """Return the features of the next layer, (N, 2 l + 1, U) for each l, from the messages that arrived."""
         parts: dict[int, list[Tensor]] = {}
         for coupling, total in zip(layer.couplings, arrived, strict=True):
             at = 0
@@ -193,6 +258,12 @@ class NequixNetwork:
         return gated
 
 
+def _with_slope(function: Callable[[Tensor], Tensor], value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a function and its derivative along `slope`."""
+    outputs = torch.func.jvp(function, (value,), (slope,))
+    return outputs[0], outputs[1]
+
+
 def _monomials(unit: Tensor, l_max: int) -> Tensor:
     """Return all monomials of the components of (P, 3) vectors up to a degree, (P, C); autograd can follow."""
     components = unit.unbind(1)
@@ -206,63 +277,116 @@ def _monomials(unit: Tensor, l_max: int) -> Tensor:
     return torch.stack(out, dim=1)
 
 
-def _edge_messages(layer: Layer, angular: Tensor, radial: Tensor, *sent: Tensor) -> list[Tensor]:
-    """Return the (E, M, U) messages of each coupling from (E, 2 l + 1, U) features of the senders."""
-    hidden = radial
-    for matrix in layer.radial:
-        hidden = silu(hidden @ matrix)
-    out = []
-    for coupling, features in zip(layer.couplings, sent, strict=True):
-        edges, components, channels = features.shape
-        matrix = (angular @ coupling.product).view(edges, -1, components)
-        moved = matrix * features if components == 1 else torch.bmm(matrix, features)
-        weights = (hidden @ coupling.weights).view(edges, len(coupling.targets), channels)
-        out.append(moved * weights.index_select(1, coupling.owner))
-    return out
-
-
 class _Messages(torch.autograd.Function):
-    """Messages summed at their receivers. Nothing of an edge is kept for the way back: it is computed again."""
+    """Messages summed at their receivers. Of an edge only its matrices are kept for the way back."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        layer: Layer,
+        couplings: Sequence[Coupling],
         chunk: int,
         sender: Tensor,
         receiver: Tensor,
+        values: Tensor,
+        slopes: Tensor,
+        distance: Tensor,
         angular: Tensor,
-        radial: Tensor,
         *features: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.layer, ctx.chunk = layer, chunk
-        ctx.save_for_backward(sender, receiver, angular, radial, *features)
-        atoms = len(features[0])
-        totals = tuple(angular.new_zeros(atoms, len(c.owner), c.channels) for c in layer.couplings)
-        for first in range(0, len(sender), chunk):
-            edges = slice(first, first + chunk)
-            sent = (x.index_select(0, sender[edges]) for x in features)
-            for total, part in zip(totals, _edge_messages(layer, angular[edges], radial[edges], *sent), strict=True):
-                total.index_add_(0, receiver[edges], part)
-        return totals
+        """Sum messages.
+
+        Args:
+            ctx: Of torch.
+            couplings: C of them.
+            chunk: Edges at a time, where torch sums; 0 for the compiled kernels.
+            sender: (E,) long.
+            receiver: (E,) long.
+            values: (E, weights) of `RadialWeights`.
+            slopes: The same.
+            distance: (E, 1), only to have a derivative by it.
+            angular: (E, Y) spherical harmonics.
+            features: C of (N, 2 l + 1, U), which the senders send.
+
+        Returns:
+            C of (N, M, U).
+        """
+        edges = _Edges(sender, receiver, values, slopes, chunk)
+        matrices = [
+            (angular @ coupling.product).view(len(sender), coupling.components, sent.shape[1])
+            for coupling, sent in zip(couplings, features, strict=True)
+        ]
+        ctx.couplings, ctx.edges = couplings, edges
+        ctx.save_for_backward(*matrices, *features)
+        rows = zip(couplings, matrices, features, strict=True)
+        return tuple(edges.send(coupling, matrix, sent.contiguous()) for coupling, matrix, sent in rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        sender, receiver, angular, radial, *features = ctx.saved_tensors
-        by_angular, by_radial = torch.empty_like(angular), torch.empty_like(radial)
-        by_features = [torch.zeros_like(x) for x in features]
-        for first in range(0, len(sender), ctx.chunk):
-            edges = slice(first, first + ctx.chunk)
-            sent = [x.index_select(0, sender[edges]) for x in features]
-            with torch.enable_grad():
-                inputs = [x.detach().requires_grad_() for x in (angular[edges], radial[edges], *sent)]
-                messages = _edge_messages(ctx.layer, *inputs)
-                arriving = [x.index_select(0, receiver[edges]) for x in gradients]
-                found = torch.autograd.grad(messages, inputs, arriving)
-            by_angular[edges], by_radial[edges] = found[:2]
-            for total, part in zip(by_features, found[2:], strict=True):
-                total.index_add_(0, sender[edges], part)
-        return None, None, None, None, by_angular, by_radial, *by_features
+        matrices, features = ctx.saved_tensors[: len(gradients)], ctx.saved_tensors[len(gradients) :]
+        by_distance, by_angular, by_features = torch.zeros(()), torch.zeros(()), []
+        for coupling, matrix, sent, gradient in zip(ctx.couplings, matrices, features, gradients, strict=True):
+            found = ctx.edges.send_back(coupling, matrix, sent.contiguous(), gradient.contiguous())
+            by_features.append(found[0])
+            by_angular = found[1].flatten(1) @ coupling.product.T + by_angular
+            by_distance = found[2] + by_distance
+        return None, None, None, None, None, None, by_distance[:, None], by_angular, *by_features
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The edges of a layer: (E,) ends, and (E, weights) of `RadialWeights`; see `_Messages`."""
+
+    sender: Tensor
+    receiver: Tensor
+    values: Tensor
+    slopes: Tensor
+    chunk: int
+
+    def send(self, coupling: Coupling, matrix: Tensor, features: Tensor) -> Tensor:
+        """Return the sums at the receivers, (N, M, U), with (E, M, 2 l + 1) matrices and (N, 2 l + 1, U) features."""
+        total = features.new_zeros(len(features), coupling.components, coupling.channels)
+        if not self.chunk:
+            known = self._known(coupling, matrix, features)
+            nequix_kernels.forward_kernel(matrix.shape[2], coupling.channels)(*known, total.numpy())
+            return total
+        for first in range(0, len(self.sender), self.chunk):
+            edges = slice(first, first + self.chunk)
+            message = _product(matrix[edges], features.index_select(0, self.sender[edges]))
+            for part, weight in coupling.alike(message, self.values[edges]):
+                part.mul_(weight[:, :, None])
+            total.index_add_(0, self.receiver[edges], message)
+        return total
+
+    def send_back(
+        self, coupling: Coupling, matrix: Tensor, features: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives by features, matrices and (E,) lengths, from (N, M, U) derivatives by the sums."""
+        by_features, by_matrix = torch.zeros_like(features), torch.zeros_like(matrix)
+        by_distance = features.new_zeros(len(matrix))
+        if not self.chunk:
+            known = self._known(coupling, matrix, features)
+            derivatives = (x.numpy() for x in (self.slopes, gradient, by_features, by_matrix, by_distance))
+            nequix_kernels.backward_kernel(matrix.shape[2], coupling.channels)(*known, *derivatives)
+            return by_features, by_matrix, by_distance
+        for first in range(0, len(self.sender), self.chunk):
+            edges = slice(first, first + self.chunk)
+            sent = features.index_select(0, self.sender[edges])
+            arriving = gradient.index_select(0, self.receiver[edges])
+            for part, slope in coupling.alike(_product(matrix[edges], sent).mul_(arriving), self.slopes[edges]):
+                by_distance[edges] += (part.sum(2) * slope).sum((1, 2))
+            for part, weight in coupling.alike(arriving, self.values[edges]):
+                part.mul_(weight[:, :, None])
+            by_features.index_add_(0, self.sender[edges], torch.bmm(matrix[edges].mT, arriving))
+            by_matrix[edges] = torch.bmm(arriving, sent.mT)
+        return by_features, by_matrix, by_distance
+
+    def _known(self, coupling: Coupling, matrix: Tensor, features: Tensor) -> tuple[NDArray[Any], ...]:
+        tensors = (self.sender, self.receiver, matrix, coupling.column, features, self.values)
+        return tuple(x.numpy() for x in tensors)
+
+
+def _product(matrix: Tensor, features: Tensor) -> Tensor:
+    return matrix * features if features.shape[1] == 1 else torch.bmm(matrix, features)
 
 
 class _Reader:
@@ -308,7 +432,7 @@ class _Reader:
         irreps = self._regrouped(layer.linear_1.irreps_in)
         hidden = self._regrouped(layer.output_irreps)
         *radial, last = (self.tensor(part.weights) for part in layer.radial_mlp.layers)
-        couplings = self._couplings(irreps, hidden, last)
+        couplings, order = self._couplings(irreps, hidden)
         if layer.index_weights:
             number = int(layer.skip.num_indexed_weights)
             each = [self.linear(partial(_skip_of, layer.skip, kind), irreps) for kind in range(number)]
@@ -324,7 +448,7 @@ class _Reader:
             before=self.linear(layer.linear_1, irreps),
             after=self.linear(layer.linear_2, layer.linear_2.irreps_in),
             skip=skip,
-            radial=tuple(radial),
+            radial=(*radial, last[:, order]),
             couplings=couplings,
             norm=norm,
             scalars=hidden.count("0e"),
@@ -333,8 +457,8 @@ class _Reader:
             gate_scale=gate_scale,
         )
 
-    def _couplings(self, irreps: Any, hidden: Any, last: Tensor) -> tuple[Coupling, ...]:
-        """Return the couplings, in the order of the paths, in which messages of one l lie side by side."""
+    def _couplings(self, irreps: Any, hidden: Any) -> tuple[tuple[Coupling, ...], list[int]]:
+        """Return the couplings, and the columns of the package's weights in their order."""
         harmonics = self.e3nn.s2_irreps(self.l_max)
         paths = [
             (source, l2, target)
@@ -346,27 +470,30 @@ class _Reader:
         sizes = [int(irreps[source].mul) for source, _, _ in paths]
         ordered = sorted(range(len(paths)), key=lambda k: paths[k][2].l)  # stable
         column = dict(zip(ordered, np.cumsum([0] + [sizes[k] for k in ordered]).tolist(), strict=False))
-        out = []
+        out: list[Coupling] = []
+        order: list[int] = []
         for source, (channels, kind) in enumerate(irreps):
             mine = [k for k in ordered if paths[k][0] == source]
             targets = tuple(int(paths[k][2].l) for k in mine)
-            columns = [column[k] for k in mine]
+            first = len(order)
+            order += [column[k] + u for k in mine for u in range(int(channels))]
             blocks = [
                 self._coefficients(int(kind.l), paths[k][1], target) for k, target in zip(mine, targets, strict=True)
             ]
             product = np.concatenate(blocks, axis=1)  # (Y, M, 2 l + 1)
-            owner = [i for i, target in enumerate(targets) for _ in range(2 * target + 1)]
             out.append(
                 Coupling(
                     degree=int(kind.l),
                     channels=int(channels),
                     product=self.tensor(product.reshape(len(product), -1)),
                     targets=targets,
-                    weights=torch.cat([last[:, first : first + int(channels)] for first in columns], dim=1),
-                    owner=torch.tensor(owner, device=last.device),
+                    columns=slice(first, len(order)),
+                    column=torch.tensor(
+                        [first + i * int(channels) for i, target in enumerate(targets) for _ in range(2 * target + 1)]
+                    ),
                 )
             )
-        return tuple(out)
+        return tuple(out), order
 
     def _coefficients(self, l1: int, l2: int, l3: int) -> NDArray[np.float64]:
         """Return (harmonics, 2 l3 + 1, 2 l1 + 1) coupling coefficients, zero but for the harmonics of `l2`."""

@@ -116,6 +116,12 @@ class ReferencePotential:
         """Compute energy, forces and stress of several crystals."""
         return [self.evaluate(crystal) for crystal in crystals]
 
+    def displaced_forces(self, crystal: Crystal, atoms: Sequence[int], shifts: FloatArray) -> list[FloatArray]:
+        """Compute the (N, 3) forces when one atom is displaced, for each of (D,) atoms by one of (D, 3) shifts."""
+        displacements = np.zeros((len(atoms), len(crystal), 3))
+        displacements[np.arange(len(atoms)), atoms] = shifts
+        return [result.forces for result in self.evaluate_many([crystal.moved(part) for part in displacements])]
+
     def curvature(self, crystal: Crystal) -> FiniteDisplacements:
         """Displace the atoms that symmetry leaves, and collect the forces."""
         cell = PhonopyAtoms(numbers=crystal.numbers, cell=crystal.cell, positions=crystal.positions)
@@ -129,12 +135,10 @@ class ReferencePotential:
         alone = len(phonon.symmetry.symmetry_operations["rotations"]) == 1
         both: Literal["auto"] | bool = False if alone and not self.both_directions else "auto"
         phonon.generate_displacements(distance=self.displacement, is_plusminus=both)
-        displaced = [
-            Crystal(np.asarray(moved.numbers), np.asarray(moved.cell), moved.positions)
-            for moved in phonon.supercells_with_displacements or []
-            if moved is not None
-        ]
-        phonon.forces = [result.forces for result in self.evaluate_many(displaced)]
+        whole = phonon.supercell
+        undisplaced = Crystal(np.asarray(whole.numbers), np.asarray(whole.cell), whole.positions)
+        atoms, shifts = zip(*((int(row[0]), np.asarray(row[1:])) for row in phonon.displacements), strict=True)
+        phonon.forces = self.displaced_forces(undisplaced, atoms, np.array(shifts))
         phonon.produce_force_constants()
         phonon.symmetrize_force_constants()
         return FiniteDisplacements(phonon, np.asarray(phonon.primitive.masses, dtype=np.float64), crystal.frac)

@@ -342,7 +342,7 @@ def _whole(shard: Shard, settings: Settings) -> dict[str, Any] | None:
     try:
         extra = check_shard(shard.path)
         wanted = [host.id for host in shard.hosts]
-        if extra.get("hosts") != wanted or extra.get("settings") != settings.to_dict():
+        if extra.get("hosts") != wanted or _of_rows(extra.get("settings")) != _of_rows(settings.to_dict()):
             raise ShardError(f"shard {shard.path} holds other hosts or settings", fix="It is rebuilt")
         if settings.keep_hessians:
             read_hessians(hessian_file(shard.path))
@@ -350,6 +350,11 @@ def _whole(shard: Shard, settings: Settings) -> dict[str, Any] | None:
         print(f"Rebuilding: {error.what}", file=sys.stderr)
         return None
     return extra
+
+
+def _of_rows(settings: Any) -> Any:
+    """Leave out of the settings what changes no row: a data set may go on with or without Hessians."""
+    return {k: v for k, v in settings.items() if k != "keep_hessians"} if isinstance(settings, dict) else settings
 
 
 def _write_manifest(out: Path, hosts: Sequence[Host], tools: Tools, settings: Settings) -> None:
@@ -371,7 +376,7 @@ def _write_manifest(out: Path, hosts: Sequence[Host], tools: Tools, settings: Se
             raise SimulationError(f"{path} is no JSON", fix="Use an empty --out folder") from error
         if not isinstance(found, dict):
             raise SimulationError(f"{path} is no JSON object", fix="Use an empty --out folder")
-        different = _differences(found, identity)
+        different = _differences(found, {**identity, "settings": _of_rows(identity["settings"])})
         if different:
             raise SimulationError(
                 f"{path} describes another data set",
