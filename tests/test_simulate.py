@@ -374,6 +374,9 @@ def test_random_rows_of_a_data_set_come_out_again(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["data", "verify", str(out), "--potential", str(other)])
     assert "Name the potential of the data set" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--preconditioner", str(path)])
+    assert "was made with no preconditioner" in capsys.readouterr().err
 
 
 def test_a_stiffened_row_can_be_made_again(potential, relaxed, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -141,7 +142,7 @@ def verify(
 
     Raises:
         ShardError: No shard is there, or a shard is damaged.
-        SimulationError: Another potential; a row cannot be made again.
+        SimulationError: Another potential or preconditioner; a row cannot be made again.
     """
     folder = Path(folder)
     settings = Settings.read(folder / MANIFEST)
@@ -155,6 +156,7 @@ def verify(
     try:
         with threadpool_limits(1):
             tools = ToolNames(potential, preconditioner).load()
+            _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
             for path, number in (places[i] for i in chosen):
                 sample = next(islice(read_shard(path), number, None))
                 again = regenerate(sample, tools.potential, settings, tools.preconditioner)
@@ -164,3 +166,13 @@ def verify(
     finally:
         torch.set_num_threads(threads)
     return found
+
+
+def _check_preconditioner(folder: Path, name: str | None) -> None:
+    """See that relaxations go the way they went: another one ends elsewhere within the tolerance."""
+    wanted = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("preconditioner")
+    if wanted != name:
+        raise SimulationError(
+            f"{folder} was made with {f'preconditioner {wanted}' if wanted else 'no preconditioner'}, not {name}",
+            fix=f"Give --preconditioner {wanted}" if wanted else "Leave out --preconditioner",
+        )
