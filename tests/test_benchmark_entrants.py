@@ -146,6 +146,8 @@ def test_an_ensemble_is_asked_what_all_its_members_can_be_asked():
     entrant = entrant_named("defectnet-small+paper-defectnet")
     assert set(entrant.cannot) == {"blind"}
     assert entrant.coverage is None
+    assert entrant.name == "defectnet-small+paper-defectnet"
+    assert entrant.notes["members"] == ["DefectNet", "PaperDefectNet"]
 
 
 def test_baselines_are_named(tiny_batch):

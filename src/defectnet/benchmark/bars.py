@@ -60,7 +60,7 @@ def best_without_attention(results: Results, track: str, condition: str) -> str 
     scores = {
         name: found["identity"]["ap_micro"]
         for name, result in results.items()
-        if result["notes"].get("architecture") not in ATTENTION
+        if not {result["notes"].get("architecture"), *result["notes"].get("members", ())} & set(ATTENTION)
         and name not in FLAGSHIPS
         and (found := part(result, track, condition)) is not None
         and found["identity"]["ap_micro"] is not None

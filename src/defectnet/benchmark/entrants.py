@@ -120,8 +120,10 @@ def _ensemble(text: str, names: Sequence[str]) -> Entrant:
     if len({member.grid for member in members}) > 1:
         raise ConfigError(f"ensemble {text!r} has members of different grids", fix="Name networks of one grid")
     cannot = {track: why for member in members for track, why in member.cannot.items()}
-    notes = {"description": f"Mean of {', '.join(member.name for member in members)}."}
-    return Entrant(text, Ensemble([m.answerer for m in members]), grid=members[0].grid, cannot=cannot, notes=notes)
+    name = "+".join(member.name for member in members)
+    architectures = [m.notes["architecture"] for m in members if "architecture" in m.notes]
+    notes = {"description": f"Mean of {name.replace('+', ', ')}.", "members": architectures}
+    return Entrant(name, Ensemble([m.answerer for m in members]), grid=members[0].grid, cannot=cannot, notes=notes)
 
 
 def entrant_named(text: str) -> Entrant:
