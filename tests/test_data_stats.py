@@ -513,7 +513,7 @@ def test_card_has_the_numbers_of_the_data(name):
 
     folder = ROOT / "data" / name
     if (folder / ".parts").exists() or not list(folder.glob("shard-*.parquet")):
-        pytest.skip("being made")
+        pytest.skip("its shards are being made; the card follows when they are there")
     card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     current = into_block(card, f"stats {name}", to_markdown(statistics(read_contents(folder))))
     assert current == card, f"run: defectnet data stats data/{name} --into data/README.md"

@@ -166,6 +166,10 @@ def test_results_that_were_resampled_differently_are_not_compared(results):
 def test_bars_say_what_was_measured(results):
     assert flagship(results) == "defectnet-base"
     assert best_without_attention(results, "blind", "clean") == "ridge"
+    ensemble = copy.deepcopy(results["ridge"])
+    ensemble["results"]["blind"]["clean"]["identity"]["ap_micro"] = 1.0
+    ensemble["notes"]["members"] = ["DefectNet", "ResNet1d"]
+    assert best_without_attention({**results, "a+b": ensemble}, "blind", "clean") == "ridge"
     found = {bar.what: bar for bar in bars(results, "defectnet-base", SPEED)}
     gain = found["blind, clean: AP micro over that of the best without attention (ridge)"]
     values = [

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations_with_replacement, groupby
 from typing import Any
 
@@ -53,7 +53,6 @@ class Coupling:
         product: (Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side.
         targets: l of each target, ascending, in the order of its components.
         columns: Where the weights of its targets, (targets U), stand among those of the layer.
-        column: (M,) where those of each component begin.
     """
 
     degree: int
@@ -61,7 +60,12 @@ class Coupling:
     product: Tensor
     targets: tuple[int, ...]
     columns: slice
-    column: Tensor
+
+    @cached_property
+    def column(self) -> Tensor:
+        """(M,) column at which the weights of each component begin."""
+        owner = [target for target, degree in enumerate(self.targets) for _ in range(2 * degree + 1)]
+        return torch.tensor([self.columns.start + self.channels * target for target in owner])
 
     @property
     def components(self) -> int:
@@ -488,9 +492,6 @@ class _Reader:
                     product=self.tensor(product.reshape(len(product), -1)),
                     targets=targets,
                     columns=slice(first, len(order)),
-                    column=torch.tensor(
-                        [first + i * int(channels) for i, target in enumerate(targets) for _ in range(2 * target + 1)]
-                    ),
                 )
             )
         return tuple(out), order
