@@ -381,6 +381,14 @@ def test_training_rows_of_further_data_sets(folder, varied, tmp_path):
         assert module.index(split).paths == alone.index(split).paths
 
 
+def test_a_further_data_set_that_is_named_twice_counts_twice(folder, varied):
+    module = SpectraDataModule(str(folder), batch_size=3, extra=[str(varied)] * 2)
+    once = len(index_folder(varied, "train"))
+    assert len(module.index("train")) == len(index_folder(folder, "train")) + 2 * once
+    given = torch.cat([item.rows for item in module.train_dataloader()])
+    assert sorted(given.tolist()) == list(range(len(module.index("train"))))
+
+
 def test_further_data_sets_that_are_no_list(folder):
     with pytest.raises(ConfigError, match=r"data.extra is the text"):
         SpectraDataModule(str(folder), extra=str(folder))

@@ -100,7 +100,7 @@ def dictionary_and(batch: Batch, tiny_model):
 
 def test_what_was_made_of_responses_is_explained_by_them(tiny_model, random_batch):
     dictionary, batch, elements = dictionary_and(random_batch(4), tiny_model)
-    _, response = dictionary(batch, elements)
+    response = dictionary(batch, elements).response
     truth = torch.zeros_like(batch.composition)
     truth[:, [3, 20]] = torch.tensor([0.02, 0.05], dtype=torch.float64)
     change = (truth.unsqueeze(-1) * response).sum(1).repeat_interleave(MODEL_GRID.bins // BINS, dim=1)
@@ -111,16 +111,16 @@ def test_what_was_made_of_responses_is_explained_by_them(tiny_model, random_batc
 
 def test_responses_know_nothing_of_the_doped_sample(tiny_model, random_batch):
     dictionary, batch, elements = dictionary_and(random_batch(4), tiny_model)
-    _, response = dictionary(batch, elements)
-    _, other = dictionary(batch._replace(doped=batch.doped.flip(0)), elements)
+    response = dictionary(batch, elements).response
+    other = dictionary(batch._replace(doped=batch.doped.flip(0)), elements).response
     torch.testing.assert_close(response, other, rtol=0.0, atol=0.0)
 
 
-@pytest.fixture(params=[False, True], ids=["white", "correlated"])
+@pytest.fixture(params=[(), ("correlated",), ("correlated", "resolved")], ids=["white", "correlated", "resolved"])
 def network(request):
-    """A small DefectNet, with and without fits that allow for correlated errors."""
+    """A small DefectNet: plain, with fits that allow for correlated errors, with responses resolved by element too."""
     torch.manual_seed(0)
-    return build_model("DefectNet", net={**TINY_NETS["DefectNet"], "correlated": request.param}).eval()
+    return build_model("DefectNet", net={**TINY_NETS["DefectNet"], **dict.fromkeys(request.param, True)}).eval()
 
 
 def test_few_queries_give_the_answer_of_many(network, tiny_batch):
@@ -187,9 +187,10 @@ def test_errors_that_hang_together_mislead_a_correlated_fit_less():
     assert error < 0.3 * other
 
 
-def test_correlated_fits_need_responses():
-    with pytest.raises(ConfigError, match=r"net.correlated is True.*net.impurity: true"):
-        build_model("DefectNet", net={"impurity": False, "correlated": True})
+@pytest.mark.parametrize("name", ["correlated", "resolved"])
+def test_what_rests_on_responses_needs_them(name):
+    with pytest.raises(ConfigError, match=rf"net.{name} is True.*net.impurity: true"):
+        build_model("DefectNet", net={"impurity": False, name: True})
 
 
 def test_grids_that_do_not_fit_are_refused():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defectnet.config import MODEL_GRID, STORAGE_GRID
+from defectnet.config import MODEL_GRID, PROJECTED_BINS, STORAGE_GRID
 from defectnet.data.measurement import (
     AUGMENT,
     CLEAN,
@@ -23,7 +23,7 @@ from defectnet.data.measurement import (
     with_background,
     with_noise,
 )
-from defectnet.elements import NEUTRON_WEIGHT
+from defectnet.elements import INDEX, NEUTRON_WEIGHT, VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.spectrum import KINDS, Spectrum, band_edge_mev
 from make_shards import permuted, toy_sample
@@ -109,6 +109,59 @@ def test_many_pairs_are_measured_as_one_is():
             assert np.array_equal(one.host, many.host[i])
             assert np.array_equal(one.doped, many.doped[i])
             assert (one.edge_mev, one.kind) == (many.edge_mev[i], many.kind[i])
+
+
+@settings(max_examples=20)
+@given(numbers)
+def test_projected_dos_add_up_to_the_spectra(number):
+    # Without noise, background and cuts a spectrum is the weighted sum of what its elements have.
+    measurement = Measurement(weights=(0.5, 0.5, 0.0), fwhm_mev=(0.5, 4.0), fwhm_growth=(0.7, 2.0), energy_scale=0.03)
+    samples = [toy_sample(number + i) for i in range(5)]
+    samples.append(permuted(samples[0]))
+    stacks = [Stack.of_sample(sample) for sample in samples]
+    starts = np.cumsum([0, *(len(stack.dos) for stack in stacks[:-1])])
+    together = Stack(
+        *(np.concatenate([getattr(stack, name) for stack in stacks]) for name in ("dos", "areas", "elements")),
+        np.concatenate([stack.starts + start for stack, start in zip(stacks, starts, strict=True)]),
+        np.concatenate([stack.edge_mev for stack in stacks]),
+    )
+    keys = [*range(5), 0]
+    pairs = measure_pairs(together, measurement, [row_rng("pair", i) for i in keys], projected=True)
+    assert pairs.projected.shape == (6, 2, len(VOCABULARY), PROJECTED_BINS)
+    assert pairs.projected.min() >= 0
+    width = MODEL_GRID.reach / PROJECTED_BINS
+    for i, sample in enumerate(samples):
+        for side, (elements, dos, whole) in enumerate(
+            (
+                (sample.host_elements, sample.host_dos, pairs.host[i]),
+                (sample.doped_elements, sample.doped_dos, pairs.doped[i]),
+            )
+        ):
+            parts = pairs.projected[i, side]
+            held = [INDEX[symbol] for symbol in elements]
+            assert not parts[np.setdiff1d(np.arange(len(VOCABULARY)), held)].any()
+            inside = parts[held].sum(axis=1) * width
+            assert (inside <= dos.sum(axis=1) * STORAGE_GRID.width + 1e-5).all()  # what lies above the grid is lost
+            weights = NEUTRON_WEIGHT if pairs.kind[i] else np.ones(len(VOCABULARY))
+            total = weights @ parts
+            coarse = whole.reshape(PROJECTED_BINS, -1).mean(axis=1)
+            np.testing.assert_allclose(total / (total.sum() * width), coarse, atol=0.02 * coarse.max())
+    np.testing.assert_allclose(pairs.projected[5], pairs.projected[0], atol=1e-5)
+    alone = measure_pairs(stacks[2], measurement, [row_rng("pair", 2)], projected=True)
+    np.testing.assert_allclose(alone.projected[0], pairs.projected[2], atol=1e-5)
+    assert measure_pairs(stacks[2], measurement, [row_rng("pair", 2)]).projected is None
+
+
+def test_an_element_that_a_blend_holds_twice_has_the_sum():
+    sample = toy_sample(3)
+    stack = Stack.of_sample(sample)
+    half = stack.areas / 2
+    first, rest = len(sample.host_elements), len(stack.dos) - len(sample.host_elements)
+    order = [*range(first), *range(first, first + rest), *range(first, first + rest)]
+    areas = np.concatenate([stack.areas[:first], half[first:], half[first:]])
+    twice = Stack(stack.dos[order], areas, stack.elements[order], stack.starts, stack.edge_mev)
+    a, b = (measure_pairs(x, LAB, [row_rng("pair", 0)], projected=True).projected for x in (stack, twice))
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_a_resolution_far_below_a_bin_changes_nothing():

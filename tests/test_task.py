@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from defectnet.data.measurement import CLEAN
 from defectnet.data.module import SpectraDataModule
 from defectnet.elements import VOCABULARY
 from defectnet.errors import CheckpointError, ConfigError
-from defectnet.export import export, read_run
+from defectnet.export import export, read_run, training_record
 from defectnet.hub import from_pretrained
 from defectnet.models.base import ABSENT_LOGIT
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
@@ -225,6 +226,30 @@ def test_export_calibrates_and_gives_the_same_network(run, folder, tmp_path):
     assert info["train_rows"] == 24
     assert info["edge_mev"][0] < info["edge_mev"][1]
     assert model.spec.kinds == data.spec.kinds
+
+
+def test_a_network_that_learns_from_projected_dos_is_shown_them(folder):
+    net = {**TINY, "resolved": True}
+    with pytest.raises(ConfigError, match=r"projected DOS.*data.projected: true"):
+        quiet(max_epochs=1).fit(DefectTask("DefectNet", net=net), SpectraDataModule(str(folder)))
+    task = DefectTask("DefectNet", net=net)
+    quiet(max_epochs=1).fit(task, SpectraDataModule(str(folder), projected=True))
+    assert {f"train/loss_{name}" for name in ("response", "share", "own", "change")} <= set(
+        task.trainer.callback_metrics
+    )
+
+
+def test_the_record_of_training_counts_each_row_once_and_tells_pairs_from_variants(run, folder, tmp_path):
+    samples = [replace(toy_sample(500 + i, "train"), host_id=f"further-{i // 2}") for i in range(4)]
+    samples += [replace(s, row_id=f"{s.row_id}/stiffness-1", variant="stiffness-1") for s in samples[:3]]
+    more = write_toy_folder(tmp_path / "more", samples, shards=2)
+    alone = training_record(SpectraDataModule(str(folder)), run[0])
+    once = training_record(SpectraDataModule(str(folder), extra=[str(more)]), run[0])
+    assert once["train_rows"] == alone["train_rows"] + 7
+    assert once["train_pairs"] == alone["train_pairs"] + 4
+    assert once["train_hosts"] == alone["train_hosts"] + 2
+    assert once["data_sha256"] != alone["data_sha256"]
+    assert training_record(SpectraDataModule(str(folder), extra=[str(more)] * 3), run[0]) == once
 
 
 def test_a_loaded_network_trains_in_training_mode(run, folder, tmp_path):

@@ -48,14 +48,22 @@ class Targets(NamedTuple):
 
     Attributes:
         concentration: (B, E) dopant atoms of each element over all atoms, 0 to 1; zero where absent.
+        projected: (B, 2, E, N) DOS of each element in the host and in the doped sample, on `PROJECTED_BINS` bins and
+            at the resolution of the spectra; areas are atomic fractions. In training alone, and only if asked for
+            (`data.projected`).
     """
 
     concentration: Tensor
+    projected: Tensor | None = None
 
     @property
     def present(self) -> Tensor:
         """(B, E) bool, true where an element was substituted in."""
         return self.concentration > 0
+
+    def rows(self, rows: Tensor) -> Targets:
+        """Return those of some rows (long or bool)."""
+        return Targets(self.concentration[rows], None if self.projected is None else self.projected[rows])
 
 
 class Output(NamedTuple):

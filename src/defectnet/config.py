@@ -127,6 +127,9 @@ MODEL_GRID = Grid(bins=256, reach=2.56)
 STORAGE_GRID = Grid(bins=600, reach=3.0)
 """What shards store: 0.005 of the edge (0.08 meV in a heavy host, 0.8 meV in diamond)."""
 
+PROJECTED_BINS = 64
+"""Bins, on the range of a network's grid, of the projected DOS that training may show and of what is compared to it."""
+
 
 @dataclass(frozen=True)
 class ModelSpec(Settings):
@@ -164,6 +167,8 @@ class DefectNetConfig(Settings):
         dropout: Share of activations dropped in training.
         impurity: Whether the queries hold fits of predicted responses to each element (`defectnet.nn.impurity`).
         correlated: Whether they also hold fits that allow for correlated errors of the responses; needs `impurity`.
+        resolved: Whether responses are put together element by element (`defectnet.nn.changes`), which is learnt from
+            projected DOS (`data.projected`); needs `impurity`.
     """
 
     d_model: int = 48
@@ -175,6 +180,7 @@ class DefectNetConfig(Settings):
     dropout: float = 0.1
     impurity: bool = True
     correlated: bool = False
+    resolved: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -190,7 +196,8 @@ class DefectNetConfig(Settings):
         _check(self.d_model % self.heads == 0, "net.heads", self.heads, f"It must divide d_model = {self.d_model}")
         _check(self.d_model % 2 == 0, "net.d_model", self.d_model, "Use an even number")
         _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
-        _check(self.impurity or not self.correlated, "net.correlated", True, "Set net.impurity: true too")
+        for name in ("correlated", "resolved"):
+            _check(self.impurity or not getattr(self, name), f"net.{name}", True, "Set net.impurity: true too")
 
 
 @dataclass(frozen=True)

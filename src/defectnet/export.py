@@ -18,7 +18,7 @@ from defectnet.config import Calibration
 from defectnet.data.candidates import TRACKS, Track
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
-from defectnet.data.shards import Sample, read_shard
+from defectnet.data.shards import AS_IS, Sample, read_shard
 from defectnet.elements import VOCABULARY
 from defectnet.encode import stack
 from defectnet.errors import CheckpointError
@@ -136,19 +136,26 @@ def _amounts(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its training: data and their hash, and what hosts were seen."""
+    """Return what a checkpoint says of its training: data and their hash, and what hosts were seen.
+
+    Rows count once, however often `extra` names their data set; those of randomised stiffness are rows, but no pairs.
+    """
     index = module.index("train")
     edges: list[float] = []
     hosts: set[str] = set()
     elements: set[str] = set()
+    pairs = 0
     for sample in _rows(index):
         edges.append(sample.edge_mev)
         hosts.add(sample.host_id)
         elements.update(sample.host_elements)
-    digest = hashlib.sha256("".join(file_sha256(path) for path in index.paths).encode()).hexdigest()
+        pairs += sample.variant == AS_IS
+    paths = dict.fromkeys(index.paths)
+    digest = hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest()
     return {
         "data_sha256": digest,
-        "train_rows": len(index),
+        "train_rows": len(edges),
+        "train_pairs": pairs,
         "train_hosts": len(hosts),
         "val_rows": len(module.index("val")),
         "edge_mev": [min(edges), max(edges)],
@@ -161,8 +168,8 @@ def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, An
 
 
 def _rows(index: ShardIndex) -> Iterator[Sample]:
-    for number, path in enumerate(index.paths):
-        wanted = set(index.row[index.shard == number].tolist())
+    for path in dict.fromkeys(index.paths):
+        wanted = set(index.row[index.shard == index.paths.index(path)].tolist())
         yield from (sample for row, sample in enumerate(read_shard(path)) if row in wanted)
 
 
@@ -176,7 +183,7 @@ def _card(name: str, model: DefectModel, training: dict[str, Any]) -> str:
         [
             f"# {name}",
             "",
-            f"A {type(model).__name__} trained on {training['train_rows']} simulated pairs of "
+            f"A {type(model).__name__} trained on {training['train_pairs']} simulated pairs of "
             f"{training['train_hosts']} crystals, calibrated on {training['val_rows']} pairs of other crystals under "
             f"the conditions {' and '.join(CONDITIONS)}.",
             "",

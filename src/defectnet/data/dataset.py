@@ -161,6 +161,7 @@ class View:
         tracks: How candidate sets are drawn.
         seed: Set in training: the choices change with (seed, epoch). None in evaluation: they depend on the row alone.
         blend: Share of the rows that training blends with others of their host (`defectnet.data.blending`).
+        projected: Whether targets hold projected DOS.
     """
 
     grid: Grid = MODEL_GRID
@@ -169,6 +170,7 @@ class View:
     tracks: TrackSettings = field(default_factory=TrackSettings)
     seed: int | None = None
     blend: float = 0.0
+    projected: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.blend <= 1.0:
@@ -187,6 +189,7 @@ class View:
             self.measurement,
             [row_rng("measurement", sample.row_id, *keys) for sample in samples],
             grid=self.grid,
+            projected=self.projected,
         )
         concentration = np.zeros((len(samples), len(VOCABULARY)), dtype=np.float32)
         hosts = np.zeros(concentration.shape, dtype=np.bool_)
@@ -209,7 +212,8 @@ class View:
             candidates_given=torch.from_numpy(given),
             kind=torch.from_numpy(pairs.kind.astype(np.int64)),
         )
-        return Item(batch, Targets(torch.from_numpy(concentration)), torch.tensor(rows))
+        projected = None if pairs.projected is None else torch.from_numpy(pairs.projected)
+        return Item(batch, Targets(torch.from_numpy(concentration), projected), torch.tensor(rows))
 
 
 @lru_cache(maxsize=1024)

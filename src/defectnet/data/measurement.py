@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
-from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid
-from defectnet.elements import INDEX, NEUTRON_WEIGHT
+from defectnet.config import MODEL_GRID, PROJECTED_BINS, STORAGE_GRID, Grid
+from defectnet.elements import INDEX, NEUTRON_WEIGHT, VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.spectrum import EDGE_CELLS, EDGE_THRESHOLD, KINDS, band_edge_mev
 
@@ -41,6 +42,7 @@ _BINS: Final = np.arange(STORAGE_GRID.bins)
 _REACH: Final = 4.5  # standard deviations of the resolution: 7e-6 of a line lies beyond
 _REACHES: Final = np.array([8, 16, 24, 32, 48, 64, 96, 128, 192])  # bins; beyond, a full kernel is cheaper
 _BLOCK: Final = 24  # bins whose lines are taken together; a divisor of the number of bins
+_COARSE: Final = 4  # bins taken together where projected DOS go onto bins eight times as wide
 _CHUNK: Final = 8  # pairs broadened at a time, for the processor's cache
 
 
@@ -431,12 +433,14 @@ class MeasuredPairs(NamedTuple):
         doped: (P, L) float32.
         edge_mev: (P,).
         kind: (P,) index into `defectnet.spectrum.KINDS`.
+        projected: (P, 2, E, N) DOS of each element in host and doped sample, see `defectnet.batch.Targets`; if wanted.
     """
 
     host: NDArray[np.float32]
     doped: NDArray[np.float32]
     edge_mev: FloatArray
     kind: NDArray[np.intp]
+    projected: NDArray[np.float32] | None = None
 
 
 def measure(sample: Sample, measurement: Measurement, rng: np.random.Generator, *, grid: Grid = MODEL_GRID) -> Measured:
@@ -455,7 +459,12 @@ def measure(sample: Sample, measurement: Measurement, rng: np.random.Generator, 
 
 
 def measure_pairs(
-    stack: Stack, measurement: Measurement, rngs: Sequence[np.random.Generator], *, grid: Grid = MODEL_GRID
+    stack: Stack,
+    measurement: Measurement,
+    rngs: Sequence[np.random.Generator],
+    *,
+    grid: Grid = MODEL_GRID,
+    projected: bool = False,
 ) -> MeasuredPairs:
     """Measure many pairs as `measure` does.
 
@@ -464,6 +473,7 @@ def measure_pairs(
         measurement: Instrument and conditions.
         rngs: One generator for each pair; it alone decides what is drawn for that pair.
         grid: Grid of the result.
+        projected: Whether the DOS of each element is wanted too.
     """
     # Every pair draws the same numbers in the same order, whether its conditions use them or not.
     uniform = np.empty((len(rngs), 16))
@@ -487,7 +497,48 @@ def measure_pairs(
     cells = grid.edges * observed[:, None]
     shares = np.diff(_integrals(curves, running, np.broadcast_to(cells[:, None], (*curves.shape[:2], cells.shape[1]))))
     result = (shares / (shares.sum(axis=2, keepdims=True) * grid.width)).astype(np.float32)
-    return MeasuredPairs(result[:, 0], result[:, 1], observed * edge, kind)
+    parts = None
+    if projected:
+        parts = _projected(stack, drawn.fwhm_mev * _FWHM_TO_SIGMA / edge, drawn.growth, observed, grid.reach)
+    return MeasuredPairs(result[:, 0], result[:, 1], observed * edge, kind, parts)
+
+
+def _projected(
+    stack: Stack, sigma: FloatArray, growth: FloatArray, observed: FloatArray, reach: float
+) -> NDArray[np.float32]:
+    """Broaden projected DOS and put them on `PROJECTED_BINS` bins; no background, noise or cuts.
+
+    Args:
+        stack: Projected DOS of P pairs.
+        sigma: (P,) resolution at zero energy, a standard deviation in units of the true edge.
+        growth: (P,) resolution at the edge over that at zero energy.
+        observed: (P,) observed edges, in units of the true ones.
+        reach: Upper end of the result's grid, in units of the observed edge.
+
+    Returns:
+        (P, 2, E, N) DOS of each element of the vocabulary in the host and in the doped sample.
+    """
+    dos = stack.dos.reshape(len(stack.dos), -1, _COARSE).sum(axis=2)
+    dos *= (stack.areas / np.maximum(dos.sum(axis=1), 1e-30)).astype(np.float32)[:, None]
+    step = _COARSE * STORAGE_GRID.width
+    sources = (np.arange(dos.shape[1]) + 0.5) * step
+    spread = sigma[:, None] * np.maximum(1.0 + (growth[:, None] - 1.0) * sources, 0.2)
+    spread = np.sqrt(np.square(spread) + step**2 / 12.0)  # that of a bin is added
+    edges = np.linspace(0.0, reach, PROJECTED_BINS + 1) * observed[:, None]
+    place = ((edges[:, :, None] - sources) / spread[:, None]).astype(np.float32)
+    below = torch.special.ndtr(torch.from_numpy(place)).numpy()
+    kernel = np.diff(below, axis=1) / np.float32(reach / PROJECTED_BINS)  # (P, N, sources)
+    # Curves of unequal numbers of elements are filled up, so that one product does for all.
+    rows = np.diff(stack.starts, append=len(dos))
+    curve = np.repeat(np.arange(len(rows)), rows)
+    number = np.arange(len(dos)) - stack.starts[curve]
+    filled = np.zeros((len(rows), rows.max(), dos.shape[1]), dtype=np.float32)
+    filled[curve, number] = dos
+    broad = filled.reshape(len(sigma), -1, dos.shape[1]) @ kernel.transpose(0, 2, 1)
+    out = np.zeros((len(rows), len(VOCABULARY), PROJECTED_BINS), dtype=np.float32)
+    # Blended rows have an element repeatedly.
+    np.add.at(out, (curve, stack.elements), broad.reshape(*filled.shape[:2], PROJECTED_BINS)[curve, number])
+    return out.reshape(len(sigma), 2, len(VOCABULARY), PROJECTED_BINS)
 
 
 @dataclass(frozen=True)

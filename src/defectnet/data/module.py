@@ -99,9 +99,10 @@ class SpectraDataModule(LightningDataModule):
         val_measurement: The same for validation.
         seed: Fixes the order of the rows, and every choice made on them, together with the epoch.
         variants: Whether training uses rows of randomised stiffness; validation and test never do.
-        extra: Further data sets, named like `folder`, whose training rows join its own. Validation and test are of
-            `folder` alone.
+        extra: Further data sets, named like `folder`, whose training rows join its own; one that is named twice
+            counts twice. Validation and test are of `folder` alone.
         blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
+        projected: Whether training shows projected DOS too, for networks that learn from them (`net.resolved`).
     """
 
     def __init__(
@@ -117,13 +118,15 @@ class SpectraDataModule(LightningDataModule):
         variants: bool = True,
         extra: Sequence[str] = (),
         blend: float = 0.0,
+        projected: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(extra, str):
             raise ConfigError(f"data.extra is the text {extra!r}", fix="Give a list, such as [data/more]")
         self.extra = tuple(parse_source(name) for name in extra)
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
-        self.loader, self.seed, self.variants, self.blend = loader, seed, variants, blend
+        self.loader, self.seed, self.variants = loader, seed, variants
+        self.blend, self.projected = blend, projected
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
@@ -174,7 +177,15 @@ class SpectraDataModule(LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         """Return shuffled training batches; measurement and candidates change with every epoch."""
         track: Track = "mixed" if self.tracks.blind_share > 0 else "candidates"
-        view = View(self.grid, self.train_measurement, track, self.tracks, seed=self.seed, blend=self.blend)
+        view = View(
+            self.grid,
+            self.train_measurement,
+            track,
+            self.tracks,
+            seed=self.seed,
+            blend=self.blend,
+            projected=self.projected,
+        )
         self._train = self._loader("train", view, shuffle=True)
         if self._position is not None:
             self._train.load_state_dict(self._position)

@@ -6,6 +6,7 @@ Their published network is `defectnet.models.paper.PaperDefectNet`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
@@ -22,7 +23,7 @@ from defectnet.models.base import ABSENT_LOGIT, DefectModel
 from defectnet.nn.attention import DecoderBlock, EncoderBlock
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
 from defectnet.nn.heads import ConcentrationHead, IdentityHead
-from defectnet.nn.impurity import ResponseDictionary
+from defectnet.nn.impurity import Explained, ResponseDictionary
 from defectnet.spectrum import KINDS
 
 _FLOOR: Final = 1e-2  # added to both spectra before the ratio: 1 % of the mean level, about a measurement's noise
@@ -151,7 +152,14 @@ class DefectNet(DefectModel):
         self.summary = nn.Linear(_SUMMARY, width)
         self.impurity = (
             ResponseDictionary(
-                grid, descriptors, width, net.heads, net.mlp_ratio, net.dropout, correlated=net.correlated
+                grid,
+                descriptors,
+                width,
+                net.heads,
+                net.mlp_ratio,
+                net.dropout,
+                correlated=net.correlated,
+                resolved=net.resolved,
             )
             if net.impurity
             else None
@@ -176,30 +184,29 @@ class DefectNet(DefectModel):
         return self._answer(batch)[0]
 
     def learn(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, Tensor]]:
-        """Answer, and say how well the responses of the dictionary explain what is seen."""
-        output, misfit = self._answer(batch, targets)
-        return output, {} if misfit is None else {"response": misfit}
+        """Answer, and say how well the responses of the dictionary, and their parts, explain what is seen."""
+        return self._answer(batch, targets)
 
     def expected_responses(self, batch: Batch) -> Tensor | None:
         """Return the responses of the dictionary, if there is one; see `DefectModel.expected_responses`."""
         if self.impurity is None:
             return None
         everything = torch.arange(batch.candidates.shape[1], device=batch.host.device).expand_as(batch.candidates)
-        response: Tensor = self.impurity(batch, everything)[1]
+        response: Tensor = self.impurity(batch, everything).response
         return response.repeat_interleave(self.impurity.pool, dim=2)
 
-    def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, Tensor | None]:
-        """Return the answer and, with targets, the misfit (B,) of the dictionary."""
+    def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, dict[str, Tensor]]:
+        """Return the answer and, with targets, the misfits of the dictionary by name, (B,) each."""
         tokens, readable = self._tokens(batch)  # (B, T, D), (B, T)
         for block in self.encoder:
             tokens = block(tokens, readable[:, None, None, :])
         tokens = self.encoded(tokens)
         logits = batch.host.new_full(batch.candidates.shape, ABSENT_LOGIT)
         concentration = torch.zeros_like(logits)
-        misfit = batch.host.new_zeros(len(logits))
+        misfits: dict[str, Tensor] = defaultdict(lambda: batch.host.new_zeros(len(logits)))
         for rows, elements in _questions(batch):
             part = Batch(*(field[rows] for field in batch))
-            x, response = self._queries(part, elements)  # (b, K, D)
+            x, explained = self._queries(part, elements)  # (b, K, D)
             # A query may always read itself, so that a row without any candidate is not an empty softmax.
             own = torch.eye(elements.shape[1], dtype=torch.bool, device=x.device)
             asked = part.candidates.gather(1, elements)
@@ -213,13 +220,13 @@ class DefectNet(DefectModel):
                 y.masked_fill(~asked, none) for y, none in zip(answers, (ABSENT_LOGIT, 0.0), strict=True)
             )
             logits, concentration = logits.index_put(at, identity), concentration.index_put(at, amount)
-            if targets is not None and self.impurity is not None and response is not None:
-                true = targets.concentration[rows].gather(1, elements)
-                misfit = misfit.index_put((rows,), self.impurity.misfit(part, true, response))
-        return Output(logits, concentration), misfit if targets is not None and self.impurity is not None else None
+            if targets is not None and self.impurity is not None and explained is not None:
+                for name, value in self.impurity.misfits(part, elements, targets.rows(rows), explained).items():
+                    misfits[name] = misfits[name].index_put((rows,), value)
+        return Output(logits, concentration), dict(misfits)
 
-    def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the queries (B, K, D) of elements (B, K), and their responses, if there is a dictionary."""
+    def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Explained | None]:
+        """Return the queries (B, K, D) of elements (B, K), and what the dictionary says of them, if there is one."""
         width = self.spec.grid.width
         x = self.queries(
             batch.composition, batch.candidates_given, log_shift(batch.host, batch.doped, self.bins, width), elements
@@ -227,8 +234,8 @@ class DefectNet(DefectModel):
         x = x + self.summary(contrast_summary(batch.host, batch.doped, self.bins, width)).unsqueeze(1)
         if self.impurity is None:
             return x, None
-        features, response = self.impurity(batch, elements)
-        return x + features, response
+        explained: Explained = self.impurity(batch, elements)
+        return x + explained.features, explained
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, D) of spectra, host and whole, and (B, T) bool: false where a host slot is empty."""

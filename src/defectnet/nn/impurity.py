@@ -18,18 +18,19 @@ Local modes above the band, gap modes and resonances come out by themselves.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
-from defectnet.batch import Batch
-from defectnet.config import Grid
+from defectnet.batch import Batch, Targets
+from defectnet.config import PROJECTED_BINS, Grid
 from defectnet.elements import NEUTRON_WEIGHT, properties
 from defectnet.errors import ConfigError
 from defectnet.nn.attention import CrossBlock, EncoderBlock
+from defectnet.nn.changes import NODES, ElementChanges, HostAtoms, HostModes, Parts
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, HostEmbedding, SpectrumEmbedding
 from defectnet.spectrum import KINDS
 
@@ -37,11 +38,9 @@ STIFFNESS: Final = (0.35, 0.6, 1.0, 1.6)
 """Ratios of force constants that are tried: the true one is not known."""
 
 POINTS: Final = 128  # energies at which the response is computed
-BINS: Final = 64  # bins in which it is compared
+BINS: Final = PROJECTED_BINS  # bins in which it is compared
 _ETA: Final = 1.0  # width of a line, in points
 _PATCH: Final = 8  # bins of the host's DOS per token
-_NODES: Final = 16
-_NODE_STEP: Final = 0.08  # in units of the edge: the host's band has 13 nodes
 _RIDGE: Final = (-7.0, 2.0)  # bounds of the logarithm: below, single precision would not do
 _ERRORS: Final = (-6.0, 2.0)  # the same for variances of errors, in units of the mean square of the change
 
@@ -143,7 +142,7 @@ class CorrelatedFit(nn.Module):
         gram, right = x.transpose(1, 2) @ x, (x * d).sum(1)
         size = gram.diagonal(dim1=1, dim2=2)
         # The second term is far below the first but where single precision would fail.
-        prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-6 * size.amax(1)
+        prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-5 * size.amax(1)
         root = torch.linalg.cholesky(gram + torch.diag_embed(prior[:, None].expand_as(size)))
         mean = torch.cholesky_solve(right.unsqueeze(-1), root).squeeze(-1)
         deviation = torch.cholesky_inverse(root).diagonal(dim1=1, dim2=2).clamp_min(1e-9).sqrt()
@@ -161,6 +160,20 @@ class CorrelatedFit(nn.Module):
         )
 
 
+class Explained(NamedTuple):
+    """What the dictionary says.
+
+    Attributes:
+        features: (B, K, D) what fits of the responses say of each element.
+        response: (B, K, BINS) change of the DOS per concentration.
+        parts: What responses are made of, if they are resolved by element.
+    """
+
+    features: Tensor
+    response: Tensor
+    parts: Parts | None
+
+
 class ResponseDictionary(nn.Module):
     """What a unit of each element would change in the spectrum of this host, and how much of each explains the change.
 
@@ -168,6 +181,9 @@ class ResponseDictionary(nn.Module):
     responses are predicted from the host alone (theory of `ImpurityTheory`, softly chosen and corrected by a network
     that reads the host), are taught on the true concentrations (`misfit`), and are then fitted to what is seen, alone
     and together with ridge regression over the candidates.
+
+    If they are resolved, network and theory predict what each dopant does to each element of the host, and a response
+    is the sum (`defectnet.nn.changes.ElementChanges`).
 
     Args:
         grid: Grid of the spectra.
@@ -178,11 +194,10 @@ class ResponseDictionary(nn.Module):
         dropout: Share of activations dropped in training.
         layers: Blocks that read the host.
         correlated: Whether responses are also fitted with correlated errors (`CorrelatedFit`).
+        resolved: Whether they are put together element by element.
     """
 
     weights: Tensor
-    hats: Tensor
-    energies: Tensor
 
     def __init__(
         self,
@@ -195,6 +210,7 @@ class ResponseDictionary(nn.Module):
         layers: int = 2,
         *,
         correlated: bool = False,
+        resolved: bool = False,
     ) -> None:
         super().__init__()
         if grid.bins % BINS or grid.bins % _PATCH:
@@ -219,25 +235,20 @@ class ResponseDictionary(nn.Module):
         self.readers = nn.ModuleList(CrossBlock(width, heads, mlp_ratio, dropout) for _ in range(layers))
         self.read = nn.LayerNorm(width)
         self.choice = nn.Linear(width, len(STIFFNESS))
-        self.correction = nn.Linear(width, BINS)
-        nodes = torch.arange(_NODES) * _NODE_STEP
-        energies = (torch.arange(BINS) + 0.5) * (grid.reach / BINS)
-        # Hats around the nodes, which add up to 1: (nodes, BINS).
-        hats = (1.0 - (energies - nodes[:, None]).abs() / _NODE_STEP).clamp_min(0.0)
-        self.register_buffer("hats", hats, persistent=False)
-        self.register_buffer("energies", energies, persistent=False)
-        self.bend = nn.Linear(width, 3 * _NODES)
-        nn.init.zeros_(self.bend.weight)
-        nn.init.zeros_(self.bend.bias)
+        self.modes = HostModes(grid.reach)
+        self.changes = ElementChanges(grid.reach, width) if resolved else None
+        if not resolved:
+            self.bend, self.correction = nn.Linear(width, 3 * NODES), nn.Linear(width, BINS)
+            for layer in (self.bend, self.correction):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
         self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
         self.overlap = nn.Linear(BINS, width, bias=False)
         self.fit = nn.Linear(5, width, bias=False)
         self.correlated = CorrelatedFit() if correlated else None
         self.correlated_fit = nn.Linear(CorrelatedFit.features, width, bias=False) if correlated else None
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
 
-    def forward(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, elements: Tensor) -> Explained:
         """Predict the responses and fit them.
 
         Args:
@@ -245,7 +256,7 @@ class ResponseDictionary(nn.Module):
             elements: (B, K) long, the elements in question; those that are no candidates are not fitted.
 
         Returns:
-            Features of each element (B, K, D), and responses (B, K, BINS): change of the DOS per concentration.
+            What the fits say of each element, and the responses.
         """
         host = batch.host
         channels = torch.stack([host, torch.log10(host + 1e-2)], dim=1)
@@ -255,10 +266,7 @@ class ResponseDictionary(nn.Module):
         ones = torch.ones(spectrum.shape[:2], dtype=torch.bool, device=host.device)
         readable = torch.cat([ones, filled], dim=1)[:, None, None, :]
         tokens = self.encoded(self.encoder(tokens, readable))
-        neutron = (batch.kind == KINDS.index("neutron-weighted"))[:, None]
-        projected = (batch.kind == KINDS.index("projected"))[:, None]
-        gain = self.weights[elements] / (batch.composition @ self.weights)[:, None].clamp_min(1e-6)  # (B, K)
-        gain = torch.where(neutron, gain, torch.where(projected, 0.0, 1.0))
+        gain = self._gain(batch, elements, if_projected=0.0)  # (B, K)
         # Half precision would not do for the theory's near-singular sums, nor for the fits.
         with torch.no_grad(), torch.autocast(host.device.type, enabled=False):
             before, after = (avg_pool1d(curve.unsqueeze(1), self.pool) for curve in (host, batch.doped))  # (B, 1, N)
@@ -276,8 +284,13 @@ class ResponseDictionary(nn.Module):
             x = reader(x, tokens, readable)
         x = self.read(x)
         mixed = (self.choice(x).softmax(-1).unsqueeze(-1) * added).sum(2)
-        bent = self.bend(x) @ self._shapes(before[:, 0])
-        response = gain.clamp_max(20.0).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
+        parts = None
+        if self.changes is None:
+            bent = self.bend(x) @ self.modes(before[:, 0])
+            response = gain.clamp_max(20.0).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
+        else:
+            known = self._atoms(batch, tokens[:, spectrum.shape[1] :])
+            response, parts = self.changes(before[:, 0], known, x, mixed + before, gain)
         with torch.autocast(host.device.type, enabled=False):
             response = response.to(host.dtype)
             chosen = response * batch.candidates.gather(1, elements).unsqueeze(-1)
@@ -287,27 +300,23 @@ class ResponseDictionary(nn.Module):
         out: Tensor = self.overlap(overlap) + self.fit(fit)
         if self.correlated is not None and self.correlated_fit is not None:
             with torch.autocast(host.device.type, enabled=False):
-                weighted = self.correlated(chosen, seen.squeeze(1), self._shapes(before[:, 0]))
+                weighted = self.correlated(chosen, seen.squeeze(1), self.modes(before[:, 0]))
             out = out + self.correlated_fit(weighted)
-        return out, response
+        return Explained(out, response, parts)
 
-    def _shapes(self, host: Tensor) -> Tensor:
-        """Return what doping does to the host's own modes, in pieces: more or less of them, shifted, and broadened.
+    def _gain(self, batch: Batch, elements: Tensor, *, if_projected: float) -> Tensor:
+        """Return what an atom of each element (B, K) counts for in the spectra, over the mean of the host."""
+        neutron = (batch.kind == KINDS.index("neutron-weighted"))[:, None]
+        projected = (batch.kind == KINDS.index("projected"))[:, None]
+        gain = self.weights[elements] / (batch.composition @ self.weights)[:, None].clamp_min(1e-6)
+        return torch.where(neutron, gain, torch.where(projected, if_projected, 1.0))
 
-        Args:
-            host: (B, BINS) DOS of the host.
-
-        Returns:
-            (B, 3 nodes, BINS): the DOS under each hat, its change if all energies under the hat grow in proportion,
-            and its change if the DOS under the hat is broadened by a bin or two.
-        """
-        under = host[:, None] * self.hats  # (B, nodes, BINS)
-        flow = self.energies * under / (2.0 * (self.energies[1] - self.energies[0]))
-        padded = nn.functional.pad(under, (2, 2))
-        blurred = (padded[..., :-4] + padded[..., 1:-3] + padded[..., 3:-1] + padded[..., 4:]) / 4.0
-        return torch.cat(
-            [under, nn.functional.pad(flow, (1, -1)) - nn.functional.pad(flow, (-1, 1)), blurred - under], 1
-        )
+    def _atoms(self, batch: Batch, tokens: Tensor) -> HostAtoms:
+        """Return the elements of the hosts, as many slots as the richest of them fills; tokens are (B, slots, D)."""
+        fraction, slots = batch.composition.topk(self.host.slots, dim=-1)
+        most = max(int((fraction > 0).sum(1).max()), 1)
+        gain = self._gain(batch, slots, if_projected=1.0)
+        return HostAtoms(slots[:, :most], fraction[:, :most], gain[:, :most], tokens[:, :most])
 
     def _fits(self, chosen: Tensor, seen: Tensor, log_gain: Tensor) -> tuple[Tensor, Tensor]:
         """Return where responses overlap with what is seen, (B, K, BINS), and how much of each is seen, (B, K, 5)."""
@@ -324,6 +333,24 @@ class ResponseDictionary(nn.Module):
             together.append(torch.cholesky_solve(both.unsqueeze(-1), torch.linalg.cholesky(matrix)).squeeze(-1))
         fit = torch.stack([5.0 * alone, 2.0 * likeness, *(8.0 * c for c in together), log_gain], -1)
         return (8.0 * chosen * seen).clamp(-6.0, 6.0), fit
+
+    def misfits(self, batch: Batch, elements: Tensor, targets: Targets, explained: Explained) -> dict[str, Tensor]:
+        """Return how well the responses explain what is seen, (B,) each.
+
+        Args:
+            batch: Spectra (B, L).
+            elements: (B, K) elements in question.
+            targets: True concentrations, and projected DOS if the parts of responses are taught.
+            explained: What `forward` returned.
+
+        Returns:
+            ``response`` (`misfit`), and with projected DOS those of `ElementChanges.misfits`.
+        """
+        true = targets.concentration.gather(1, elements)
+        found = {"response": self.misfit(batch, true, explained.response)}
+        if self.changes is not None and explained.parts is not None and targets.projected is not None:
+            found |= self.changes.misfits(explained.parts, batch.kind, elements, targets)
+        return found
 
     def misfit(self, batch: Batch, concentration: Tensor, response: Tensor) -> Tensor:
         """Return how much of the change of the spectrum the true concentrations leave unexplained.

@@ -118,7 +118,15 @@ class DefectTask(LightningModule):
         return output
 
     def training_step(self, item: TrainingItem) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch.
+
+        Raises:
+            ConfigError: The network learns from projected DOS, and the data show none.
+        """
+        if getattr(self.model.net, "resolved", False) and item[1].projected is None:
+            raise ConfigError(
+                "net.resolved learns from projected DOS, which are not shown", fix="Set data.projected: true"
+            )
         return self._step(item, "train")
 
     def validation_step(self, item: TrainingItem, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -133,7 +141,7 @@ class DefectTask(LightningModule):
         batch, targets, _ = item
         output, further = self.model.learn(batch, targets) if stage == "train" else (self(batch), {})
         terms = loss_named(self.model.loss)(output, batch, targets, self.weights)
-        terms |= {name: self.weights.response * value.mean() for name, value in further.items()}
+        terms |= {name: self.weights.of(name) * value.mean() for name, value in further.items()}
         loss = torch.stack(list(terms.values())).sum()
         size = len(batch.host)
         if stage == "train":

@@ -208,7 +208,7 @@ class FinetuneTask(DefectTask):
         output = Output(*(x.float() for x in output))
         with torch.autocast(self.device.type, enabled=False):
             terms = loss_named(self.model.loss, rows=True)(output, batch, targets, self.weights)
-            terms |= {name: self.weights.response * value.float() for name, value in further.items()}
+            terms |= {name: self.weights.of(name) * value.float() for name, value in further.items()}
         losses = torch.stack(list(terms.values())).sum(dim=0)
         if stage == "train":
             weight = item.weight if isinstance(item, WeightedItem) else torch.full_like(losses, 1.0 / len(losses))

@@ -31,12 +31,24 @@ class LossWeights:
         expected: Of the error of the expected concentration over given candidates, in at.%.
         response: Of the share of the change of the spectrum that predicted responses do not explain; see
             `defectnet.nn.impurity.ResponseDictionary`.
+        share: Of the divergence of each host element's share of the host's spectrum; this and the following of
+            networks with `net.resolved` alone, see `defectnet.nn.changes.ElementChanges.misfits`.
+        own: Of the divergence of the dopants' own DOS.
+        change: Of the share of the changes of the host's elements that is not explained.
     """
 
     identity: float = 1.0
     amount: float = 1.0
     expected: float = 0.2
     response: float = 2.0
+    share: float = 1.0
+    own: float = 0.5
+    change: float = 1.0
+
+    def of(self, term: str) -> float:
+        """Return the weight of a further term that a network adds in training (`DefectModel.learn`)."""
+        weight: float = getattr(self, term)
+        return weight
 
 
 def expected_concentration(output: Output, loss: str = "hurdle") -> Tensor:
