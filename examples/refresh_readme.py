@@ -28,7 +28,7 @@ def checkpoint_table() -> str:
         default = " (default)" if name == DEFAULT_CHECKPOINT else ""
         lines.append(
             f"| `{name}`{default} | {type(model).__name__} | {size:,} | "
-            f"{seen['train_rows']:,} pairs of {seen['train_hosts']:,} crystals | {tracks} |"
+            f"{seen['train_pairs']:,} pairs of {seen['train_hosts']:,} crystals | {tracks} |"
         )
     return "\n".join(lines)
 

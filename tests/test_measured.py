@@ -15,7 +15,7 @@ from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.hub import load, save
 from defectnet.lab.jobs import TrainingSettings
-from defectnet.models.measured import FEWEST, MeasuredResponses, nonnegative, same_host
+from defectnet.models.measured import CURVED, FEWEST, MeasuredResponses, nonnegative, same_host, saturated
 from defectnet.tasks.losses import expected_concentration
 
 DOPANTS = ("Al", "In", "P")
@@ -38,7 +38,7 @@ def responses():
     return torch.stack([8 * (bump(1.2) - bump(0.8)), 6 * (bump(0.3) - bump(0.45)), 9 * (bump(1.05) - bump(0.9))])
 
 
-def pairs(rows, seed=0, host=0, noise=0.002, formula="GaAs", dopants=DOPANTS):
+def pairs(rows, seed=0, host=0, noise=0.002, formula="GaAs", dopants=DOPANTS, saturation=0.0):
     """Return pairs of one host with one or two dopants each, all asked for with two that are never there."""
     rng = np.random.default_rng(seed)
     amount = np.zeros((rows, len(DOPANTS)))
@@ -46,7 +46,7 @@ def pairs(rows, seed=0, host=0, noise=0.002, formula="GaAs", dopants=DOPANTS):
         chosen = rng.choice(len(dopants), size=1 + int(rng.random() < 0.4), replace=False)
         row[[DOPANTS.index(dopants[k]) for k in chosen]] = rng.uniform(0.01, 0.1, len(chosen))
     pristine = hosts()[host].repeat(rows, 1)
-    doped = pristine + torch.as_tensor(amount, dtype=torch.float32) @ responses()
+    doped = pristine + saturated(torch.as_tensor(amount, dtype=torch.float32), saturation) @ responses()
     doped = (doped + noise * torch.as_tensor(rng.normal(size=doped.shape), dtype=torch.float32)).clamp_min(0.0)
     composition, concentration = torch.zeros(rows, len(VOCABULARY)), torch.zeros(rows, len(VOCABULARY))
     composition[:, [INDEX[e] for e in {"GaAs": ("Ga", "As"), "ZnTe": ("Zn", "Te")}[formula]]] = 0.5
@@ -88,6 +88,39 @@ def test_linear_responses_are_found(inner, measured):
     assert (output.identity_logits[present] > 5).all()
     absent = batch.candidates & ~present
     assert (output.identity_logits[absent] < 0).all()
+
+
+def test_responses_that_saturate_are_found(inner, measured, monkeypatch):
+    assert measured.saturation.tolist() == [0.0]
+    batch, targets = pairs(30, seed=1, saturation=8.0)
+    learnt = pairs(CURVED, saturation=8.0)
+    bent = MeasuredResponses.fit(inner, *learnt)
+    assert bent.saturation.tolist() == [8.0]
+    assert error(bent, batch, targets) < 0.05
+    monkeypatch.setattr("defectnet.models.measured.SATURATIONS", (0.0,))
+    assert error(MeasuredResponses.fit(inner, *learnt), batch, targets) > 0.2
+    # A few pairs do not say whether they bend.
+    few = MeasuredResponses.fit(inner, *pairs(CURVED - 1, saturation=8.0))
+    assert (few.saturation.tolist(), few.growth.tolist()) == ([0.0], [0.0])
+
+
+def test_amounts_beyond_those_learnt_are_scaled_no_further(inner):
+    batch, targets = pairs(20, saturation=8.0)
+    model = MeasuredResponses.fit(inner, batch, targets)
+    far = batch._replace(doped=(batch.host + 5.0 * (batch.doped - batch.host)).clamp_min(0.0))
+    concentration = model.predict_batch(far).concentration
+    assert torch.isfinite(concentration).all()
+    assert concentration.max() <= 0.5
+    assert model.most[0] == pytest.approx(float(saturated(targets.concentration, 8.0).sum(1).max()), rel=1e-5)
+
+
+def test_errors_that_grow_with_the_amount_make_traces_sure_and_much_unsure(inner, measured):
+    assert measured.growth.tolist() == [0.0]
+    batch, targets = pairs(40, noise=0.0)
+    rng = torch.Generator().manual_seed(0)
+    size = targets.concentration.sum(1, keepdim=True)
+    noisy = batch._replace(doped=batch.doped + 4.0 * size * torch.randn(batch.doped.shape, generator=rng))
+    assert MeasuredResponses.fit(inner, noisy, targets).growth[0] >= 1e3
 
 
 def test_what_the_network_expects_is_where_measuring_begins(inner, monkeypatch):

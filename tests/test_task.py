@@ -147,9 +147,10 @@ def test_a_network_learns_16_pairs_by_heart(tmp_path):
         assert (output.concentration - targets.concentration)[targets.present].abs().mean() < 0.01
 
 
-@pytest.mark.parametrize(
-    "recipe", ["debug", "defectnet-base", "defectnet-small", "paper-defectnet", "paper-defectnet-grid", "resnet1d"]
-)
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("potential"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_runs_through_the_command_line(recipe, folder, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     small = [
@@ -159,6 +160,8 @@ def test_a_recipe_runs_through_the_command_line(recipe, folder, tmp_path, monkey
         "--trainer.fast_dev_run=2",
         "--data.batch_size=8",
     ]
+    if recipe.endswith("-hifi"):  # goes on where the recipe before it ended
+        small.append(f"--model.init_from={recipe.removesuffix('-hifi')}")
     main(["fit", "-c", str(ROOT / f"configs/{recipe}.yaml"), *small])
     assert "max_steps=2" in caplog.text
 

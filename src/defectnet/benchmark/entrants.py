@@ -173,7 +173,7 @@ def entrant_of_model(model: DefectModel, name: str | None = None) -> Entrant:
     # The published network takes the candidates as its query: it cannot be asked without.
     cannot: dict[Track, str] = {"blind": "takes the candidates as its query"} if model.loss == "paper" else {}
     band = model.calibration.interval if model.calibration else None
-    keys = ("data_sha256", "train_rows", "train_hosts")
+    keys = ("data_sha256", "train_rows", "train_pairs", "train_hosts")
     notes = {
         "description": _first_line(model),
         "architecture": type(model).__name__,

@@ -6,6 +6,10 @@ samples of known composition correct the guess by ridge regression, and what the
 covariance of everything else (noise, placement, what is not linear). An unknown sample of the same host is then a
 non-negative least squares problem in that metric (classical least squares of multivariate calibration: Haaland and
 Thomas, Anal. Chem. 60, 1193 (1988)).
+
+Concentrated dopants act less than in proportion, for they replace one another's neighbours: what is linear is the
+amount a = c / (1 + s A), A the sum of all c. What is still not linear counts as an error, whose variance grows by
+1 + g times the square of the sum of all a. One s and one g hold for a host.
 """
 
 from __future__ import annotations
@@ -37,6 +41,15 @@ RIDGES: Final = (1e-8, 1e-6, 1e-4)
 
 BELIEFS: Final = (0.0, 0.5, 1.0)
 """Shares of what the network expects of a host's dopants that measuring may begin with."""
+
+CURVED: Final = 15
+"""Pairs from which on saturation and growing errors are told from chance."""
+
+SATURATIONS: Final = (0.0, 4.0, 8.0)
+"""Values of s that are tried; with 8, dopants of 25 at.% together act as 8 at.% would if they stayed dilute."""
+
+GROWTHS: Final = (0.0, 1e2, 1e3, 1e4)
+"""Values of g that are tried; with 1e4, the error at an amount of 1 at.% is 1.4 times that without dopants."""
 
 _SHRINKAGE: Final = 0.2  # of the covariance, towards white noise of its mean variance
 _WIDEST: Final = 0.1  # concentration that is expected of a dopant before anything is seen, as a standard deviation
@@ -95,6 +108,9 @@ class MeasuredResponses(DefectModel):
     responses: Tensor
     unknown: Tensor
     whitening: Tensor
+    saturation: Tensor
+    growth: Tensor
+    most: Tensor
 
     def __init__(self, spec: ModelSpec | None = None, net: MeasuredConfig | None = None) -> None:
         super().__init__(spec, net)
@@ -106,7 +122,10 @@ class MeasuredResponses(DefectModel):
             "kinds": (number,),  # positions in `KINDS`
             "pairs": (number,),  # that were learnt from
             "counts": (number, elements),  # of them with the element
-            "responses": (number, elements, bins),  # change of the DOS per concentration
+            "responses": (number, elements, bins),  # change of the DOS per amount
+            "saturation": (number,),  # s
+            "growth": (number,),  # g
+            "most": (number,),  # largest amount of a pair, all dopants together: the law is not trusted beyond
             "unknown": (number, elements),  # variance of a response over that of a pair's error
             "whitening": (number, bins, bins),  # W with W W^T the inverse of the covariance
         }.items():
@@ -149,24 +168,31 @@ class MeasuredResponses(DefectModel):
         A share of what the network inside expects is where it begins, R. With D the changes that are seen less X R,
         independent priors of unit variance around R for the elements and errors of variance r, in units of one
         covariance S over the energies, Q = (X X^T + r)^-1 gives the responses R + X^T Q D and what the pairs leave
-        unexplained: L^T D with L L^T = Q has covariance S in each row, however few pairs there are. The share and the r
-        are taken that make the pairs most likely, with white S.
+        unexplained: L^T D with L L^T = Q has covariance S in each row, however few pairs there are. Of the share, of r
+        and its growth, and of the saturation of the amounts X those are taken that make the pairs most likely, with
+        white S.
         """
-        x, change = concentration.double(), (batch.doped - batch.host).double()
-        guess = self._expected(batch)
-        explained = x @ guess
-        spread = 1.0 / weight.double().clamp_min(1e-3)
+        change, guess = (batch.doped - batch.host).double(), self._expected(batch)
+        saturations, growths = (SATURATIONS, GROWTHS) if len(change) >= CURVED else ((0.0,), (0.0,))
+        amounts = {s: saturated(concentration.double(), s) for s in saturations}
+        single = 1.0 / weight.double().clamp_min(1e-3)
         size = change.numel()
 
-        def unlikely(choice: tuple[float, float]) -> float:
-            belief, ridge = choice
-            seen = change - belief * explained
-            total = x @ x.T + torch.diag(ridge * spread)
+        def spread_of(x: Tensor, growth: float) -> Tensor:
+            return single * (1.0 + growth * x.sum(dim=1).square())
+
+        def unlikely(choice: tuple[float, float, float, float]) -> float:
+            belief, ridge, saturation, growth = choice
+            x = amounts[saturation]
+            seen = change - belief * (x @ guess)
+            total = x @ x.T + torch.diag(ridge * spread_of(x, growth))
             mean = (seen * torch.linalg.solve(total, seen)).sum() / size
             return float(size * mean.clamp_min(1e-30).log() + seen.shape[1] * torch.logdet(total))
 
-        belief, ridge = min(product(BELIEFS, RIDGES), key=unlikely)
-        seen = change - belief * explained
+        belief, ridge, saturation, growth = min(product(BELIEFS, RIDGES, saturations, growths), key=unlikely)
+        x = amounts[saturation]
+        spread = spread_of(x, growth)
+        seen = change - belief * (x @ guess)
         inverse = torch.linalg.inv(x @ x.T + torch.diag(ridge * spread))
         whitened = torch.linalg.cholesky(inverse).T @ seen * ridge**0.5  # errors of one pair, all of weight 1
         covariance = whitened.T @ whitened / len(x)
@@ -174,7 +200,8 @@ class MeasuredResponses(DefectModel):
         covariance = covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype)
         self.hosts[host] = batch.host.mean(dim=0)
         self.compositions[host], self.kinds[host] = batch.composition[0], batch.kind[0]
-        self.pairs[host] = len(x)
+        self.pairs[host], self.saturation[host], self.growth[host] = len(x), saturation, growth
+        self.most[host] = x.sum(dim=1).max()
         self.counts[host] = (x > 0).sum(dim=0)
         self.responses[host] = belief * guess + x.T @ inverse @ seen
         self.unknown[host] = (1.0 - (x * (inverse @ x)).sum(dim=0)) / ridge
@@ -239,9 +266,13 @@ class MeasuredResponses(DefectModel):
         # Where an amount is held at zero, the optimum of it alone lies below.
         free = amount + (overlap - (gram @ amount[:, :, None])[:, :, 0]) / size
         # What is not known of the responses counts as error, too.
-        error = 1.0 + amount.square() @ self.unknown[host, known]
+        error = 1.0 + self.growth[host] * amount.sum(dim=1).square() + amount.square() @ self.unknown[host, known]
         variance = torch.linalg.inv(gram).diagonal(dim1=1, dim2=2) * error[:, None]
         spread = (1.0 / (1.0 / variance.clamp_min(1e-12) + _WIDEST**-2)).sqrt()
+        # How far from linear: amounts are small against 1 / s, however many dopants there are.
+        saturation = self.saturation[host]
+        total = amount.sum(dim=1, keepdim=True).clamp_max(float(self.most[host]))
+        scale = 1.0 / (1.0 - saturation * total)
         mean = free * spread.square() / variance.clamp_min(1e-12)
         z = mean / spread
         log_tail = torch.special.log_ndtr(z)
@@ -255,8 +286,13 @@ class MeasuredResponses(DefectModel):
         logits = torch.where(batch.candidates, other.identity_logits + never[:, None], ABSENT_LOGIT)
         concentration = other.concentration.clone()
         logits[:, known] = torch.where(asked, (prior + evidence).clamp(-_SURE, _SURE).to(logits.dtype), ABSENT_LOGIT)
-        concentration[:, known] = torch.where(asked, present.clamp(0.0, 0.5).to(concentration.dtype), 0.0)
+        concentration[:, known] = torch.where(asked, (present * scale).clamp(0.0, 0.5).to(concentration.dtype), 0.0)
         return logits, concentration
+
+
+def saturated(concentration: Tensor, saturation: float) -> Tensor:
+    """Return the amounts (B, E) that concentrations (B, E) act as: c / (1 + s sum of c)."""
+    return concentration / (1.0 + saturation * concentration.sum(dim=-1, keepdim=True))
 
 
 def same_host(batch: Batch) -> list[Tensor]:
