@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
 
 import defectnet
 from conftest import NotFoundResponse
 from defectnet.config import Calibration
 from defectnet.errors import CheckpointError, ConfigError
+from defectnet.files import file_sha256
 from defectnet.hub import from_pretrained, io, load, read_golden, resolve, save, verify
 from defectnet.hub.catalogue import PUBLISHED, bundled
 
@@ -52,6 +54,39 @@ def test_round_trip(folder, model, tiny_batch):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     for old, new in zip(model.predict_batch(tiny_batch), again.predict_batch(tiny_batch), strict=True):
         assert torch.equal(old, new)
+
+
+def test_weights_in_half_precision(folder, model, tiny_batch, tmp_path):
+    with pytest.raises(ConfigError, match=r"is not of half precision.*round_to_half"):
+        save(model, tmp_path / "half", golden=tiny_batch, card="# Half", training={}, half=True)
+    assert not (tmp_path / "half").exists()
+    io.round_to_half(model)
+    half = save(model, tmp_path / "half", golden=tiny_batch, card="# Half", training={}, half=True)
+    weights = sum(2 * weight.numel() for weight in model.parameters())
+    smaller = (folder / "model.safetensors").stat().st_size - (half / "model.safetensors").stat().st_size
+    assert abs(smaller - weights) < 4096  # the header names types
+    again = load(half)
+    assert {weight.dtype for weight in again.state_dict().values() if weight.is_floating_point()} == {torch.float32}
+    for old, new in zip(model.predict_batch(tiny_batch), again.predict_batch(tiny_batch), strict=True):
+        assert torch.equal(old, new)
+    with torch.no_grad():
+        next(model.parameters()).fill_(1e6)
+    with pytest.raises(ConfigError, match="beyond half precision"):
+        io.round_to_half(model)
+
+
+def test_buffers_in_half_precision_are_refused(folder, model):
+    names = {name for name, _ in model.named_parameters()}
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next((name for name, x in weights.items() if name not in names and x.is_floating_point()), None)
+    if name is None:
+        pytest.skip("no buffers that are saved")
+    save_file({**weights, name: weights[name].half()}, path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "weights_sha256": file_sha256(path)}))
+    with pytest.raises(CheckpointError, match=f"tensor {name} has another shape or type"):
+        load(folder)
 
 
 def test_saving_twice_gives_the_same_bytes(folder, model, tiny_batch, tmp_path):

@@ -136,7 +136,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing tensor": (edit_weights(lambda t: t.pop(FIRST)), f"tensor {FIRST} is missing"),
     "unknown tensor": (edit_weights(lambda t: t.update(extra=torch.ones(1))), "tensor extra is not part"),
     "tensor of another shape": (edit_weights(lambda t: t.update({FIRST: torch.ones(2, 2)})), r"\(2, 2\) float32"),
-    "tensor of another type": (edit_weights(lambda t: t.update({FIRST: t[FIRST].half()})), "float16"),
+    "tensor of another type": (edit_weights(lambda t: t.update({FIRST: t[FIRST].double()})), "float64"),
     "tensor with NaN": (edit_weights(lambda t: t[FIRST].fill_(torch.nan)), "holds NaN or infinity"),
 }
 

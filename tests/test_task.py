@@ -242,6 +242,17 @@ def test_a_network_that_learns_from_projected_dos_is_shown_them(folder):
     )
 
 
+def test_export_in_half_precision_is_half_as_large_and_nearly_the_same(run, folder, tmp_path):
+    out = export(run[0], tmp_path / "tiny", folder)
+    half = export(run[0], tmp_path / "half", folder, half=True)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (out, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    batch = next(iter(SpectraDataModule(str(folder)).evaluation("test", "blind"))).batch
+    whole, rounded = (from_pretrained(path).predict_batch(batch) for path in (out, half))
+    torch.testing.assert_close(rounded.concentration, whole.concentration, rtol=0.02, atol=1e-4)
+    assert not torch.equal(rounded.concentration, whole.concentration)
+
+
 def test_the_record_of_training_counts_each_row_once_and_tells_pairs_from_variants(run, folder, tmp_path):
     samples = [replace(toy_sample(500 + i, "train"), host_id=f"further-{i // 2}") for i in range(4)]
     samples += [replace(s, row_id=f"{s.row_id}/stiffness-1", variant="stiffness-1") for s in samples[:3]]

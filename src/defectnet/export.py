@@ -24,6 +24,7 @@ from defectnet.encode import stack
 from defectnet.errors import CheckpointError
 from defectnet.files import file_sha256
 from defectnet.hub import save
+from defectnet.hub.io import round_to_half
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import architecture
 from defectnet.tasks.defect import CHECKPOINT_KEY
@@ -45,6 +46,7 @@ def export(
     extra: Sequence[str] = (),
     card: str | None = None,
     coverage: float = 0.9,
+    half: bool = False,
 ) -> Path:
     """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
 
@@ -55,6 +57,7 @@ def export(
         extra: Further data sets whose training rows it was trained on.
         card: Text of README.md; by default a short one that says how it was made.
         coverage: Nominal coverage of the concentration's intervals.
+        half: Round the weights to half precision, which halves the file; outputs change in the third or fourth digit.
 
     Returns:
         The folder; it has been read back and gives the same outputs.
@@ -64,6 +67,8 @@ def export(
         ShardError: The data cannot be used.
     """
     model = read_run(checkpoint)
+    if half:
+        round_to_half(model)
     loader = LoaderSettings(cache_rows=100_000)
     module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=extra)
     # The published network cannot be asked without candidates: they are its query.
@@ -72,7 +77,7 @@ def export(
     golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
     training = training_record(module, Path(checkpoint))
     text = card or _card(Path(folder).name, model, training)
-    return save(model, folder, golden=golden, card=text, training=training, calibration=calibration)
+    return save(model, folder, golden=golden, card=text, training=training, calibration=calibration, half=half)
 
 
 def read_run(checkpoint: str | Path) -> DefectModel:

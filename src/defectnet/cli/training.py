@@ -158,6 +158,7 @@ def export(
     extra: list[str] | None = None,
     card: str | None = None,
     coverage: float = 0.9,
+    half: bool = False,
 ) -> None:
     """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
 
@@ -169,10 +170,11 @@ def export(
             for more.
         card: Markdown file that becomes the checkpoint's README.md; a short one is written by default.
         coverage: Nominal coverage of the concentrations' intervals.
+        half: Keep the weights in half precision, for a file of half the size.
     """
     from pathlib import Path
 
     from defectnet.export import export as write
 
     text = Path(card).read_text(encoding="utf-8") if card else None
-    print(f"wrote {write(run, out, data, extra=extra or (), card=text, coverage=coverage)}")
+    print(f"wrote {write(run, out, data, extra=extra or (), card=text, coverage=coverage, half=half)}")

@@ -108,7 +108,7 @@ def _reject_constant(text: str) -> NoReturn:
 
 
 def _read_weights(path: Path, sha256: str, model: DefectModel) -> dict[str, Tensor]:
-    """Read the weights; names, shapes and types must be those of `model`."""
+    """Read the weights; names, shapes and types must be those of `model`, but for weights kept in half precision."""
     if not path.is_file():
         pickles = sorted(file.name for file in path.parent.iterdir() if file.suffix in _PICKLES)
         fix = "Pickle files are never read; convert it with safetensors" if pickles else _AGAIN
@@ -120,19 +120,20 @@ def _read_weights(path: Path, sha256: str, model: DefectModel) -> dict[str, Tens
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file", why=str(error)[:160], fix=_AGAIN) from error
-    wanted = model.state_dict()
+    wanted, halved = model.state_dict(), {name for name, _ in model.named_parameters()}
     for name in [*wanted, *found]:
         if name not in found or name not in wanted:
             state = "is missing" if name in wanted else "is not part of the network"
             raise CheckpointError(f"{path}: tensor {name} {state}", fix=_AGAIN)
-        if found[name].shape != wanted[name].shape or found[name].dtype != wanted[name].dtype:
+        types = (wanted[name].dtype, torch.float16) if name in halved else (wanted[name].dtype,)
+        if found[name].shape != wanted[name].shape or found[name].dtype not in types:
             why = f"{_form(found[name])}, the config asks for {_form(wanted[name])}"
             raise CheckpointError(f"{path}: tensor {name} has another shape or type", why=why, fix=_AGAIN)
         if not torch.isfinite(found[name]).all():
             raise CheckpointError(
                 f"{path}: tensor {name} holds NaN or infinity", fix="Export an earlier training state"
             )
-    return found
+    return {name: x.to(wanted[name].dtype) for name, x in found.items()}
 
 
 def _form(x: Tensor) -> str:
@@ -198,6 +199,7 @@ def save(
     card: str,
     training: dict[str, Any],
     calibration: dict[str, Any] | Calibration | None = None,
+    half: bool = False,
 ) -> Path:
     """Write a checkpoint, load it back, and compare outputs; only then does it take its place.
 
@@ -211,6 +213,7 @@ def save(
         card: Text of README.md: intended use, data, metrics, where it fails.
         training: Record of data, recipe and versions, JSON-able; `edge_mev` and `host_elements` draw warnings.
         calibration: Fields of `defectnet.config.Calibration`; None if not calibrated.
+        half: Write weights in half precision, which they must have been rounded to (`round_to_half`).
 
     Returns:
         The folder.
@@ -230,12 +233,25 @@ def save(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, model, golden, card, training, settings)
+        _write(temporary, model, golden, card, training, settings, half)
         verify(temporary)
         swap_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def round_to_half(model: DefectModel) -> None:
+    """Round the weights of a network to half precision, in place; buffers, such as wavelengths, stay as they are.
+
+    Raises:
+        ConfigError: A weight is beyond the range of half precision.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.abs().max() > torch.finfo(torch.float16).max:
+                raise ConfigError(f"weight {name} is beyond half precision", fix="Export without --half")
+            weight.copy_(weight.half())
 
 
 def _write(
@@ -245,10 +261,16 @@ def _write(
     card: str,
     training: dict[str, Any],
     calibration: dict[str, Any] | None,
+    half: bool,
 ) -> None:
     """Write the four files."""
     # Cloned, because buffers may share memory, which safetensors refuses.
     weights = {name: x.detach().cpu().clone().contiguous() for name, x in model.state_dict().items()}
+    if half:
+        for name, _ in model.named_parameters():
+            if not torch.equal(weights[name].half().to(weights[name].dtype), weights[name]):
+                raise ConfigError(f"weight {name} is not of half precision", fix="Use round_to_half first")
+            weights[name] = weights[name].half()
     save_file(weights, folder / WEIGHTS)
     output = model.predict_batch(golden)
     tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
