@@ -112,7 +112,9 @@ def join(parts: Sequence[tuple[Sequence[int], Mapping[Track, Answers]]]) -> dict
     for track in parts[0][1]:
         answers = [found[track] for _, found in parts]
         fields = [
-            type(pieces[0])(*(torch.cat(column)[order] for column in zip(*pieces, strict=True)))
+            type(pieces[0])(
+                *(None if column[0] is None else torch.cat(column)[order] for column in zip(*pieces, strict=True))
+            )
             for pieces in zip(*answers, strict=True)
         ]
         joined[track] = Answers(*fields)

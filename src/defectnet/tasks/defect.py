@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning import LightningModule
@@ -81,6 +81,9 @@ class DefectTask(LightningModule):
         weights: Weights of the terms of the loss.
     """
 
+    simulated: ClassVar[bool] = True
+    """Whether training rows are simulated, so that projected DOS can be shown; a laboratory has none."""
+
     def __init__(
         self,
         architecture: str | None = None,
@@ -123,7 +126,7 @@ class DefectTask(LightningModule):
         Raises:
             ConfigError: The network learns from projected DOS, and the data show none.
         """
-        if getattr(self.model.net, "resolved", False) and item[1].projected is None:
+        if self.simulated and getattr(self.model.net, "resolved", False) and item[1].projected is None:
             raise ConfigError(
                 "net.resolved learns from projected DOS, which are not shown", fix="Set data.projected: true"
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -157,6 +157,8 @@ class FinetuneTask(DefectTask):
         ConfigError: There is no such method, or the network does not fit the data.
         CheckpointError: The checkpoint is not found or not whole.
     """
+
+    simulated: ClassVar[bool] = False
 
     def __init__(
         self,
