@@ -141,7 +141,7 @@ class CorrelatedFit(nn.Module):
         x, d = whitened[..., :-1], whitened[..., -1:]
         gram, right = x.transpose(1, 2) @ x, (x * d).sum(1)
         size = gram.diagonal(dim1=1, dim2=2)
-        # The second term is far below the first but where single precision would fail.
+        # The second term: where the change is weak, the first alone would not do in single precision.
         prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-5 * size.amax(1)
         root = torch.linalg.cholesky(gram + torch.diag_embed(prior[:, None].expand_as(size)))
         mean = torch.cholesky_solve(right.unsqueeze(-1), root).squeeze(-1)
