@@ -175,6 +175,7 @@ class MeasuredResponses(DefectModel):
         change, guess = (batch.doped - batch.host).double(), self._expected(batch)
         saturations, growths = (SATURATIONS, GROWTHS) if len(change) >= CURVED else ((0.0,), (0.0,))
         amounts = {s: saturated(concentration.double(), s) for s in saturations}
+        explained = {s: x @ guess for s, x in amounts.items()}
         single = 1.0 / weight.double().clamp_min(1e-3)
         size = change.numel()
 
@@ -184,7 +185,7 @@ class MeasuredResponses(DefectModel):
         def unlikely(choice: tuple[float, float, float, float]) -> float:
             belief, ridge, saturation, growth = choice
             x = amounts[saturation]
-            seen = change - belief * (x @ guess)
+            seen = change - belief * explained[saturation]
             total = x @ x.T + torch.diag(ridge * spread_of(x, growth))
             mean = (seen * torch.linalg.solve(total, seen)).sum() / size
             return float(size * mean.clamp_min(1e-30).log() + seen.shape[1] * torch.logdet(total))
@@ -192,7 +193,7 @@ class MeasuredResponses(DefectModel):
         belief, ridge, saturation, growth = min(product(BELIEFS, RIDGES, saturations, growths), key=unlikely)
         x = amounts[saturation]
         spread = spread_of(x, growth)
-        seen = change - belief * (x @ guess)
+        seen = change - belief * explained[saturation]
         inverse = torch.linalg.inv(x @ x.T + torch.diag(ridge * spread))
         whitened = torch.linalg.cholesky(inverse).T @ seen * ridge**0.5  # errors of one pair, all of weight 1
         covariance = whitened.T @ whitened / len(x)

@@ -27,7 +27,9 @@ from defectnet.spectrum import KINDS
 
 NODES: Final = 16
 _NODE_STEP: Final = 0.08  # in units of the edge: the host's band has 13 nodes
-_GAINS: Final = (0.02, 20.0)  # hydrogen aside, an element counts for 0.03 to 30 times another
+GAINS: Final = (0.02, 20.0)
+"""Bounds of what an atom may count for, over the mean of the host, lest a strong scatterer rule the responses."""
+
 _NEVER: Final = -1e4  # a logit that means no: minus infinity has no gradient
 _LEAST: Final = 1e-6
 _LEAST_SHARE: Final = 1e-4
@@ -103,6 +105,13 @@ class Parts(NamedTuple):
     change: Tensor
 
 
+def start_at_zero(*layers: nn.Linear) -> None:
+    """Let layers say nothing before training."""
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
 class ElementChanges(nn.Module):
     """Predicts the parts of responses, and puts them together.
 
@@ -122,9 +131,7 @@ class ElementChanges(nn.Module):
         self.bend = nn.Linear(width, 3 * NODES)
         self.correction = nn.Linear(width, PROJECTED_BINS)
         # At first shares go with the amounts, dopants move as theory has it, and the host's modes stay as they are.
-        for layer in (self.share, self.own, self.bend, self.correction):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        start_at_zero(self.share, self.own, self.bend, self.correction)
 
     def forward(self, host: Tensor, atoms: HostAtoms, x: Tensor, theory: Tensor, gain: Tensor) -> tuple[Tensor, Parts]:
         """Predict responses.
@@ -140,7 +147,7 @@ class ElementChanges(nn.Module):
             (B, K, N) change of the spectrum per concentration, and what it is made of.
         """
         held = atoms.fraction > 0
-        weight = atoms.gain.clamp(*_GAINS)
+        weight = atoms.gain.clamp(*GAINS)
         mean = (atoms.tokens * held.unsqueeze(-1)).sum(1, keepdim=True).expand_as(atoms.tokens)
         share = self.share(gelu(self.context(torch.cat([atoms.tokens, mean], -1))))
         share = share + (atoms.fraction * weight).clamp_min(_LEAST).log().unsqueeze(-1)
@@ -154,7 +161,7 @@ class ElementChanges(nn.Module):
         bent = (self.bend(z).transpose(1, 2) @ self.modes(projected)).transpose(1, 2)
         change = bent + self.correction(z) - taken.unsqueeze(-1) * projected.unsqueeze(1)
         change = change * held[:, None, :, None]
-        added = gain.clamp_max(_GAINS[1]).unsqueeze(-1) * own.exp() / self.bin
+        added = gain.clamp_max(GAINS[1]).unsqueeze(-1) * own.exp() / self.bin
         total = added + (weight[:, None, :, None] * change).sum(2)
         response = total - total.sum(-1, keepdim=True) * self.bin * host.unsqueeze(1)
         return response, Parts(atoms, share, own, change)
@@ -176,7 +183,7 @@ class ElementChanges(nn.Module):
         if targets.projected is None:
             raise ValueError("targets without projected DOS")
         atoms = parts.atoms
-        held, weight = (atoms.fraction > 0).unsqueeze(-1), atoms.gain.clamp(*_GAINS).unsqueeze(-1)
+        held, weight = (atoms.fraction > 0).unsqueeze(-1), atoms.gain.clamp(*GAINS).unsqueeze(-1)
         host, doped = targets.projected.unbind(1)  # (B, E, N)
         at = atoms.slots.unsqueeze(-1).expand(-1, -1, PROJECTED_BINS)
         before, after = host.gather(1, at) * weight * held, doped.gather(1, at) * weight * held  # (B, S, N)

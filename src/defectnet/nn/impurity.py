@@ -30,7 +30,7 @@ from defectnet.config import PROJECTED_BINS, Grid
 from defectnet.elements import NEUTRON_WEIGHT, properties
 from defectnet.errors import ConfigError
 from defectnet.nn.attention import CrossBlock, EncoderBlock
-from defectnet.nn.changes import NODES, ElementChanges, HostAtoms, HostModes, Parts
+from defectnet.nn.changes import GAINS, NODES, ElementChanges, HostAtoms, HostModes, Parts, start_at_zero
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, HostEmbedding, SpectrumEmbedding
 from defectnet.spectrum import KINDS
 
@@ -239,9 +239,7 @@ class ResponseDictionary(nn.Module):
         self.changes = ElementChanges(grid.reach, width) if resolved else None
         if not resolved:
             self.bend, self.correction = nn.Linear(width, 3 * NODES), nn.Linear(width, BINS)
-            for layer in (self.bend, self.correction):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            start_at_zero(self.bend, self.correction)
         self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
         self.overlap = nn.Linear(BINS, width, bias=False)
         self.fit = nn.Linear(5, width, bias=False)
@@ -287,7 +285,7 @@ class ResponseDictionary(nn.Module):
         parts = None
         if self.changes is None:
             bent = self.bend(x) @ self.modes(before[:, 0])
-            response = gain.clamp_max(20.0).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
+            response = gain.clamp_max(GAINS[1]).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
         else:
             known = self._atoms(batch, tokens[:, spectrum.shape[1] :])
             response, parts = self.changes(before[:, 0], known, x, mixed + before, gain)
