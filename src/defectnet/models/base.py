@@ -126,6 +126,11 @@ class DefectModel(nn.Module, ABC):
         """
         return self(batch), {}
 
+    @property
+    def wants_projected(self) -> bool:
+        """Whether `learn` learns from projected DOS, too (`Targets.projected`)."""
+        return False
+
     def expected_responses(self, batch: Batch) -> Tensor | None:
         """Return what a unit of each element is expected to change in the spectra of these hosts, before any is seen.
 

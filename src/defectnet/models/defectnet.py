@@ -187,6 +187,11 @@ class DefectNet(DefectModel):
         """Answer, and say how well the responses of the dictionary, and their parts, explain what is seen."""
         return self._answer(batch, targets)
 
+    @property
+    def wants_projected(self) -> bool:
+        """Whether responses are resolved by element, which is learnt from projected DOS."""
+        return self.net.resolved
+
     def expected_responses(self, batch: Batch) -> Tensor | None:
         """Return the responses of the dictionary, if there is one; see `DefectModel.expected_responses`."""
         if self.impurity is None:

@@ -126,7 +126,7 @@ class DefectTask(LightningModule):
         Raises:
             ConfigError: The network learns from projected DOS, and the data show none.
         """
-        if self.simulated and getattr(self.model.net, "resolved", False) and item[1].projected is None:
+        if self.simulated and self.model.wants_projected and item[1].projected is None:
             raise ConfigError(
                 "net.resolved learns from projected DOS, which are not shown", fix="Set data.projected: true"
             )
