@@ -26,12 +26,12 @@ from ase import Atoms
 from ase.build import bulk
 
 from defectnet.errors import DefectNetError, SimulationError
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import modes
+from defectnet.potentials.potential import FastPotential, fetch_potential, load_nep
+from defectnet.potentials.relax import relax
 from defectnet.simulate.doping import Recipe, build, supercell_matrix
 from defectnet.simulate.hosts import host_from_atoms
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.phonons import modes
-from defectnet.simulate.potential import FastPotential, fetch_potential, load_nep
-from defectnet.simulate.relax import relax
 
 RECIPE = Recipe(("Ge", "C", "B"), (0.5, 0.25, 0.25), 0.04, ("Si", "Si", "Si"))
 LATTICE_ANGSTROM = 5.43
@@ -64,7 +64,7 @@ def measure(potential: FastPotential, atoms: int, seed: int) -> tuple[dict[str, 
     crystal = relaxed.crystal
     if not relaxed.converged or abs(crystal.volume / start.volume - 1.0) > 0.2:
         raise SimulationError(f"potential {potential.name} does not hold doped silicon", fix="Use another potential")
-    hessian, hessian_seconds = timed(lambda: potential.curvature(crystal).hessian())
+    hessian, hessian_seconds = timed(lambda: potential.force_constants(crystal).hessian())
     phonons, eigen_seconds = timed(lambda: modes(_Known(hessian), crystal, [np.zeros(3)]))
     numbers = {
         "atoms": len(crystal),
@@ -154,7 +154,7 @@ def against(first: FastPotential, second: FastPotential, atoms: int, seed: int, 
     seconds: dict[str, list[float]] = {first.name: [], second.name: []}
     for turn in range(rounds + 1):
         for potential in (first, second):
-            _, spent = timed(lambda p=potential: (p.evaluate(crystal), p.curvature(crystal).hessian()))
+            _, spent = timed(lambda p=potential: (p.evaluate(crystal), p.force_constants(crystal).hessian()))
             if turn:  # the first call of many a function is slow
                 seconds[potential.name].append(spent)
     ratio = float(np.median([b / a for a, b in zip(*seconds.values(), strict=True)]))

@@ -28,8 +28,8 @@ import torch
 from nequix.calculator import NequixCalculator
 
 from defectnet.data.shards import read_shard
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nequix import NequixPotential
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nequix import NequixPotential
 from defectnet.simulate.structure import doped_supercell
 
 DISPLACEMENTS = 12

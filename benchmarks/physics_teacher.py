@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from defectnet.errors import DefectNetError
+from defectnet.potentials.potential import load_potential
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.physics.cells import Preconditioned
 from defectnet.simulate.physics.heldout import choose, teach
-from defectnet.simulate.potential import load_potential
 
 OUT = Path(__file__).resolve().parent / "physics" / "teacher.npz"
 

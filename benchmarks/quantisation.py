@@ -29,7 +29,7 @@ from defectnet.encode import stack
 from defectnet.errors import ShardError
 from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
-from defectnet.simulate.potential import load_potential
+from defectnet.potentials.potential import load_potential
 from defectnet.simulate.regenerate import differences, regenerate
 from defectnet.simulate.rows import Settings
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from defectnet.data.shards import write_shard
 from defectnet.errors import SimulationError
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nep import EnergyForcesStress
+from defectnet.potentials.potential import ForceConstants, Potential, load_potential
 from defectnet.simulate import rows
 from defectnet.simulate.hosts import Host, read_hosts
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nep import EnergyForcesStress
-from defectnet.simulate.potential import Curvature, Potential, load_potential
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host
 
 SIZES = (200, 350, 500)
@@ -53,19 +53,19 @@ class Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + own
 
 
-class TimedCurvature:
+class TimedForceConstants:
     """Second derivatives that are timed."""
 
-    def __init__(self, curvature: Curvature, clock: Clock) -> None:
-        self.curvature, self.clock = curvature, clock
+    def __init__(self, force_constants: ForceConstants, clock: Clock) -> None:
+        self.force_constants, self.clock = force_constants, clock
 
     def hessian(self) -> torch.Tensor:
         """Return the Hessian of the cell."""
-        return self.clock.time("hessian", self.curvature.hessian)
+        return self.clock.time("hessian", self.force_constants.hessian)
 
     def at(self, q_points: NDArray[np.float64]) -> torch.Tensor:
         """Return the Hessian at wave vectors."""
-        return self.clock.time("hessian", lambda: self.curvature.at(q_points))
+        return self.clock.time("hessian", lambda: self.force_constants.at(q_points))
 
 
 class TimedPotential:
@@ -85,9 +85,11 @@ class TimedPotential:
         self.calls += 1
         return self.clock.time("relax: force calls", lambda: self.potential.evaluate(crystal))
 
-    def curvature(self, crystal: Crystal) -> TimedCurvature:
+    def force_constants(self, crystal: Crystal) -> TimedForceConstants:
         """Compute the second derivatives."""
-        return TimedCurvature(self.clock.time("hessian", lambda: self.potential.curvature(crystal)), self.clock)
+        return TimedForceConstants(
+            self.clock.time("hessian", lambda: self.potential.force_constants(crystal)), self.clock
+        )
 
 
 def timed_stages(clock: Clock) -> dict[str, Callable[..., Any]]:

@@ -46,9 +46,9 @@ from defectnet.lab.table import read_table
 from defectnet.lab.virtual import Instrument, as_is, write_lab
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import build_model
+from defectnet.potentials.potential import load_potential
 from defectnet.simulate.executors import LocalExecutor
 from defectnet.simulate.hosts import Host, read_hosts
-from defectnet.simulate.potential import load_potential
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import simulate
 from defectnet.spectrum import KINDS

@@ -12,11 +12,11 @@ from crystals import host, layered
 from defectnet.config import STORAGE_GRID
 from defectnet.data.shards import read_shard
 from defectnet.errors import SimulationError
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import eigenvalues_and_shares, modes, q_mesh
+from defectnet.potentials.potential import load_potential
+from defectnet.potentials.relax import relax
 from defectnet.simulate.batching import BatchedPotential
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.phonons import eigenvalues_and_shares, modes, q_mesh
-from defectnet.simulate.potential import load_potential
-from defectnet.simulate.relax import relax
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import Shard, ToolNames, make_shard
 from make_potential import write_morse_nep
@@ -80,8 +80,8 @@ def test_single_precision(path, potential):
     crystal = relax(potential, rattled(1)).crystal
     points = [*q_mesh(20), np.zeros(3)]
     single = load_potential(path, precision=32)
-    assert single.curvature(crystal).hessian().dtype == torch.float32
-    exact, found = (modes(p.curvature(crystal), crystal, points) for p in (potential, single))
+    assert single.force_constants(crystal).hessian().dtype == torch.float32
+    exact, found = (modes(p.force_constants(crystal), crystal, points) for p in (potential, single))
     real = exact.energy_mev > 1.0
     assert np.abs(found.energy_mev - exact.energy_mev)[real].max() < 1e-3
     assert single.evaluate(crystal).energy == potential.evaluate(crystal).energy
@@ -92,8 +92,8 @@ def test_single_precision(path, potential):
 @pytest.mark.parametrize("q", [np.zeros(3), np.array([0.25, 0.25, -0.25])], ids=["Gamma", "away"])
 def test_eigenvalues_of_both_solvers(q, potential):
     crystal = relax(potential, rattled(2)).crystal
-    curvature = potential.curvature(crystal)
-    matrix = curvature.at(q[None])[0] if q.any() else curvature.hessian()
+    force_constants = potential.force_constants(crystal)
+    matrix = force_constants.at(q[None])[0] if q.any() else force_constants.hessian()
     root = np.linspace(0.1, 0.3, 3 * len(crystal))
     values, shares = eigenvalues_and_shares(matrix.clone(), root, solver="lapack")
     ours, parts = eigenvalues_and_shares(matrix.clone(), root, solver="torch")

@@ -18,17 +18,12 @@ from safetensors.torch import save_file
 from crystals import entry
 from defectnet.data.shards import write_shard
 from defectnet.data.splits import split_of
-from defectnet.elements import NUMBERS, VOCABULARY
-from defectnet.errors import ConfigError, DefectNetError, SimulationError
-from defectnet.files import file_sha256
-from defectnet.simulate.distil.__main__ import main
-from defectnet.simulate.distil.batch import Example, PairCache, collate
-from defectnet.simulate.distil.calibrate import calibrate, curvature_share
-from defectnet.simulate.distil.data import DistilDataModule, ExampleLoader
-from defectnet.simulate.distil.folder import bundled_potentials, save_student
-from defectnet.simulate.distil.form import StudentConfig
-from defectnet.simulate.distil.label import LabelSettings, choose_hosts, host_weights, make_labels
-from defectnet.simulate.distil.labels import (
+from defectnet.distil.__main__ import main
+from defectnet.distil.batch import Example, PairCache, collate
+from defectnet.distil.calibrate import calibrate, curvature_share
+from defectnet.distil.data import DistilDataModule, ExampleLoader
+from defectnet.distil.label import LabelSettings, choose_hosts, host_weights, make_labels
+from defectnet.distil.labels import (
     Curved,
     Record,
     chemical_systems,
@@ -37,14 +32,19 @@ from defectnet.simulate.distil.labels import (
     structures,
     write_labels,
 )
-from defectnet.simulate.distil.student import Student
-from defectnet.simulate.distil.task import DistilTask, load_student
+from defectnet.distil.task import DistilTask, load_student
+from defectnet.elements import NUMBERS, VOCABULARY
+from defectnet.errors import ConfigError, DefectNetError, SimulationError
+from defectnet.files import file_sha256
+from defectnet.potentials.folder import bundled_potentials, save_student
+from defectnet.potentials.form import StudentConfig
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nep import NEP
+from defectnet.potentials.potential import FastPotential, load_potential, potential_names
+from defectnet.potentials.relax import relax
+from defectnet.potentials.student import Student
 from defectnet.simulate.hessians import hessian_file, write_hessians
 from defectnet.simulate.hosts import read_hosts
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nep import NEP
-from defectnet.simulate.potential import FastPotential, load_potential, potential_names
-from defectnet.simulate.relax import relax
 from defectnet.tasks.defect import OptimiserSettings
 from make_potential import write_morse_nep, write_tiny_nep
 from make_shards import toy_sample
@@ -257,7 +257,7 @@ def test_hessian_gives_the_change_of_forces(teacher):
 
 
 def load_hessian(model, crystal):
-    from defectnet.simulate.hessian import force_constants
+    from defectnet.potentials.hessian import force_constants
 
     return force_constants(model, crystal).hessian().numpy()
 
@@ -583,8 +583,8 @@ def test_a_copy_keeps_the_licence(tmp_path, saved):
 
 def test_numbers_of_another_potential_need_its_licence(tmp_path, monkeypatch, capsys):
     path = write_morse_nep(tmp_path / "morse.txt")
-    monkeypatch.setattr("defectnet.simulate.distil.__main__.load_student", lambda _: Student.from_nep(path))
-    monkeypatch.setattr("defectnet.simulate.distil.__main__.training_record", lambda _: {})
+    monkeypatch.setattr("defectnet.distil.__main__.load_student", lambda _: Student.from_nep(path))
+    monkeypatch.setattr("defectnet.distil.__main__.training_record", lambda _: {})
     words = ["export", "--run", "run.ckpt", "--out", str(tmp_path / "mine")]
     assert main(words) == 2
     assert "licence with --licence" in capsys.readouterr().err

@@ -25,12 +25,15 @@ LAYERS: dict[str, int] = {
     "data": 4,
     "tasks": 5,
     "uncertainty": 6,
-    "simulate": 7,
-    "benchmark": 8,
-    **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "train", "export", "lab", "app"), 9),
+    "potentials": 7,
+    "crystal": 8,
+    "simulate": 9,
+    "distil": 10,
+    "benchmark": 10,
+    **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "train", "export", "lab", "app"), 11),
 }
-SIDEWAYS = {0, 9}  # layers whose files may import each other
-LIGHTNING = ("tasks/", "data/module.py", "train.py", "lab/", "simulate/distil/")
+SIDEWAYS = {0, 11}  # layers whose files may import each other
+LIGHTNING = ("tasks/", "data/module.py", "train.py", "lab/", "distil/")
 LIGHT = (
     "lightning",
     "pyarrow",
@@ -40,6 +43,8 @@ LIGHT = (
     "ase",
     "matplotlib",
     "pandas",
+    "defectnet.potentials",
+    "defectnet.crystal",
     "defectnet.simulate",
     "defectnet.data",
 )

@@ -8,12 +8,12 @@ import torch
 from ase.build import bulk, make_supercell
 from calorine.calculators import CPUNEP
 
-from defectnet.simulate import hessian as hessian_module
-from defectnet.simulate.hessian import force_constants
-from defectnet.simulate.neighbours import Crystal, find_pairs
-from defectnet.simulate.nep import NEP
-from defectnet.simulate.nep_file import read_nep
-from defectnet.simulate.phonons import folded
+from defectnet.potentials import hessian as hessian_module
+from defectnet.potentials.hessian import force_constants
+from defectnet.potentials.neighbours import Crystal, find_pairs
+from defectnet.potentials.nep import NEP
+from defectnet.potentials.nep_file import read_nep
+from defectnet.potentials.phonons import folded
 from make_potential import write_tiny_nep
 
 SYMBOLS = ("Li", "Be", "O", "F", "Mg", "Si", "S", "Zn")

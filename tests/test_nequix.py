@@ -10,10 +10,10 @@ import pytest
 
 from crystals import host, layered
 from defectnet.errors import SimulationError
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nequix import NequixPotential
-from defectnet.simulate.nequix_network import CHUNK
-from defectnet.simulate.potential import load_potential
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nequix import NequixPotential
+from defectnet.potentials.nequix_network import CHUNK
+from defectnet.potentials.potential import load_potential
 
 CUTOFF = 4.0
 SPECIES = {13: 0, 22: 1, 29: 2}
@@ -135,7 +135,7 @@ def test_features_of_two_parities_are_refused(tmp_path):
 def test_hessian_from_forward_differences(weights):
     potential = NequixPotential(weights, displacement=0.02)
     crystal = rattled(1)
-    hessian = potential.curvature(crystal).hessian().numpy()
+    hessian = potential.force_constants(crystal).hessian().numpy()
     step = 0.02 * np.random.default_rng(0).normal(size=(len(crystal), 3)) / np.sqrt(3 * len(crystal))
     ahead, behind = (potential.evaluate(crystal.moved(sign * step)).forces for sign in (1, -1))
     expected = (behind - ahead).ravel() / 2

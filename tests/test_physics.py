@@ -14,15 +14,15 @@ from calorine.calculators import CPUNEP
 from crystals import cubic, host, layered
 from defectnet.data.splits import split_of
 from defectnet.errors import SimulationError
+from defectnet.potentials.neighbours import find_pairs
+from defectnet.potentials.phonons import MEV_PER_ROOT, band_edge
+from defectnet.potentials.potential import load_potential
+from defectnet.potentials.reference import ReferencePotential
 from defectnet.simulate.doping import supercell
-from defectnet.simulate.neighbours import find_pairs
-from defectnet.simulate.phonons import MEV_PER_ROOT, band_edge
 from defectnet.simulate.physics import alloys, cells, heldout, library, local_modes, stability, suite, summary
 from defectnet.simulate.physics.cells import Failed
 from defectnet.simulate.physics.curves import Curve, coarse, from_modes, from_table, histogram, shape_distance
 from defectnet.simulate.physics.suite import Context, run
-from defectnet.simulate.potential import load_potential
-from defectnet.simulate.reference import ReferencePotential
 from make_potential import write_morse_nep
 
 ROOT = Path(__file__).parents[1]
@@ -134,8 +134,8 @@ def boron(potential):
     perfect = supercell(pure.crystal, 2 * np.eye(3, dtype=np.int64))
     atom = int(np.flatnonzero(perfect.numbers == atomic_numbers["Cu"])[0])
     relaxed = cells.settle(potential, cells.substitute(perfect, np.array([atom]), "B"), "fixed")
-    curvature = potential.curvature(relaxed)
-    return local_modes.Impurity(curvature, relaxed.numbers, atom, False, band_edge(pure.phonons))
+    force_constants = potential.force_constants(relaxed)
+    return local_modes.Impurity(force_constants, relaxed.numbers, atom, False, band_edge(pure.phonons))
 
 
 def test_local_mode_of_a_light_atom(boron):

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from defectnet.errors import DefectNetError, SimulationError
+from defectnet.potentials.potential import load_potential
 from defectnet.simulate.physics import suite
 from defectnet.simulate.physics.cells import Failed
 from defectnet.simulate.physics.report import detail_table, lines, skipped_lines, summary_table
 from defectnet.simulate.physics.suite import Context, Part, parse_parts, read_results, run
 from defectnet.simulate.physics.summary import SUMMARIES
-from defectnet.simulate.potential import load_potential
 from make_potential import write_morse_nep
 
 ROOT = Path(__file__).parents[1]

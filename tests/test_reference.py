@@ -12,11 +12,11 @@ from calorine.calculators import CPUNEP
 
 from crystals import host, layered
 from defectnet.errors import SimulationError
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.potential import load_potential
+from defectnet.potentials.reference import ReferencePotential
+from defectnet.potentials.relax import Relaxation, relax
 from defectnet.simulate.doping import Recipe, build, draw_recipe
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.potential import load_potential
-from defectnet.simulate.reference import ReferencePotential
-from defectnet.simulate.relax import Relaxation, relax
 from defectnet.simulate.rows import HostSimulation, Settings, relax_host, row_generator
 from make_potential import write_morse_nep
 
@@ -62,32 +62,32 @@ def test_energy_forces_and_stress(path, fast, cell):
 
 
 def test_hessian_of_a_doped_cell(path, fast, cell):
-    exact = fast.curvature(cell).hessian()
-    found = reference(path, displacement=1e-4).curvature(cell).hessian()
+    exact = fast.force_constants(cell).hessian()
+    found = reference(path, displacement=1e-4).force_constants(cell).hessian()
     assert (found - exact).abs().max() < 1e-4  # symmetry is taken to hold where it nearly does
-    coarse = reference(path, displacement=0.01).curvature(cell).hessian()
+    coarse = reference(path, displacement=0.01).force_constants(cell).hessian()
     assert 1e-4 < (coarse - exact).abs().max() < 0.05  # what 0.01 angstrom costs
 
 
 def test_one_way_is_for_cells_without_symmetry_alone(path, fast, cell):
     """What anharmonicity does to one atom it does to all that are like it, and errors of one sign add up."""
     one_way, both = reference(path, both_directions=False), reference(path)
-    symmetric = one_way.curvature(cell)
+    symmetric = one_way.force_constants(cell)
     assert len(symmetric.phonon.displacements) < 6 * len(cell)
-    np.testing.assert_array_equal(symmetric.hessian(), both.curvature(cell).hessian())
+    np.testing.assert_array_equal(symmetric.hessian(), both.force_constants(cell).hessian())
     rattled = cell.moved(np.random.default_rng(0).normal(0.0, 0.02, (len(cell), 3)))
-    lone = one_way.curvature(rattled)
+    lone = one_way.force_constants(rattled)
     assert len(lone.phonon.displacements) == 3 * len(cell)
-    assert len(both.curvature(rattled).phonon.displacements) == 6 * len(cell)
-    exact = fast.curvature(rattled).hessian()
+    assert len(both.force_constants(rattled).phonon.displacements) == 6 * len(cell)
+    exact = fast.force_constants(rattled).hessian()
     assert (lone.hessian() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_wave_vectors(path, fast, relaxed):
     """At wave vectors that the displaced supercell holds, both paths agree, phases included."""
     q = np.array([[0.0, 0.0, 0.0], [0.25, 0.5, 0.5], [-0.25, 0.25, 0.0]])
-    found = reference(path, displacement=1e-4, supercell=(4, 4, 2)).curvature(relaxed).at(q)
-    exact = fast.curvature(relaxed).at(q)
+    found = reference(path, displacement=1e-4, supercell=(4, 4, 2)).force_constants(relaxed).at(q)
+    exact = fast.force_constants(relaxed).at(q)
     assert exact[1].imag.abs().max() > 0.1
     assert (found - exact).abs().max() < 1e-4
 
@@ -121,7 +121,7 @@ def benchmark():
 
 
 def test_benchmark_compares_like_with_like(benchmark, path, fast, cell):
-    hessian = fast.curvature(cell).hessian().numpy()
+    hessian = fast.force_constants(cell).hessian().numpy()
     found = benchmark.reference(str(path), cell, hessian, sample=24, step=2e-5)
     assert found["displacements"] == 6 * len(cell)
     assert found["displacements_timed"] == 24

@@ -20,14 +20,15 @@ from defectnet.data.shards import read_extra, read_shard, write_shard
 from defectnet.data.splits import split_of
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
-from defectnet.simulate import phonons, rows
+from defectnet.potentials import phonons
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
+from defectnet.potentials.potential import load_potential
+from defectnet.potentials.relax import relax
+from defectnet.simulate import rows
 from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness, supercell, supercell_matrix
 from defectnet.simulate.hosts import read_hosts
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
-from defectnet.simulate.potential import load_potential
 from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
-from defectnet.simulate.relax import relax
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
 from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host
 from defectnet.simulate.stiffness import SPREAD, Computed, Stiffened, World
@@ -274,9 +275,9 @@ def test_modes_above_the_grid_and_imaginary_modes():
 def test_folded_host_is_the_supercell(matrix, mesh, potential, relaxed):
     q_points = q_mesh(400) if mesh == "Gamma" else q_mesh(32)
     points = [k for q in q_points for k in folded(matrix, q)]
-    small = modes(potential.curvature(relaxed), relaxed, points)
+    small = modes(potential.force_constants(relaxed), relaxed, points)
     repeated = supercell(relaxed, matrix)
-    large = modes(potential.curvature(repeated), repeated, q_points)
+    large = modes(potential.force_constants(repeated), repeated, q_points)
     assert np.allclose(np.sort(small.energy_mev), np.sort(large.energy_mev), atol=1e-6)
     edge = band_edge(small)
     first, _ = projected_dos(small, relaxed, edge, STORAGE_GRID)
@@ -287,10 +288,10 @@ def test_folded_host_is_the_supercell(matrix, mesh, potential, relaxed):
 def test_modes_know_the_masses(potential, relaxed):
     """Heavier atoms, same springs: for one element energies scale as the root of the mass."""
     crystal = Crystal(np.array([13, 13]), relaxed.cell, relaxed.positions)
-    curvature = potential.curvature(crystal)
+    force_constants = potential.force_constants(crystal)
     q = [np.array([0.25, 0.1, 0.3])]
-    light = modes(curvature, crystal, q)
-    heavy = modes(curvature, Crystal(np.array([79, 79]), crystal.cell, crystal.positions), q)
+    light = modes(force_constants, crystal, q)
+    heavy = modes(force_constants, Crystal(np.array([79, 79]), crystal.cell, crystal.positions), q)
     assert np.allclose(heavy.energy_mev * np.sqrt(196.966569 / 26.9815385), light.energy_mev, rtol=1e-6)
     assert np.allclose(light.weight.sum(1), 1.0)
 
@@ -427,12 +428,14 @@ def test_stiffness_is_the_same_for_small_and_large_cells(matrix, potential, rela
     world = World(1, "any")
     repeated = supercell(relaxed, matrix)
     q_points = [*q_mesh(100), np.zeros(3)]
-    large = Stiffened(Computed(potential.curvature(repeated), np.array(q_points)), world.factors(repeated.numbers))
-    small = Stiffened(potential.curvature(relaxed), world.factors(relaxed.numbers))
+    large = Stiffened(
+        Computed(potential.force_constants(repeated), np.array(q_points)), world.factors(repeated.numbers)
+    )
+    small = Stiffened(potential.force_constants(relaxed), world.factors(relaxed.numbers))
     points = [k for q in q_points for k in folded(matrix, q)]
     here, there = modes(large, repeated, q_points), modes(small, relaxed, points)
     assert np.allclose(np.sort(here.energy_mev), np.sort(there.energy_mev), atol=1e-6)
-    plain = modes(potential.curvature(relaxed), relaxed, points)
+    plain = modes(potential.force_constants(relaxed), relaxed, points)
     assert np.abs(np.sort(plain.energy_mev) - np.sort(there.energy_mev)).max() > 0.5
 
 
@@ -441,11 +444,11 @@ def test_stiffness_leaves_translations_free(potential, relaxed):
     factors = World(7, "any").factors(repeated.numbers)
     assert np.array_equal(factors, factors.T)
     assert factors.min() > 0.3
-    hessian = Stiffened(potential.curvature(repeated), factors).hessian().numpy()
+    hessian = Stiffened(potential.force_constants(repeated), factors).hessian().numpy()
     assert np.abs(hessian - hessian.T).max() < 1e-12
     assert np.abs(hessian.reshape(len(hessian), -1, 3).sum(1)).max() < 1e-10
-    uniform = Stiffened(potential.curvature(repeated), np.full_like(factors, 1.3)).hessian().numpy()
-    exact = potential.curvature(repeated).hessian().numpy().reshape(len(repeated), 3, len(repeated), 3)
+    uniform = Stiffened(potential.force_constants(repeated), np.full_like(factors, 1.3)).hessian().numpy()
+    exact = potential.force_constants(repeated).hessian().numpy().reshape(len(repeated), 3, len(repeated), 3)
     springs = (exact + exact.transpose(0, 3, 2, 1)).reshape(hessian.shape) / 2  # the symmetric part of each block
     rest = exact.reshape(hessian.shape) - springs
     between = np.kron(1 - np.eye(len(repeated)), np.ones((3, 3))) > 0

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from threading import Condition
 
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nep import EnergyForcesStress
-from defectnet.simulate.potential import Curvature, ManyPotential
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nep import EnergyForcesStress
+from defectnet.potentials.potential import ForceConstants, ManyPotential
 
 PATIENCE_SECONDS = 0.005
 """How long a cell waits for others that are at work elsewhere: longer than they differ, shorter than a call."""
@@ -51,9 +51,9 @@ class BatchedPotential:
         """See that the potential knows all elements."""
         self.potential.check(crystal)
 
-    def curvature(self, crystal: Crystal) -> Curvature:
+    def force_constants(self, crystal: Crystal) -> ForceConstants:
         """Compute the second derivatives; one cell alone is a large piece of work."""
-        return self.potential.curvature(crystal)
+        return self.potential.force_constants(crystal)
 
     def evaluate(self, crystal: Crystal) -> EnergyForcesStress:
         """Compute energy, forces and stress, together with what other threads ask for meanwhile."""

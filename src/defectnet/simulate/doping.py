@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, properties
 from defectnet.errors import SimulationError
-from defectnet.simulate.neighbours import Crystal
+from defectnet.potentials.neighbours import Crystal
 
 FloatArray = NDArray[np.float64]
 Placement = Literal["random", "clustered"]

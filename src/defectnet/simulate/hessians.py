@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from defectnet.errors import ShardError
 from defectnet.files import read_npz, replacing
-from defectnet.simulate.neighbours import Crystal
+from defectnet.potentials.neighbours import Crystal
 
 FloatArray = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from ase.formula import Formula
 
 from defectnet.elements import VOCABULARY, chemical_system
 from defectnet.errors import SimulationError
-from defectnet.simulate.neighbours import Crystal
+from defectnet.potentials.neighbours import Crystal
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ from defectnet.data.shards import Sample
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
+from defectnet.potentials.potential import ForceConstants, Potential
+from defectnet.potentials.relax import Relaxation, relax
 from defectnet.simulate.doping import (
     CONTROLS,
     HIGHEST,
@@ -30,10 +34,6 @@ from defectnet.simulate.doping import (
     supercell_matrix,
 )
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
-from defectnet.simulate.potential import Curvature, Potential
-from defectnet.simulate.relax import Relaxation, relax
 from defectnet.simulate.stiffness import Computed, Stiffened, World
 
 FloatArray = NDArray[np.float64]
@@ -233,12 +233,12 @@ class Row:
     Attributes:
         samples: The pair as it is, then those with randomised stiffness.
         crystal: The relaxed doped cell.
-        curvature: Its second derivatives.
+        force_constants: Its second derivatives.
     """
 
     samples: list[Sample]
     crystal: Crystal
-    curvature: Curvature
+    force_constants: ForceConstants
 
 
 class HostSimulation:
@@ -320,13 +320,13 @@ class HostSimulation:
         )
         if not result.converged:
             raise Rejected("doped cell not relaxed")
-        curvature = Computed(potential.curvature(result.crystal), np.array(q_mesh(len(cell.crystal))))
-        samples = [self._sample(row_id, cell, result, curvature, AS_IS)]
+        force_constants = Computed(potential.force_constants(result.crystal), np.array(q_mesh(len(cell.crystal))))
+        samples = [self._sample(row_id, cell, result, force_constants, AS_IS)]
         if self.split == "train":
             for k in range(1, stiffnesses + 1):
                 with suppress(Rejected):
-                    samples.append(self._sample(row_id, cell, result, curvature, f"stiffness-{k}"))
-        return Row(samples, result.crystal, curvature)
+                    samples.append(self._sample(row_id, cell, result, force_constants, f"stiffness-{k}"))
+        return Row(samples, result.crystal, force_constants)
 
     def _supercell(self, rng: np.random.Generator, smallest: int, largest: int) -> NDArray[np.int64]:
         # In the lower half: larger cells cost more, and the upper half is for crystals that do not fit.
@@ -346,10 +346,10 @@ class HostSimulation:
                 crystal, points = self.relaxed, [k for q in mesh for k in folded(matrix, q)]
             else:
                 crystal, points = supercell(self.relaxed, matrix), mesh
-            curvature: Curvature = self.potential.curvature(crystal)
+            force_constants: ForceConstants = self.potential.force_constants(crystal)
             if variant != AS_IS:
-                curvature = Stiffened(curvature, self._world(variant).factors(crystal.numbers))
-            found = self._stable_modes(curvature, crystal, points, self.settings.host_imaginary_limit, "host")
+                force_constants = Stiffened(force_constants, self._world(variant).factors(crystal.numbers))
+            found = self._stable_modes(force_constants, crystal, points, self.settings.host_imaginary_limit, "host")
             edge_mev = band_edge(found)
             if edge_mev > self.settings.highest_edge_mev:
                 raise Rejected("host edge not believable")
@@ -357,26 +357,28 @@ class HostSimulation:
         return self._dos[key]
 
     def _stable_modes(
-        self, curvature: Curvature, crystal: Crystal, points: list[FloatArray], limit: float, what: str
+        self, force_constants: ForceConstants, crystal: Crystal, points: list[FloatArray], limit: float, what: str
     ) -> Modes:
         """Return the modes, or reject a crystal with too many imaginary ones."""
-        found = modes(curvature, crystal, points)
+        found = modes(force_constants, crystal, points)
         fraction, most = found.imaginary_fraction, limit
         if not self.potential.exact:
             most = INTERPOLATED_LIMIT
-            if modes(curvature, crystal, [np.zeros(3)]).imaginary_fraction > limit:
+            if modes(force_constants, crystal, [np.zeros(3)]).imaginary_fraction > limit:
                 raise Rejected(f"imaginary modes in the {what}")
         if fraction > most:
             raise Rejected(f"imaginary modes in the {what}")
         return found
 
-    def _sample(self, row_id: str, cell: DopedCell, result: Relaxation, curvature: Curvature, variant: str) -> Sample:
+    def _sample(
+        self, row_id: str, cell: DopedCell, result: Relaxation, force_constants: ForceConstants, variant: str
+    ) -> Sample:
         """Vibrate a relaxed doped cell, as it is or with randomised stiffness."""
         crystal, points = result.crystal, q_mesh(len(cell.crystal))
         edge_mev, host_dos = self._host_dos(cell.supercell, variant)
         if variant != AS_IS:
-            curvature = Stiffened(curvature, self._world(variant).factors(crystal.numbers))
-        phonons = self._stable_modes(curvature, crystal, points, self.settings.imaginary_limit, "doped cell")
+            force_constants = Stiffened(force_constants, self._world(variant).factors(crystal.numbers))
+        phonons = self._stable_modes(force_constants, crystal, points, self.settings.imaginary_limit, "doped cell")
         doped_dos, overflow = projected_dos(phonons, crystal, edge_mev, STORAGE_GRID)
         dopants = tuple(dict.fromkeys(cell.symbols))
         elements = np.unique(crystal.numbers)

@@ -23,12 +23,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from defectnet.data.shards import SCHEMA_VERSION, check_shard, merge_shards, read_extra, write_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.files import replacing
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.potential import FastPotential, Potential, load_potential
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.executors import Executor, Failure, LocalExecutor
 from defectnet.simulate.hessians import hessian_file, merge_hessians, read_hessians, write_hessians
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.potential import FastPotential, Potential, load_potential
 from defectnet.simulate.rows import HostSimulation, Rejected, Row, Settings, relax_host
 
 MANIFEST = "dataset.json"
@@ -267,7 +267,7 @@ def _make_part(tools: Tools, host: Host, path: Path, settings: Settings) -> dict
     samples = [sample for row in rows for sample in row.samples]
     extra = {"hosts": [host.id], "rejects": rejects, "rows": len(samples), "settings": settings.to_dict()}
     if settings.keep_hessians:
-        kept = {row.samples[0].row_id: (row.crystal, row.curvature.hessian().cpu().numpy()) for row in rows}
+        kept = {row.samples[0].row_id: (row.crystal, row.force_constants.hessian().cpu().numpy()) for row in rows}
         write_hessians(hessian_file(path), kept)
     write_shard(path, samples, extra)
     return extra

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectnet.simulate.potential import Curvature
+from defectnet.potentials.potential import ForceConstants
 
 FloatArray = NDArray[np.float64]
 
@@ -53,12 +53,12 @@ class Computed:
     """Second derivatives that are kept once they are computed.
 
     Args:
-        curvature: Where they come from.
+        force_constants: Where they come from.
         q_points: (Q, 3) wave vectors that will be asked for.
     """
 
-    def __init__(self, curvature: Curvature, q_points: FloatArray) -> None:
-        self._curvature = curvature
+    def __init__(self, force_constants: ForceConstants, q_points: FloatArray) -> None:
+        self._curvature = force_constants
         self._q_points = [tuple(q) for q in q_points]
 
     @cached_property
@@ -87,23 +87,23 @@ class Stiffened:
     a whole, with its share of the blocks on the diagonal. So the sum rule holds, and every block stays Hermitian.
 
     Args:
-        curvature: Unscaled.
+        force_constants: Unscaled.
         factors: (N, N) factors, see `World.factors`.
     """
 
-    def __init__(self, curvature: Curvature, factors: FloatArray) -> None:
-        self.curvature = curvature
+    def __init__(self, force_constants: ForceConstants, factors: FloatArray) -> None:
+        self.force_constants = force_constants
         self.change = torch.from_numpy(np.repeat(np.repeat(factors - 1.0, 3, axis=0), 3, axis=1))
 
     def hessian(self) -> Tensor:
         """Return the real (3 N, 3 N) Hessian, eV/angstrom^2."""
-        gamma = self.curvature.hessian()
+        gamma = self.force_constants.hessian()
         return self._scaled(gamma, gamma)
 
     def at(self, q_points: FloatArray) -> Tensor:
         """Return the complex Hessian at (Q, 3) wave vectors; (Q, 3 N, 3 N), eV/angstrom^2."""
-        gamma = self.curvature.hessian()
-        return torch.stack([self._scaled(matrix, gamma) for matrix in self.curvature.at(q_points)])
+        gamma = self.force_constants.hessian()
+        return torch.stack([self._scaled(matrix, gamma) for matrix in self.force_constants.at(q_points)])
 
     def _scaled(self, matrix: Tensor, gamma: Tensor) -> Tensor:
         # An atom's own images are in the block on the diagonal too: what that block changes with the wave vector.

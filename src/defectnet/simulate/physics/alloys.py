@@ -12,9 +12,10 @@ from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 
 from defectnet.elements import INDEX, properties
+from defectnet.potentials.neighbours import Crystal, find_pairs
+from defectnet.potentials.phonons import MEV_PER_ROOT, Modes, modes, q_mesh
+from defectnet.potentials.potential import Potential
 from defectnet.simulate.doping import supercell
-from defectnet.simulate.neighbours import Crystal, find_pairs
-from defectnet.simulate.phonons import MEV_PER_ROOT, Modes, modes, q_mesh
 from defectnet.simulate.physics.cells import (
     Failed,
     Vibrating,
@@ -27,7 +28,6 @@ from defectnet.simulate.physics.cells import (
 )
 from defectnet.simulate.physics.curves import CM1_PER_MEV, Curve, coarse, from_modes, histogram, shape_distance
 from defectnet.simulate.physics.local_modes import read_csv
-from defectnet.simulate.potential import Potential
 
 FloatArray = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def sige(potential: Potential, folder: Path, x: float, repeats: int, arrangement
     atoms = 0
     for seed in range(arrangements):
         crystal = sige_cell(potential, x, repeats, seed)
-        energy, intensity = raman(crystal, potential.curvature(crystal).hessian().cpu().double().numpy())
+        energy, intensity = raman(crystal, potential.force_constants(crystal).hessian().cpu().double().numpy())
         energies.append(energy)
         parts.append(intensity)
         atoms = len(crystal)
@@ -254,7 +254,7 @@ def vanadium_platinum(
         alloy = substitute(perfect, sites, "Pt")
         doped = vibrating_supercell(potential, alloy, "volume")
         points = q_mesh(len(perfect)) if potential.exact else [np.zeros(3)]
-        heavy = modes(pure.curvature, Crystal(alloy.numbers, perfect.cell, pure.crystal.positions), points)
+        heavy = modes(pure.force_constants, Crystal(alloy.numbers, perfect.cell, pure.crystal.positions), points)
         on_v = doped.phonons.weight[:, alloy.numbers == atomic_numbers["V"]].sum(1)
         shifts.append(from_modes(doped.phonons).mean_mev / mean - 1.0)
         by_mass.append(from_modes(heavy).mean_mev / mean - 1.0)

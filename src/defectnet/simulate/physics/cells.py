@@ -12,11 +12,11 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from defectnet.errors import SimulationError
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.phonons import Modes, modes, q_mesh
-from defectnet.simulate.potential import Curvature, Potential
-from defectnet.simulate.reference import ReferencePotential
-from defectnet.simulate.relax import CellMode, Relaxation, relax
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import Modes, modes, q_mesh
+from defectnet.potentials.potential import ForceConstants, Potential
+from defectnet.potentials.reference import ReferencePotential
+from defectnet.potentials.relax import CellMode, Relaxation, relax
 
 FloatArray = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class Preconditioned:
     def __init__(self, potential: Potential, preconditioner: Potential) -> None:
         self.potential, self.preconditioner = potential, preconditioner
         self.name, self.sha256, self.exact = potential.name, potential.sha256, potential.exact
-        self.check, self.evaluate, self.curvature = potential.check, potential.evaluate, potential.curvature
+        self.check, self.evaluate, self.force_constants = potential.check, potential.evaluate, potential.force_constants
 
 
 def textbook(name: str) -> Crystal:
@@ -182,7 +182,7 @@ class Vibrating:
     """A relaxed crystal with its second derivatives and phonons."""
 
     crystal: Crystal
-    curvature: Curvature
+    force_constants: ForceConstants
     phonons: Modes
 
 
@@ -212,8 +212,8 @@ def pristine(potential: Potential, crystal: Crystal) -> Vibrating:
     if isinstance(slow, ReferencePotential):
         slow = copy.copy(slow)
         slow.supercell = displaced_repeats(relaxed.cell, len(relaxed))
-    curvature = slow.curvature(relaxed)
-    return Vibrating(relaxed, curvature, modes(curvature, relaxed, mesh(relaxed.cell)))
+    force_constants = slow.force_constants(relaxed)
+    return Vibrating(relaxed, force_constants, modes(force_constants, relaxed, mesh(relaxed.cell)))
 
 
 def vibrating_supercell(potential: Potential, crystal: Crystal, cell: CellMode, rattle: float = 0.01) -> Vibrating:
@@ -223,6 +223,6 @@ def vibrating_supercell(potential: Potential, crystal: Crystal, cell: CellMode, 
         Failed: See `settle`.
     """
     relaxed = settle(potential, crystal, cell, rattle)
-    curvature = potential.curvature(relaxed)
+    force_constants = potential.force_constants(relaxed)
     points = q_mesh(len(relaxed)) if potential.exact else [np.zeros(3)]
-    return Vibrating(relaxed, curvature, modes(curvature, relaxed, points))
+    return Vibrating(relaxed, force_constants, modes(force_constants, relaxed, points))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
-from defectnet.simulate.phonons import IMAGINARY_MEV, Modes
+from defectnet.potentials.phonons import IMAGINARY_MEV, Modes
 
 FloatArray = NDArray[np.float64]
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from defectnet.data.splits import split_of
 from defectnet.errors import SimulationError
 from defectnet.files import read_npz, replacing
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import modes
+from defectnet.potentials.potential import Potential
 from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.phonons import modes
 from defectnet.simulate.physics.cells import Failed, pristine, settle
 from defectnet.simulate.physics.curves import Curve, coarse, from_modes, shape_distance
-from defectnet.simulate.potential import Potential
 from defectnet.simulate.rows import row_generator
 
 FloatArray = NDArray[np.float64]
@@ -139,7 +139,7 @@ def vibrate(potential: Potential, start: Start) -> tuple[Curve, float]:
         phonons = pristine(potential, start.crystal).phonons
     else:
         relaxed = settle(potential, start.crystal, "full")
-        phonons = modes(potential.curvature(relaxed), relaxed, [np.zeros(3)])
+        phonons = modes(potential.force_constants(relaxed), relaxed, [np.zeros(3)])
     return from_modes(phonons), phonons.imaginary_fraction
 
 

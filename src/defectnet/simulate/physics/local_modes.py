@@ -12,11 +12,11 @@ from ase.data import atomic_masses, atomic_numbers
 from numpy.typing import NDArray
 
 from defectnet.errors import SimulationError
+from defectnet.potentials.phonons import IMAGINARY_MEV, MEV_PER_ROOT, band_edge, eigenvalues_and_shares
+from defectnet.potentials.potential import ForceConstants, Potential
 from defectnet.simulate.doping import supercell
-from defectnet.simulate.phonons import IMAGINARY_MEV, MEV_PER_ROOT, band_edge, eigenvalues_and_shares
 from defectnet.simulate.physics.cells import Failed, Vibrating, box, settle, substitute
 from defectnet.simulate.physics.curves import CM1_PER_MEV
-from defectnet.simulate.potential import Curvature, Potential
 
 FloatArray = NDArray[np.float64]
 
@@ -112,13 +112,13 @@ class Impurity:
     """A relaxed supercell with one impurity.
 
     Attributes:
-        curvature: Second derivatives of the cell.
+        force_constants: Second derivatives of the cell.
         numbers: (N,) atomic numbers; atom: index of the impurity.
         distorted: Whether its symmetric place was not stable.
         edge_mev: Highest phonon energy of the host.
     """
 
-    curvature: Curvature
+    force_constants: ForceConstants
     numbers: NDArray[np.int64]
     atom: int
     distorted: bool
@@ -139,8 +139,8 @@ def impurity(potential: Potential, host: Vibrating, mode: LocalMode) -> Impurity
     edge_mev = band_edge(host.phonons)
     for rattle in (0.0, RATTLE):
         relaxed = settle(potential, start, "fixed", rattle)
-        curvature = potential.curvature(relaxed)
-        found = Impurity(curvature, relaxed.numbers, atom, rattle > 0, edge_mev)
+        force_constants = potential.force_constants(relaxed)
+        found = Impurity(force_constants, relaxed.numbers, atom, rattle > 0, edge_mev)
         if gamma(found, {})[0].min() > -IMAGINARY_MEV:
             return found
     raise Failed("the impurity's place is not stable")
@@ -159,7 +159,7 @@ def gamma(cell: Impurity, masses: dict[int, float]) -> tuple[FloatArray, FloatAr
     mass = atomic_masses[cell.numbers].copy()
     for atom, value in masses.items():
         mass[atom] = value
-    values, shares = eigenvalues_and_shares(cell.curvature.hessian(), np.repeat(mass**-0.5, 3))
+    values, shares = eigenvalues_and_shares(cell.force_constants.hessian(), np.repeat(mass**-0.5, 3))
     keep = np.ones(len(values), dtype=bool)
     keep[np.argsort(np.abs(values))[:3]] = False
     energy = np.sign(values) * np.sqrt(np.abs(values)) * MEV_PER_ROOT

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from defectnet.errors import SimulationError
+from defectnet.potentials.potential import Potential
 from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
 from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
-from defectnet.simulate.potential import Potential
 from defectnet.simulate.rows import row_generator
 
 CELLS = 200

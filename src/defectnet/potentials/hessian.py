@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectnet.simulate.harmonics import VOIGT
-from defectnet.simulate.neighbours import Crystal, Pairs
-from defectnet.simulate.nep import NEP, QUARTIC_WEIGHT, Sums, zbl
+from defectnet.potentials.harmonics import VOIGT
+from defectnet.potentials.neighbours import Crystal, Pairs
+from defectnet.potentials.nep import NEP, QUARTIC_WEIGHT, Sums, zbl
 
 CHUNK_BYTES = 256 * 2**20
 """Upper bound of one temporary block of the product over atoms."""

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from defectnet.elements import NUMBERS, VOCABULARY, properties
 from defectnet.errors import SimulationError
-from defectnet.simulate.distil.batch import Batch
-from defectnet.simulate.distil.form import StudentConfig, element_features
-from defectnet.simulate.nep import NEP
-from defectnet.simulate.nep_file import NEPParameters, read_nep, write_nep
+from defectnet.potentials.batch import CellBatch
+from defectnet.potentials.form import StudentConfig, element_features
+from defectnet.potentials.nep import NEP
+from defectnet.potentials.nep_file import NEPParameters, read_nep, write_nep
 
 ELEMENTS: Final = len(VOCABULARY)
 
@@ -166,18 +166,18 @@ class Student(nn.Module):
         """Return the potential as it stands, to be evaluated like any other."""
         return self.nep()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: CellBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return (B,) energies with references in eV, (N, 3) forces and (B, 3, 3) stresses, in the batch's dtype."""
         energies, forces, virials = self.nep(batch.forces.dtype).forces_many(
             batch.types, batch.pairs, batch.bounds, second=False
         )
         return energies + self.reference_energies(batch).to(energies), forces, virials / batch.volume[:, None, None]
 
-    def reference_energies(self, batch: Batch) -> Tensor:
+    def reference_energies(self, batch: CellBatch) -> Tensor:
         """Return (B,) sums of the elements' references, eV, in float64."""
         return self._counts(batch) @ self.references
 
-    def _counts(self, batch: Batch) -> Tensor:
+    def _counts(self, batch: CellBatch) -> Tensor:
         """(B, E) atoms of each element."""
         counts = self.references.new_zeros(len(batch.volume), ELEMENTS)
         counts.index_put_((batch.cell_of_atom, batch.types), counts.new_ones(()), accumulate=True)
@@ -186,7 +186,7 @@ class Student(nn.Module):
     # -- what is taken from data -------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prepare(self, batches: Iterable[Batch]) -> None:
+    def prepare(self, batches: Iterable[CellBatch]) -> None:
         """Fit the references to labelled cells.
 
         Without a fixed base also scale the invariants, centre the networks and bring forces to a sensible size.
@@ -201,7 +201,7 @@ class Student(nn.Module):
         self._fit_references([batch for batch in found if bool(batch.labelled.any())])
         self.prepared.fill_(1.0)
 
-    def _scale(self, batches: Sequence[Batch]) -> None:
+    def _scale(self, batches: Sequence[CellBatch]) -> None:
         self.scaler.fill_(1.0)
         nep = self.nep(batches[0].forces.dtype)
         values = torch.cat([nep.descriptors(nep.sums(b.types, b.pairs, second=False)) for b in batches]).double()
@@ -210,7 +210,7 @@ class Student(nn.Module):
         mean = (values.mean(0) * self.scaler).to(w0)
         bias.copy_(w0.view(self.config.neurons, -1) @ mean)
 
-    def _calm(self, batches: Sequence[Batch]) -> None:
+    def _calm(self, batches: Sequence[CellBatch]) -> None:
         """Scale the networks' output until typical forces are half of those that are to be learnt."""
         ours = torch.cat([self(b)[1][b.labelled[b.cell_of_atom]].abs().mean(1) for b in batches]).median()
         theirs = torch.cat([b.forces[b.labelled[b.cell_of_atom]].abs().mean(1) for b in batches]).median()
@@ -225,7 +225,7 @@ class Student(nn.Module):
             self.get_buffer("base_w1").mul_(gain)
             self.get_buffer("base_b1").mul_(gain)
 
-    def _fit_references(self, batches: Sequence[Batch]) -> None:
+    def _fit_references(self, batches: Sequence[CellBatch]) -> None:
         """Least squares of what the potential leaves of the energies per atom, on the composition."""
         self.references.zero_()
         shares, rest = [], []

@@ -1,7 +1,7 @@
 """Neuroevolution potential (NEP): energy, forces and stress, with every derivative in closed form.
 
 The energy of atom i is `U_i(A_i)`: a small network of invariants of *additive* sums `A_i = sum_j phi(r_ij)`
-(Fan et al., PRB 104, 104309 (2021); JCP 157, 114801 (2022)). `defectnet.simulate.hessian` builds on that.
+(Fan et al., PRB 104, 104309 (2021); JCP 157, 114801 (2022)). `defectnet.potentials.hessian` builds on that.
 
 Letters: N atoms, P ordered pairs, n radial functions, H harmonics, S = n_radial + n_angular * H additive sums.
 """
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectnet.errors import SimulationError
-from defectnet.simulate.harmonics import cubic_invariant, harmonic_tables
-from defectnet.simulate.neighbours import Crystal, Pairs, find_pairs
-from defectnet.simulate.nep_file import NEPParameters, read_nep
+from defectnet.potentials.harmonics import cubic_invariant, harmonic_tables
+from defectnet.potentials.neighbours import Crystal, Pairs, find_pairs
+from defectnet.potentials.nep_file import NEPParameters, read_nep
 
 QUARTIC_WEIGHT = 7.0 / 15.0
 """Weight of the five-body invariant (sum_m A_1m^2)^2, from the coupling (1 1 1 1) of NEP."""
@@ -111,7 +111,7 @@ class NEP:
     """A NEP potential, ready to evaluate.
 
     Args:
-        parameters: From `read_nep`, or made by a network that is trained (`defectnet.simulate.distil`).
+        parameters: From `read_nep`, or made by a network that is trained (`defectnet.distil`).
         device: Where to compute.
         dtype: In what; float64 but for training.
     """

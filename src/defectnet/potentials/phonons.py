@@ -15,8 +15,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from defectnet.config import Grid
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.potential import Curvature
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.potential import ForceConstants
 
 FloatArray = NDArray[np.float64]
 
@@ -97,19 +97,19 @@ def _boxes(reach: range) -> Iterable[tuple[int, ...]]:
                 yield triple
 
 
-def modes(curvature: Curvature, crystal: Crystal, q_points: Sequence[FloatArray]) -> Modes:
+def modes(force_constants: ForceConstants, crystal: Crystal, q_points: Sequence[FloatArray]) -> Modes:
     """Diagonalise the dynamical matrix at the given wave vectors.
 
     At Gamma the three translations are left out: they are no phonons, and would stand as a line at zero energy.
 
     Args:
-        curvature: Second derivatives of `crystal`.
+        force_constants: Second derivatives of `crystal`.
         crystal: For the masses (standard atomic weights).
         q_points: In units of the crystal's reciprocal lattice vectors.
     """
     root = np.repeat(1.0 / np.sqrt(atomic_masses[crystal.numbers]), 3)
     energies, weights = [], []
-    for q, matrix in _dynamical_matrices(curvature, crystal, q_points):
+    for q, matrix in _dynamical_matrices(force_constants, crystal, q_points):
         values, share = eigenvalues_and_shares(matrix, root)
         if _is_gamma(q):
             keep = np.ones(len(values), dtype=bool)
@@ -151,19 +151,19 @@ def _is_gamma(q: FloatArray) -> bool:
 
 
 def _dynamical_matrices(
-    curvature: Curvature, crystal: Crystal, q_points: Sequence[FloatArray]
+    force_constants: ForceConstants, crystal: Crystal, q_points: Sequence[FloatArray]
 ) -> Iterator[tuple[FloatArray, Tensor]]:
     """Yield wave vectors with their Hessians, a bounded number in memory; real ones at Gamma."""
     batch = max(1, BATCH_BYTES // (16 * (3 * len(crystal)) ** 2))
     rest = []
     for q in q_points:
         if _is_gamma(q):
-            yield q, curvature.hessian()
+            yield q, force_constants.hessian()
         else:
             rest.append(q)
     for start in range(0, len(rest), batch):
         part = rest[start : start + batch]
-        yield from zip(part, curvature.at(np.array(part)), strict=True)
+        yield from zip(part, force_constants.at(np.array(part)), strict=True)
 
 
 def projected_dos(phonons: Modes, crystal: Crystal, edge_mev: float, grid: Grid) -> tuple[FloatArray, float]:

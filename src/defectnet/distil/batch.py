@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectnet.distil.labels import Curved, Structure
 from defectnet.elements import NUMBERS
-from defectnet.simulate.distil.labels import Curved, Structure
-from defectnet.simulate.neighbours import Crystal, Pairs, find_pairs
-from defectnet.simulate.nep import joined_pairs
+from defectnet.potentials.batch import CellBatch
+from defectnet.potentials.neighbours import Crystal, Pairs, find_pairs
+from defectnet.potentials.nep import joined_pairs
 
 FloatArray = NDArray[np.float64]
 
@@ -29,69 +29,12 @@ def element_types(crystal: Crystal) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B cells of S structures, N atoms in all; M atoms in the C comparisons of two cells of one structure.
-
-    Attributes:
-        types: (N,) positions in the vocabulary.
-        pairs: Of all cells.
-        bounds: (B + 1) offsets of the cells' atoms.
-        volume: (B,) cubic angstrom.
-        labelled: (B,) whether energy, forces and stress are known; only differences are where a Hessian is.
-        energy: (B,) eV; forces: (N, 3) eV/angstrom; stress: (B, 3, 3) eV/angstrom^3; zero where not labelled.
-        left, right: (M,) atoms that are compared: the target is the force on `left` minus that on `right`.
-        change: (M, 3) targets, eV/angstrom.
-        comparison: (M,) which comparison an atom belongs to.
-        structure: (C,) which structure a comparison belongs to.
-        exact: (C,) whether the target comes from a Hessian.
-    """
-
-    types: Tensor
-    pairs: Pairs
-    bounds: tuple[int, ...]
-    volume: Tensor
-    labelled: Tensor
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor
-    left: Tensor
-    right: Tensor
-    change: Tensor
-    comparison: Tensor
-    structure: Tensor
-    exact: Tensor
-
-    def to(self, *args: Any, **kwargs: Any) -> Batch:
-        """Return the batch on another device or with other floats; arguments as of `torch.Tensor.to`."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Pairs):
-                return Pairs(**{name: move(part) for name, part in vars(value).items()})
-            if not isinstance(value, Tensor):
-                return value
-            moved = value.to(*args, **kwargs)
-            return moved if value.is_floating_point() else moved.to(value.dtype)
-
-        return replace(self, **{name: move(value) for name, value in vars(self).items()})
-
-    @property
-    def sizes(self) -> Tensor:
-        """(B,) atoms of each cell."""
-        return torch.diff(torch.tensor(self.bounds, device=self.types.device))
-
-    @property
-    def cell_of_atom(self) -> Tensor:
-        """(N,) which cell an atom belongs to."""
-        return torch.repeat_interleave(torch.arange(len(self.volume), device=self.types.device), self.sizes)
-
-
-@dataclass(frozen=True)
 class Example:
-    """One structure, ready to be batched: the fields of a `Batch` with one structure.
+    """One structure, ready to be batched: the fields of a `CellBatch` with one structure.
 
     Attributes:
         crystals: B cells of the same atoms.
-        energy, forces, stress: As in `Batch`; None where only the difference is known.
+        energy, forces, stress: As in `CellBatch`; None where only the difference is known.
         compared: (C) pairs of cells.
         change: (C, N / B, 3) differences of their forces.
     """
@@ -167,7 +110,7 @@ class PairCache:
         return Pairs(pairs.centre, pairs.neighbour, empty, vector, pairs.distance.to(torch.float32))
 
 
-def collate(examples: Sequence[Example], lists: Sequence[Sequence[Pairs]]) -> Batch:
+def collate(examples: Sequence[Example], lists: Sequence[Sequence[Pairs]]) -> CellBatch:
     """Put examples side by side, with their pair lists."""
     crystals = [crystal for example in examples for crystal in example.crystals]
     bounds = tuple(itertools.accumulate((len(crystal) for crystal in crystals), initial=0))
@@ -192,7 +135,7 @@ def collate(examples: Sequence[Example], lists: Sequence[Sequence[Pairs]]) -> Ba
         kept = [b if v is None else v for b, v in zip(blank, values, strict=True)]
         return torch.from_numpy(np.concatenate(kept)).to(torch.float32 if shape else torch.float64)
 
-    return Batch(
+    return CellBatch(
         types=torch.cat([element_types(crystal) for crystal in crystals]),
         pairs=joined_pairs([pairs for part in lists for pairs in part], bounds),
         bounds=bounds,

@@ -11,7 +11,7 @@ from torch import Tensor
 from defectnet.config import Settings
 from defectnet.elements import properties
 from defectnet.errors import ConfigError
-from defectnet.simulate.nep_file import NEPParameters
+from defectnet.potentials.nep_file import NEPParameters
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from defectnet.data.splits import Split, split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
 from defectnet.files import read_npz, replacing
+from defectnet.potentials.neighbours import Crystal
 from defectnet.simulate.hessians import hessian_file, read_hessians
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.neighbours import Crystal
 
 FloatArray = NDArray[np.float64]
 

@@ -32,7 +32,7 @@ from torch.nn.functional import one_hot, silu
 from defectnet.errors import SimulationError
 
 try:
-    from defectnet.simulate import nequix_kernels
+    from defectnet.potentials import nequix_kernels
 except ImportError:  # numba
     nequix_kernels = None  # type: ignore[assignment]
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import fmin_l_bfgs_b
 
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.potential import Potential
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.potential import Potential
 
 FloatArray = NDArray[np.float64]
 CellMode = Literal["fixed", "volume", "full"]
@@ -113,7 +113,7 @@ class _Problem:
         """
         atoms, free = 3 * len(self.start), len(self.strains)
         hessian = np.zeros((atoms + free, atoms + free))
-        hessian[:atoms, :atoms] = potential.curvature(self.start).hessian().cpu().numpy()
+        hessian[:atoms, :atoms] = potential.force_constants(self.start).hessian().cpu().numpy()
         step = 1e-3
         for k in range(free):
             sides = []

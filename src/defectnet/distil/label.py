@@ -17,17 +17,17 @@ import spglib
 from numpy.typing import NDArray
 
 from defectnet.data.splits import split_of
+from defectnet.distil.labels import Record, read_labels, write_labels
 from defectnet.elements import NUMBERS, VOCABULARY, element_index
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.files import replacing
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nep import EnergyForcesStress
+from defectnet.potentials.potential import ForceConstants, ManyPotential, Potential
+from defectnet.potentials.relax import CellMode, relax
 from defectnet.simulate.batching import BatchedPotential
-from defectnet.simulate.distil.labels import Record, read_labels, write_labels
 from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nep import EnergyForcesStress
-from defectnet.simulate.potential import Curvature, ManyPotential, Potential
-from defectnet.simulate.relax import CellMode, relax
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
 """Dopants whose local modes lie above a host's band: labels of them are always too few."""
@@ -108,8 +108,8 @@ class _Recorder:
         self.kept.append((crystal, said))
         return said
 
-    def curvature(self, crystal: Crystal) -> Curvature:
-        return self.potential.curvature(crystal)
+    def force_constants(self, crystal: Crystal) -> ForceConstants:
+        return self.potential.force_constants(crystal)
 
 
 def choose_hosts(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from defectnet.distil.data import DistilDataModule
 from defectnet.errors import ConfigError
-from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.student import Student
+from defectnet.potentials.student import Student
 
 SMALLEST = 0.1
 """RMS change of forces, eV/angstrom: less, as in the last steps of a descent, says little of curvature beside noise."""

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256
-from defectnet.simulate.hessian import force_constants
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nep import NEP, EnergyForcesStress
+from defectnet.potentials.hessian import force_constants
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nep import NEP, EnergyForcesStress
 
 
-class Curvature(Protocol):
+class ForceConstants(Protocol):
     """Second derivatives of the energy of one crystal."""
 
     def hessian(self) -> Tensor:
@@ -58,7 +58,7 @@ class Potential(Protocol):
         """Compute energy, forces and stress."""
         ...
 
-    def curvature(self, crystal: Crystal) -> Curvature:
+    def force_constants(self, crystal: Crystal) -> ForceConstants:
         """Compute the second derivatives."""
         ...
 
@@ -106,7 +106,7 @@ class FastPotential:
         """Compute energy, forces and stress of several crystals in one go."""
         return self.model.evaluate_many(crystals)
 
-    def curvature(self, crystal: Crystal) -> Curvature:
+    def force_constants(self, crystal: Crystal) -> ForceConstants:
         """Compute the factors of the Hessian at any wave vector."""
         factors = force_constants(self.model, crystal)
         return factors if self.precision == 64 else factors.to(torch.float32)
@@ -160,7 +160,7 @@ def load_potential(source: str | Path, device: torch.device | str = "cpu", *, pr
         precision: See `FastPotential`.
     """
     if str(source).endswith(".nqx"):
-        from defectnet.simulate.nequix import NequixPotential  # an extra, and slow to import
+        from defectnet.potentials.nequix import NequixPotential  # an extra, and slow to import
 
         return NequixPotential(source, str(device))
     return load_nep(source, device, precision=precision)
@@ -172,7 +172,7 @@ def load_nep(source: str | Path, device: torch.device | str = "cpu", *, precisio
     Raises:
         SimulationError: There is none, or it is damaged.
     """
-    from defectnet.simulate.distil.folder import find_folder, read_folder  # its module needs this one's
+    from defectnet.potentials.folder import find_folder, read_folder  # its module needs this one's
 
     name, path = str(source).lower(), Path(source)
     folder = find_folder(source)
@@ -193,7 +193,7 @@ def load_nep(source: str | Path, device: torch.device | str = "cpu", *, precisio
 
 def potential_names() -> list[str]:
     """Return the names that `load_potential` knows: bundled potentials, and `PUBLISHED` ones that are fetched."""
-    from defectnet.simulate.distil.folder import bundled_potentials
+    from defectnet.potentials.folder import bundled_potentials
 
     return [*bundled_potentials(), *PUBLISHED]
 

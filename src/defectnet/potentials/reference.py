@@ -18,8 +18,8 @@ from phonopy.structure.atoms import PhonopyAtoms
 from torch import Tensor
 
 from defectnet.errors import SimulationError
-from defectnet.simulate.neighbours import Crystal
-from defectnet.simulate.nep import EnergyForcesStress
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.nep import EnergyForcesStress
 
 FloatArray = NDArray[np.float64]
 
@@ -122,7 +122,7 @@ class ReferencePotential:
         displacements[np.arange(len(atoms)), atoms] = shifts
         return [result.forces for result in self.evaluate_many([crystal.moved(part) for part in displacements])]
 
-    def curvature(self, crystal: Crystal) -> FiniteDisplacements:
+    def force_constants(self, crystal: Crystal) -> FiniteDisplacements:
         """Displace the atoms that symmetry leaves, and collect the forces."""
         cell = PhonopyAtoms(numbers=crystal.numbers, cell=crystal.cell, positions=crystal.positions)
         phonon = Phonopy(

@@ -1,4 +1,4 @@
-"""The command: ``python -m defectnet.simulate.distil fit -c configs/potential-small.yaml``, ``export`` or ``label``."""
+"""The command: ``python -m defectnet.distil fit -c configs/potential-small.yaml``, ``export`` or ``label``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, get_args
 
 from lightning.pytorch.cli import LightningCLI
 
+from defectnet.distil.calibrate import calibrate
+from defectnet.distil.data import DistilDataModule
+from defectnet.distil.label import DEFAULT, LIGHT, LabelSettings, choose_hosts, make_labels
+from defectnet.distil.task import DistilTask, load_student, training_record
 from defectnet.errors import ConfigError, DefectNetError, SimulationError
-from defectnet.simulate.distil.calibrate import calibrate
-from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.folder import find_folder, licence_of, load_folder, save_student
-from defectnet.simulate.distil.label import DEFAULT, LIGHT, LabelSettings, choose_hosts, make_labels
-from defectnet.simulate.distil.task import DistilTask, load_student, training_record
+from defectnet.potentials.folder import find_folder, licence_of, load_folder, save_student
+from defectnet.potentials.potential import load_potential
+from defectnet.potentials.relax import CellMode
 from defectnet.simulate.hosts import read_hosts
-from defectnet.simulate.potential import load_potential
-from defectnet.simulate.relax import CellMode
 
 HOSTS = ("data/hosts.json.xz", "data/teacher/prototypes.json")
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(words: Sequence[str]) -> None:
     """Write a trained student as a potential: a checkpoint folder, or a NEP file for GPUMD and LAMMPS (.txt)."""
-    parser = argparse.ArgumentParser(prog="python -m defectnet.simulate.distil export", description=_export.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m defectnet.distil export", description=_export.__doc__)
     parser.add_argument("--run", required=True, help="training checkpoint (.ckpt), or a bundled name, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or a NEP file (.txt)")
     parser.add_argument("--licence", help="of the weights; by default as the folder in --run has it, or MIT")
@@ -99,7 +99,7 @@ def _export(words: Sequence[str]) -> None:
 
 def _label(words: Sequence[str]) -> None:
     """Make labels of a slow potential on doped and pristine cells of crystals that are not in the test split."""
-    parser = argparse.ArgumentParser(prog="python -m defectnet.simulate.distil label", description=_label.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m defectnet.distil label", description=_label.__doc__)
     parser.add_argument("--teacher", required=True, help="path of the slow potential (.nqx), or any potential")
     parser.add_argument("--guide", default="nep89", help="fast potential whose Hessian guides descents")
     parser.add_argument("--hosts", nargs="+", default=HOSTS, help="lists of crystals, or folders of structures")

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256
-from defectnet.simulate.neighbours import Crystal, Pairs, find_pairs
-from defectnet.simulate.nep import EnergyForcesStress, joined_pairs
-from defectnet.simulate.nequix_network import NequixNetwork
-from defectnet.simulate.reference import ReferencePotential
+from defectnet.potentials.neighbours import Crystal, Pairs, find_pairs
+from defectnet.potentials.nep import EnergyForcesStress, joined_pairs
+from defectnet.potentials.nequix_network import NequixNetwork
+from defectnet.potentials.reference import ReferencePotential
 
 FloatArray = NDArray[np.float64]
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.files import file_sha256, replacing, swap_folder
 from defectnet.hub.catalogue import bundled_root
-from defectnet.simulate.distil.form import StudentConfig
-from defectnet.simulate.distil.student import Student
-from defectnet.simulate.nep_file import NEPParameters
+from defectnet.potentials.form import StudentConfig
+from defectnet.potentials.nep_file import NEPParameters
+from defectnet.potentials.student import Student
 
 SCHEMA_VERSION: Final = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -147,7 +147,7 @@ def read_folder(folder: str | Path) -> NEPParameters:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    fix = "Give a bundled name, or the folder of a potential that `python -m defectnet.simulate.distil export` wrote"
+    fix = "Give a bundled name, or the folder of a potential that `python -m defectnet.distil export` wrote"
     if not path.is_file():
         raise SimulationError(f"{path.parent} holds no {CONFIG}", fix=fix)
     try:

@@ -11,9 +11,10 @@ import numpy as np
 from lightning import LightningDataModule
 
 from defectnet.data.splits import Split
+from defectnet.distil.batch import Example, PairCache, collate
+from defectnet.distil.labels import chemical_systems, read_curved, read_labels, structures
 from defectnet.errors import ConfigError
-from defectnet.simulate.distil.batch import Batch, Example, PairCache, collate
-from defectnet.simulate.distil.labels import chemical_systems, read_curved, read_labels, structures
+from defectnet.potentials.batch import CellBatch
 from defectnet.simulate.hosts import read_hosts
 
 
@@ -52,19 +53,19 @@ class ExampleLoader:
             heapq.heappush(heap, (filled + self.examples[number].atoms, k))
         return [batch for batch in batches if batch]
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
+    def batch(self, numbers: Sequence[int]) -> CellBatch:
         """Return a batch of some structures."""
         examples = [self.examples[number] for number in numbers]
         return collate(examples, [self.cache.pairs(n, e) for n, e in zip(numbers, examples, strict=True)])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[CellBatch]:
         """Give out the batches of an epoch; the next call those of the next."""
         epoch, first = self._next
         self._next = (epoch + 1, 0)
         self._given = (epoch, first)
         return self._batches(epoch, first)
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, first: int) -> Iterator[CellBatch]:
         for number, members in enumerate(self.plan(epoch)[first:], first):
             self._given = (epoch, number + 1)
             yield self.batch(members)
@@ -85,7 +86,7 @@ class DistilDataModule(LightningDataModule):
     """Labels of a slow potential, split by the chemical system of their hosts.
 
     Args:
-        labels: Label files (`defectnet.simulate.distil.labels`), or patterns of them.
+        labels: Label files (`defectnet.distil.labels`), or patterns of them.
         hosts: The lists of hosts that the labels were made from.
         hessians: Folder of a data set that keeps Hessians of relaxed doped cells beside its shards; None for none.
         batch_atoms: Atoms of a batch.

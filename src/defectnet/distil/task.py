@@ -17,13 +17,13 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import CatMetric, MeanMetric
 
+from defectnet.distil.data import DistilDataModule
 from defectnet.errors import ConfigError, SimulationError
-from defectnet.simulate.distil.batch import Batch
-from defectnet.simulate.distil.data import DistilDataModule
-from defectnet.simulate.distil.folder import find_folder, load_folder
-from defectnet.simulate.distil.form import StudentConfig
-from defectnet.simulate.distil.student import Student
-from defectnet.simulate.potential import PUBLISHED, fetch_potential
+from defectnet.potentials.batch import CellBatch
+from defectnet.potentials.folder import find_folder, load_folder
+from defectnet.potentials.form import StudentConfig
+from defectnet.potentials.potential import PUBLISHED, fetch_potential
+from defectnet.potentials.student import Student
 from defectnet.tasks.defect import OptimiserSettings
 
 STUDENT_KEY = "student"
@@ -128,12 +128,12 @@ class DistilTask(LightningModule):
         members = loader.plan(0)[: self.prepare_batches]
         self.student.prepare(self._cast(loader.batch(numbers)) for numbers in members)
 
-    def _cast(self, batch: Batch) -> Batch:
+    def _cast(self, batch: CellBatch) -> CellBatch:
         return batch.to(self.device, self.floats)
 
     # -- steps -------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def training_step(self, batch: CellBatch) -> Tensor:
         """Return the loss of a batch."""
         terms, _ = self._terms(self._cast(batch))
         loss = torch.stack(list(terms.values())).sum()
@@ -141,15 +141,15 @@ class DistilTask(LightningModule):
         self.log_dict(values, batch_size=len(batch.volume), on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch) -> None:
+    def validation_step(self, batch: CellBatch) -> None:
         """Score a batch of the validation crystals."""
         self._score(self._cast(batch))
 
-    def test_step(self, batch: Batch) -> None:
+    def test_step(self, batch: CellBatch) -> None:
         """Score a batch of the test crystals."""
         self._score(self._cast(batch))
 
-    def _terms(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _terms(self, batch: CellBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the weighted terms of the loss, and for the metrics the errors and the (N, 3) forces."""
         energy, forces, stress = self.student(batch)
         atoms, cells = batch.labelled[batch.cell_of_atom], batch.labelled
@@ -171,7 +171,7 @@ class DistilTask(LightningModule):
         }
         return terms, errors | {"forces": forces}
 
-    def _changes(self, batch: Batch, forces: Tensor, mass_power: float) -> tuple[Tensor, Tensor]:
+    def _changes(self, batch: CellBatch, forces: Tensor, mass_power: float) -> tuple[Tensor, Tensor]:
         """Return (C,) weighted mean squares of the error of each force change, and of the change itself."""
         change = forces.index_select(0, batch.left) - forces.index_select(0, batch.right)
         weight = self.student.masses[batch.types[batch.left]].to(forces).pow(-mass_power)
@@ -182,7 +182,7 @@ class DistilTask(LightningModule):
         wrong, right = (sums[:, :2] / sums[:, 2:].clamp_min(1e-12)).unbind(1)
         return wrong + 1e-12, right  # a root has no slope at 0
 
-    def _score(self, batch: Batch) -> None:
+    def _score(self, batch: CellBatch) -> None:
         terms, errors = self._terms(batch)
         for name in ("force_mae", "energy_mae", "stress_mae"):
             if errors[name].numel():
@@ -259,7 +259,7 @@ def load_student(path: str | Path) -> Student:
         SimulationError: The file is missing, or no checkpoint of this task.
     """
     path = Path(path)
-    fix = "Give a .ckpt that `python -m defectnet.simulate.distil fit` wrote"
+    fix = "Give a .ckpt that `python -m defectnet.distil fit` wrote"
     if not path.is_file():
         raise SimulationError(f"checkpoint {path} does not exist", fix=fix)
     try:
