@@ -25,13 +25,14 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
 from defectnet.potentials.potential import load_potential
 from defectnet.potentials.relax import relax
+from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate import rows
-from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness, supercell, supercell_matrix
+from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness
 from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
 from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host
-from defectnet.simulate.stiffness import SPREAD, Computed, Stiffened, World
+from defectnet.simulate.stiffness import SPREAD, StiffnessFactors, scaled
 from make_potential import write_morse_nep
 
 SETTINGS = Settings(seed=3, spectra_per_host=4, smallest=13, largest=19)
@@ -425,13 +426,11 @@ def test_stiffened_rows_are_for_training_only(potential, relaxed):
 @pytest.mark.parametrize("matrix", [np.diag([3, 2, 2]), np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]])], ids=str)
 def test_stiffness_is_the_same_for_small_and_large_cells(matrix, potential, relaxed):
     """Scaled springs of the small cell, of an atom to its own images too, fold onto those of the supercell."""
-    world = World(1, "any")
+    world = StiffnessFactors(1, "any")
     repeated = supercell(relaxed, matrix)
     q_points = [*q_mesh(100), np.zeros(3)]
-    large = Stiffened(
-        Computed(potential.force_constants(repeated), np.array(q_points)), world.factors(repeated.numbers)
-    )
-    small = Stiffened(potential.force_constants(relaxed), world.factors(relaxed.numbers))
+    large = scaled(potential.force_constants(repeated), world.of(repeated.numbers))
+    small = scaled(potential.force_constants(relaxed), world.of(relaxed.numbers))
     points = [k for q in q_points for k in folded(matrix, q)]
     here, there = modes(large, repeated, q_points), modes(small, relaxed, points)
     assert np.allclose(np.sort(here.energy_mev), np.sort(there.energy_mev), atol=1e-6)
@@ -441,13 +440,13 @@ def test_stiffness_is_the_same_for_small_and_large_cells(matrix, potential, rela
 
 def test_stiffness_leaves_translations_free(potential, relaxed):
     repeated = supercell(relaxed, np.diag([2, 2, 2]))
-    factors = World(7, "any").factors(repeated.numbers)
+    factors = StiffnessFactors(7, "any").of(repeated.numbers)
     assert np.array_equal(factors, factors.T)
     assert factors.min() > 0.3
-    hessian = Stiffened(potential.force_constants(repeated), factors).hessian().numpy()
+    hessian = scaled(potential.force_constants(repeated), factors).hessian().numpy()
     assert np.abs(hessian - hessian.T).max() < 1e-12
     assert np.abs(hessian.reshape(len(hessian), -1, 3).sum(1)).max() < 1e-10
-    uniform = Stiffened(potential.force_constants(repeated), np.full_like(factors, 1.3)).hessian().numpy()
+    uniform = scaled(potential.force_constants(repeated), np.full_like(factors, 1.3)).hessian().numpy()
     exact = potential.force_constants(repeated).hessian().numpy().reshape(len(repeated), 3, len(repeated), 3)
     springs = (exact + exact.transpose(0, 3, 2, 1)).reshape(hessian.shape) / 2  # the symmetric part of each block
     rest = exact.reshape(hessian.shape) - springs
@@ -456,10 +455,10 @@ def test_stiffness_leaves_translations_free(potential, relaxed):
 
 
 def test_factors_are_log_normal():
-    factors = np.log([World(0, str(k)).factor(14, 32) for k in range(2000)])
+    factors = np.log([StiffnessFactors(0, str(k)).factor(14, 32) for k in range(2000)])
     assert abs(factors.mean()) < 0.02
     assert factors.std() == pytest.approx(SPREAD, rel=0.05)
-    assert World(0, "a").factor(14, 32) == World(0, "a").factor(32, 14)
+    assert StiffnessFactors(0, "a").factor(14, 32) == StiffnessFactors(0, "a").factor(32, 14)
 
 
 def same(first, second):

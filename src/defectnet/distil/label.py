@@ -21,12 +21,14 @@ from defectnet.distil.labels import Record, read_labels, write_labels
 from defectnet.elements import NUMBERS, VOCABULARY, element_index
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.files import replacing
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
-from defectnet.potentials.potential import ForceConstants, ManyPotential, Potential
+from defectnet.potentials.potential import ManyPotential, Potential
 from defectnet.potentials.relax import CellMode, relax
+from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate.batching import BatchedPotential
-from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
+from defectnet.simulate.doping import build, draw_recipe
 from defectnet.simulate.hosts import Host
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")

@@ -1,24 +1,23 @@
-"""Exact Hessian and dynamical matrix of a NEP, without finite differences.
+"""Exact force constants of a NEP, without finite differences.
 
 With `E = sum_i U_i(A_i)` and `A_i = sum_j phi(r_ij)` the second derivative has two parts:
 
 - `J_i^T (d2U_i / dA dA) J_i`, where J_i holds dphi/dr of every neighbour, and minus their sum for the centre;
 - pair terms `sum_a (dU_i/dA_a) d2phi_a/dr dr`, one 3 x 3 block a pair, plus the repulsive pair potential.
 
-Both are batched matrix products over atoms. Every pair keeps its lattice shift, so a phase per pair turns the same
-sum into the dynamical matrix at any wave vector.
+Both are batched matrix products over atoms. Every atom keeps its lattice shift, so that each pair of atoms, image by
+image, gets its own block: they hold at any wave vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from defectnet.potentials.force_constants import ForceConstants, total
 from defectnet.potentials.harmonics import VOIGT
 from defectnet.potentials.neighbours import Crystal, Pairs
 from defectnet.potentials.nep import NEP, QUARTIC_WEIGHT, Sums, zbl
@@ -26,110 +25,99 @@ from defectnet.potentials.nep import NEP, QUARTIC_WEIGHT, Sums, zbl
 CHUNK_BYTES = 256 * 2**20
 """Upper bound of one temporary block of the product over atoms."""
 
+LARGEST_TABLE = 60_000_000
+"""Most entries of a table of all pairs of atoms and images; beyond, pairs are sorted."""
+
+
+def force_constants(model: NEP, crystal: Crystal, dtype: torch.dtype = torch.float64) -> ForceConstants:
+    """Compute the force constants of a crystal.
+
+    Args:
+        model: The potential.
+        crystal: N atoms.
+        dtype: In which the products are made; half the precision takes half the time or less.
+    """
+    types, pairs = model.types(crystal), model.pairs(crystal)
+    sums = model.sums(types, pairs)
+    _, by_descriptor, bend = model.atomic_energies(types, model.descriptors(sums))
+    f_radial, f_angular = model.sum_gradient(sums, by_descriptor)
+    atoms = len(types)
+    parts = [
+        _pair_terms(atoms, sums.pairs_radial, _radial_second(sums, f_radial)),
+        _pair_terms(atoms, sums.pairs_angular, _angular_second(model, sums, f_angular)),
+    ]
+    if model.parameters.zbl_outer > 0:
+        close = pairs.within(model.parameters.zbl_outer)
+        parts.append(_pair_terms(atoms, close, _zbl_second(model, types, close)))
+    jacobians = _Jacobians(
+        radial=_radial_first(sums).to(dtype),
+        angular=_angular_first(model, sums).to(dtype),
+        pairs_radial=sums.pairs_radial,
+        pairs_angular=sums.pairs_angular,
+        slots=_Slots.of(pairs, atoms),
+    )
+    bent = _curvature(model, sums, types, by_descriptor, bend).to(dtype)
+    parts.append(_many_body_terms(jacobians, bent))
+    return total([part.to(dtype) for part in parts])
+
+
+def _pair_terms(atoms: int, pairs: Pairs, block: Tensor) -> ForceConstants:
+    """Return the force constants of pair vectors with second derivatives (P, 3, 3)."""
+    i, j, shift = pairs.centre, pairs.neighbour, pairs.shift
+    home = torch.zeros_like(shift)
+    return ForceConstants(
+        atoms,
+        torch.cat([i, j, i, j]),
+        torch.cat([i, j, j, i]),
+        torch.cat([home, home, shift, -shift]),
+        torch.cat([block, block, -block, -block]),
+    )
+
+
+def _many_body_terms(jacobians: _Jacobians, curvature: Tensor) -> ForceConstants:
+    """Return the force constants J^T H J of (N, S, S) second derivatives of the atomic energies by the sums."""
+    slots = jacobians.slots
+    atoms, width = slots.atom.shape
+    both = slots.used[:, :, None] & slots.used[:, None, :]
+    found, place = slots.ends(both)
+    block = curvature.new_zeros(len(found), 3, 3)
+    counts = both.flatten(1).sum(1)
+    ends_of = torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)]).tolist()
+    for first, last in _chunks(atoms, block.element_size() * 9 * width**2):
+        jacobian = jacobians.of(first, last)
+        local = (jacobian @ curvature[first:last]) @ jacobian.transpose(1, 2)
+        local = local.view(last - first, width, 3, width, 3).transpose(2, 3)[both[first:last]]
+        block.index_add_(0, place[ends_of[first] : ends_of[last]], local)
+    return ForceConstants(atoms, found[:, 0], found[:, 1], found[:, 2:], block)
+
+
+def _chunks(atoms: int, bytes_each: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last of as many centres as `CHUNK_BYTES` hold."""
+    step = max(1, CHUNK_BYTES // bytes_each)
+    for first in range(0, atoms, step):
+        yield first, min(first + step, atoms)
+
 
 @dataclass(frozen=True)
-class ForceConstants:
-    """Factors from which the Hessian at any wave vector is put together; S additive sums.
+class _Jacobians:
+    """Derivatives of the additive sums by the atoms that they depend on.
 
     Attributes:
-        atoms: N.
-        curvature: (N, S, S) second derivative of each atomic energy by its additive sums.
-        radial, angular: (P, 3, n) derivatives of the sums by the pair vectors, at the pairs of the two cut-offs.
-        pairs_radial, pairs_angular: Pairs of `radial` and of `angular`.
-        block: (P, 3, 3) pair terms, at `pairs`.
-        pairs: All pairs.
+        radial, angular: (P, 3, n) derivatives by the pair vectors, at the pairs of the two cut-offs.
+        pairs_radial, pairs_angular: Those pairs.
+        slots: Atoms of each centre.
     """
 
-    atoms: int
-    curvature: Tensor
     radial: Tensor
     angular: Tensor
     pairs_radial: Pairs
     pairs_angular: Pairs
-    block: Tensor
-    pairs: Pairs
+    slots: _Slots
 
-    def to(self, dtype: torch.dtype) -> ForceConstants:
-        """Return the factors in another precision, for the products of `hessian` and `at`."""
-        names = ("curvature", "radial", "angular", "block")
-        return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
-
-    def hessian(self) -> Tensor:
-        """Return the (3 N, 3 N) Hessian of the cell in eV/angstrom^2, atom index slow."""
-        return self._assemble(None)[0]
-
-    def at(self, q_points: NDArray[np.float64]) -> Tensor:
-        """Return the complex Hessian at wave vectors, (Q, 3 N, 3 N) in eV/angstrom^2.
-
-        Args:
-            q_points: (Q, 3) in units of the reciprocal lattice vectors. The phase is that of the lattice shift.
-        """
-        return self._assemble(torch.as_tensor(q_points, dtype=torch.float64, device=self.block.device))
-
-    def _assemble(self, q_points: Tensor | None) -> Tensor:
-        n = self.atoms
-        size, dtype = (1, self.block.dtype) if q_points is None else (len(q_points), self.block.dtype.to_complex())
-        out = torch.zeros(size, n * n, 3, 3, dtype=dtype, device=self.block.device)
-        self._add_pair_terms(out, q_points)
-        if q_points is not None:
-            self._add_many_body(out, q_points)
-        out = out.view(size, n, n, 3, 3).transpose(2, 3).reshape(size, 3 * n, 3 * n)
-        if q_points is None:
-            self._add_many_body_at_gamma(out[0])
-        return out
-
-    def _add_pair_terms(self, out: Tensor, q_points: Tensor | None) -> None:
-        i, j, n = self.pairs.centre, self.pairs.neighbour, self.atoms
-        block = self.block.to(out.dtype)
-        for k in range(len(out)):
-            forward = block
-            if q_points is not None:
-                forward = block * _phase(self.pairs.shift, q_points[k]).to(out.dtype)[:, None, None]
-            out[k].index_add_(0, i * n + i, block).index_add_(0, j * n + j, block)
-            out[k].index_add_(0, i * n + j, -forward).index_add_(0, j * n + i, -forward.conj())
-
-    def _add_many_body_at_gamma(self, out: Tensor) -> None:
-        """Add J^T H_A J to (3 N, 3 N), a centre at a time: its block stays in the processor's cache."""
-        slots = _Slots.of(self.pairs, self.atoms, by_image=False)
-        counts = slots.used.sum(1).tolist()
-        flat = out.view(-1)
-        for first, last in self._chunks(8 * 6 * slots.width * self.curvature.shape[1]):
-            jacobian = self._jacobian(first, last, slots)
-            bent = jacobian @ self.curvature[first:last]
-            rows = (3 * slots.atom[first:last, :, None] + torch.arange(3, device=out.device)).flatten(1)
-            for k, count in enumerate(counts[first:last]):  # without images every slot is another atom
-                row = rows[k, : 3 * count]
-                local = bent[k, : 3 * count] @ jacobian[k, : 3 * count].T
-                flat.index_add_(0, (row[:, None] * len(out) + row).view(-1), local.view(-1))
-
-    def _add_many_body(self, out: Tensor, q_points: Tensor) -> None:
-        """Add J^T H_A J to (Q, N N, 3, 3), a chunk of centres at a time; the real product serves every wave vector."""
-        slots = _Slots.of(self.pairs, self.atoms, by_image=True)
-        width = slots.width
-        for first, last in self._chunks(out.element_size() * 9 * width**2):
-            jacobian = self._jacobian(first, last, slots)
-            local = (jacobian @ self.curvature[first:last]) @ jacobian.transpose(1, 2)
-            local = local.view(last - first, width, 3, width, 3).transpose(2, 3)  # (C, w, w, 3, 3)
-            used = slots.used[first:last, :, None] & slots.used[first:last, None, :]
-            blocks = local.reshape(-1, 3, 3) if bool(used.all()) else local[used]
-            atom = slots.atom[first:last]
-            target = (atom[:, :, None] * self.atoms + atom[:, None, :])[used]
-            for k, q in enumerate(q_points):
-                phase = _phase(slots.shift[first:last], q).to(out.dtype)
-                factor = (phase.conj()[:, :, None] * phase[:, None, :])[used]
-                out[k].index_add_(0, target, blocks * factor[:, None, None])
-
-    def _chunks(self, bytes_each: int) -> Iterator[tuple[int, int]]:
-        """Yield first and last of as many centres as `CHUNK_BYTES` hold."""
-        step = max(1, CHUNK_BYTES // bytes_each)
-        for first in range(0, self.atoms, step):
-            yield first, min(first + step, self.atoms)
-
-    def _jacobian(self, first: int, last: int, slots: _Slots) -> Tensor:
-        """Return (last - first, 3 width, S): derivatives of the sums by the atoms in the slots of each centre."""
-        n_radial, width = self.radial.shape[2], slots.width
-        shape = ((last - first) * width, 3, self.curvature.shape[1])
-        out = torch.zeros(shape, dtype=self.block.dtype, device=self.block.device)
+    def of(self, first: int, last: int) -> Tensor:
+        """Return (last - first, 3 width, S): derivatives by the atoms in the slots of each centre."""
+        n_radial, width = self.radial.shape[2], self.slots.width
+        out = self.radial.new_zeros((last - first) * width, 3, n_radial + self.angular.shape[2])
         for pairs, values, target in (
             (self.pairs_radial, self.radial, out[:, :, :n_radial]),
             (self.pairs_angular, self.angular, out[:, :, n_radial:]),
@@ -137,33 +125,24 @@ class ForceConstants:
             bounds = torch.tensor([first, last], device=pairs.centre.device)
             low, high = torch.searchsorted(pairs.centre, bounds).tolist()
             row = (pairs.centre[low:high] - first) * width
-            target.index_add_(0, row + slots.place(pairs, low, high), values[low:high])
+            target.index_add_(0, row + self.slots.place(pairs, low, high), values[low:high])
         out = out.view(last - first, width, 3, -1)
         # What moves with a neighbour, a centre undoes; its own image, which moves with it, counts for nothing.
-        out[torch.arange(last - first, device=out.device), slots.own[first:last]] -= out.sum(1)
+        out[torch.arange(last - first, device=out.device), self.slots.own[first:last]] -= out.sum(1)
         return out.view(last - first, 3 * width, -1)
-
-
-def _phase(shift: Tensor, q: Tensor) -> Tensor:
-    """Phase of integer lattice shifts (..., 3) at a wave vector (3,)."""
-    return torch.exp(2j * torch.pi * (shift.to(torch.float64) @ q))
 
 
 @dataclass(frozen=True)
 class _Slots:
     """The atoms that each centre's sums depend on; w slots at most.
 
-    Without a wave vector the images of a neighbour share a slot, which makes the product smaller.
-
     Attributes:
-        by_image: Whether images of a neighbour have slots of their own.
         atom: (N, w) index of the atom; shift: (N, w, 3) its lattice shift; used: (N, w) whether the slot is.
         own: (N,) slot of the centre itself.
         keys: Sorted keys of the used slots; base: (N,) number of used slots before those of each centre.
         reach: (3,) largest lattice shift, and spans: (5,) multipliers of centre, neighbour and shift in a key.
     """
 
-    by_image: bool
     atom: Tensor
     shift: Tensor
     used: Tensor
@@ -178,9 +157,9 @@ class _Slots:
         return self.atom.shape[1]
 
     @classmethod
-    def of(cls, pairs: Pairs, atoms: int, *, by_image: bool) -> _Slots:
+    def of(cls, pairs: Pairs, atoms: int) -> _Slots:
         device = pairs.centre.device
-        shift = pairs.shift * by_image
+        shift = pairs.shift
         reach = torch.cat([shift.abs(), shift.new_zeros(1, 3)]).amax(0)
         span = 2 * reach + 1
         images = span.prod()
@@ -203,11 +182,39 @@ class _Slots:
         used = torch.zeros(atoms, width, dtype=torch.bool, device=device)
         used[owner, place] = True
         own = torch.searchsorted(keys, own_keys) - base
-        return cls(by_image, atom, shifts, used, own, keys, base, reach, spans)
+        return cls(atom, shifts, used, own, keys, base, reach, spans)
+
+    def ends(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pairs of atoms that centres have in common, image by image.
+
+        Args:
+            both: (N, w, w) whether both slots of a pair are used; T of them are.
+
+        Returns:
+            (B, 5) first atom, second atom and shift of the second; and (T,) where each pair of slots stands there.
+        """
+        reach = 2 * self.shift.abs().amax((0, 1))
+        span = 2 * reach + 1
+        factors = torch.stack([span[1] * span[2], span[2], torch.ones_like(span[0])])
+        images, atoms = int(span.prod()), len(self.atom)
+        along = (self.shift * factors).sum(2)
+        first = self.atom * atoms * images - along
+        second = self.atom * images + along + (reach * factors).sum()
+        keys = (first[:, :, None] + second[:, None, :])[both]
+        if atoms * atoms * images < LARGEST_TABLE:  # several times as fast as sorting
+            there = torch.zeros(atoms * atoms * images, dtype=torch.int32, device=keys.device)
+            there[keys] = 1
+            unique = there.nonzero()[:, 0]
+            place = (torch.cumsum(there, 0, dtype=torch.int32) - 1)[keys].long()
+        else:
+            unique, place = torch.unique(keys, return_inverse=True)
+        pair, image = unique // images, unique % images
+        shift = image[:, None] // factors % span - reach
+        return torch.cat([(pair // atoms)[:, None], (pair % atoms)[:, None], shift], 1), place
 
     def place(self, pairs: Pairs, low: int, high: int) -> Tensor:
         """Return the slot of each pair's neighbour among those of its centre."""
-        centre, shift = pairs.centre[low:high], pairs.shift[low:high] * self.by_image
+        centre, shift = pairs.centre[low:high], pairs.shift[low:high]
         keys = _keys(centre, pairs.neighbour[low:high], shift, self.reach, self.spans)
         return torch.searchsorted(self.keys, keys) - self.base[centre]
 
@@ -215,42 +222,6 @@ class _Slots:
 def _keys(centre: Tensor, neighbour: Tensor, shift: Tensor, reach: Tensor, spans: Tensor) -> Tensor:
     """Number (centre, neighbour, shift) so that the order of the numbers is that of the triples."""
     return centre * spans[0] + neighbour * spans[1] + ((shift + reach) * spans[2:]).sum(1)
-
-
-def force_constants(model: NEP, crystal: Crystal) -> ForceConstants:
-    """Compute the factors of the Hessian of a crystal."""
-    types, pairs = model.types(crystal), model.pairs(crystal)
-    sums = model.sums(types, pairs)
-    _, by_descriptor, bend = model.atomic_energies(types, model.descriptors(sums))
-    f_radial, f_angular = model.sum_gradient(sums, by_descriptor)
-    atoms = len(types)
-    blocks = [
-        (sums.pairs_radial, _radial_second(sums, f_radial)),
-        (sums.pairs_angular, _angular_second(model, sums, f_angular)),
-    ]
-    if model.parameters.zbl_outer > 0:
-        close = pairs.within(model.parameters.zbl_outer)
-        blocks.append((close, _zbl_second(model, types, close)))
-    block = torch.zeros(len(pairs.centre), 3, 3, dtype=torch.float64, device=model.device)
-    for part, values in blocks:
-        block[pairs.distance < _cutoff_of(part, sums, model)] += values
-    return ForceConstants(
-        atoms=atoms,
-        curvature=_curvature(model, sums, types, by_descriptor, bend),
-        radial=_radial_first(sums),
-        angular=_angular_first(model, sums),
-        pairs_radial=sums.pairs_radial,
-        pairs_angular=sums.pairs_angular,
-        block=block,
-        pairs=pairs,
-    )
-
-
-def _cutoff_of(part: Pairs, sums: Sums, model: NEP) -> float:
-    p = model.parameters
-    if part is sums.pairs_radial:
-        return p.cutoff_radial
-    return p.cutoff_angular if part is sums.pairs_angular else p.zbl_outer
 
 
 def _curvature(model: NEP, sums: Sums, types: Tensor, by_descriptor: Tensor, bend: Tensor) -> Tensor:

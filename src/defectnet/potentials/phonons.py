@@ -15,8 +15,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from defectnet.config import Grid
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
-from defectnet.potentials.potential import ForceConstants
 
 FloatArray = NDArray[np.float64]
 

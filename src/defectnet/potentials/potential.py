@@ -13,28 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.hessian import force_constants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import NEP, EnergyForcesStress
-
-
-class ForceConstants(Protocol):
-    """Second derivatives of the energy of one crystal."""
-
-    def hessian(self) -> Tensor:
-        """Return the real (3 N, 3 N) Hessian of the cell, eV/angstrom^2."""
-        ...
-
-    def at(self, q_points: NDArray[np.float64]) -> Tensor:
-        """Return the complex Hessian at (Q, 3) wave vectors in reciprocal units; (Q, 3 N, 3 N), eV/angstrom^2."""
-        ...
 
 
 class Potential(Protocol):
@@ -107,9 +93,8 @@ class FastPotential:
         return self.model.evaluate_many(crystals)
 
     def force_constants(self, crystal: Crystal) -> ForceConstants:
-        """Compute the factors of the Hessian at any wave vector."""
-        factors = force_constants(self.model, crystal)
-        return factors if self.precision == 64 else factors.to(torch.float32)
+        """Compute the force constants, exact at any wave vector."""
+        return force_constants(self.model, crystal, torch.float64 if self.precision == 64 else torch.float32)
 
 
 @dataclass(frozen=True)

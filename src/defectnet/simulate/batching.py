@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from threading import Condition
 
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
-from defectnet.potentials.potential import ForceConstants, ManyPotential
+from defectnet.potentials.potential import ManyPotential
 
 PATIENCE_SECONDS = 0.005
 """How long a cell waits for others that are at work elsewhere: longer than they differ, shorter than a call."""

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from ase import Atoms
-from ase.build.supercells import make_supercell
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, properties
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.supercells import supercell
 
 FloatArray = NDArray[np.float64]
 Placement = Literal["random", "clustered"]
@@ -175,58 +174,6 @@ def likeness(host_symbols: tuple[str, ...]) -> FloatArray:
     return np.asarray(np.exp(-0.5 * (d_radius**2 + d_chi**2)) + 1e-3)
 
 
-def supercell_matrix(cell: FloatArray, atoms: int, wanted: int, bounds: tuple[int, int]) -> NDArray[np.int64]:
-    """Return an integer matrix that makes a compact supercell of about `wanted` atoms.
-
-    Of many matrices within the bounds the best is taken by shape (distance of the metric tensor from a cube's) and
-    size (logarithm of the ratio to the wanted number).
-
-    Args:
-        cell: (3, 3) host cell, angstrom.
-        atoms: Atoms in the host cell.
-        wanted: Atoms wished.
-        bounds: Fewest and most atoms.
-
-    Raises:
-        SimulationError: No multiple of the host cell lies within the bounds.
-    """
-    fewest, most = -(-bounds[0] // atoms), bounds[1] // atoms
-    if not 0 < fewest <= most:
-        raise SimulationError(
-            f"the host cell has {atoms} atoms, supercells should have {bounds[0]} to {bounds[1]}",
-            fix="Allow more atoms with --atoms",
-        )
-    matrices = _candidates(cell, atoms, wanted, fewest, most)
-    count = np.round(np.abs(np.linalg.det(matrices))).astype(np.int64)
-    inside = (fewest <= count) & (count <= most)
-    matrices, count = matrices[inside], count[inside]
-    vectors = matrices @ cell
-    metric = vectors @ vectors.transpose(0, 2, 1)
-    metric /= np.linalg.det(metric)[:, None, None] ** (1 / 3)
-    score = np.linalg.norm(metric - np.eye(3), axis=(1, 2)) + 2.0 * np.abs(np.log(count * atoms / wanted))
-    # Rounded, so that of equally good ones the first is taken on every machine.
-    best = matrices[int(np.argmin(score.round(9)))].astype(np.int64)
-    return np.asarray(best if np.linalg.det(best) > 0 else -best)
-
-
-def _candidates(cell: FloatArray, atoms: int, wanted: int, fewest: int, most: int) -> FloatArray:
-    """Return (K, 3, 3) integer matrices: near cubes of growing size, and plain repetitions of every allowed size."""
-    inverse, volume = np.linalg.inv(cell), abs(np.linalg.det(cell))
-    lengths = np.linalg.norm(cell, axis=1)
-    single = np.concatenate([np.zeros((1, 9)), np.eye(9), -np.eye(9)]).reshape(-1, 3, 3)
-    found = []
-    for size in np.linspace(0.5, 1.6, 111):
-        edge = (wanted / atoms * volume) ** (1 / 3) * size
-        found.append(np.round(edge * inverse) + single)
-        found.append(np.diag(np.maximum(np.round(edge / lengths), 1.0))[None])
-    for count in range(fewest, most + 1):
-        for first in range(1, count + 1):
-            for second in range(1, count // first + 1):
-                if count % (first * second) == 0:
-                    found.append(np.diag([first, second, count // (first * second)]).astype(float)[None])
-    return np.concatenate(found)
-
-
 def build(host: Crystal, recipe: Recipe, rng: np.random.Generator, matrix: NDArray[np.int64]) -> DopedCell:
     """Make the supercell, substitute, and rattle a little so that no force vanishes by symmetry."""
     pristine = supercell(host, matrix)
@@ -272,13 +219,6 @@ def _distance_to_nearest(crystal: Crystal, centres: NDArray[np.int64]) -> FloatA
         crystal.positions, crystal.positions[centres], cell=crystal.cell, pbc=True
     )
     return np.asarray(distances.min(axis=1))
-
-
-def supercell(host: Crystal, matrix: NDArray[np.int64]) -> Crystal:
-    """Repeat the host; atoms of one host atom are consecutive."""
-    atoms = Atoms(host.numbers, positions=host.positions, cell=host.cell, pbc=True)
-    repeated = make_supercell(atoms, matrix, order="atom-major")  # type: ignore[no-untyped-call]
-    return Crystal(repeated.numbers.astype(np.int64), repeated.cell.array, repeated.positions)
 
 
 def _symbols(host: Crystal) -> tuple[str, ...]:

@@ -17,10 +17,12 @@ from defectnet.data.shards import Sample
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
-from defectnet.potentials.potential import ForceConstants, Potential
+from defectnet.potentials.potential import Potential
 from defectnet.potentials.relax import Relaxation, relax
+from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate.doping import (
     CONTROLS,
     HIGHEST,
@@ -30,11 +32,9 @@ from defectnet.simulate.doping import (
     build,
     draw_recipe,
     split_dopant,
-    supercell,
-    supercell_matrix,
 )
 from defectnet.simulate.hosts import Host
-from defectnet.simulate.stiffness import Computed, Stiffened, World
+from defectnet.simulate.stiffness import StiffnessFactors, scaled
 
 FloatArray = NDArray[np.float64]
 AS_IS = "as-is"
@@ -320,7 +320,7 @@ class HostSimulation:
         )
         if not result.converged:
             raise Rejected("doped cell not relaxed")
-        force_constants = Computed(potential.force_constants(result.crystal), np.array(q_mesh(len(cell.crystal))))
+        force_constants = potential.force_constants(result.crystal)
         samples = [self._sample(row_id, cell, result, force_constants, AS_IS)]
         if self.split == "train":
             for k in range(1, stiffnesses + 1):
@@ -333,8 +333,8 @@ class HostSimulation:
         wanted = int(rng.uniform(smallest, (smallest + largest) / 2))
         return supercell_matrix(self.relaxed.cell, len(self.relaxed), wanted, (smallest, largest))
 
-    def _world(self, variant: str) -> World:
-        return World(self.settings.seed, f"{self.host.id}/{variant}")
+    def _stiffness(self, variant: str) -> StiffnessFactors:
+        return StiffnessFactors(self.settings.seed, f"{self.host.id}/{variant}")
 
     def _host_dos(self, matrix: NDArray[np.int64], variant: str) -> tuple[float, FloatArray]:
         """Return edge and projected DOS of the pristine supercell."""
@@ -348,7 +348,7 @@ class HostSimulation:
                 crystal, points = supercell(self.relaxed, matrix), mesh
             force_constants: ForceConstants = self.potential.force_constants(crystal)
             if variant != AS_IS:
-                force_constants = Stiffened(force_constants, self._world(variant).factors(crystal.numbers))
+                force_constants = scaled(force_constants, self._stiffness(variant).of(crystal.numbers))
             found = self._stable_modes(force_constants, crystal, points, self.settings.host_imaginary_limit, "host")
             edge_mev = band_edge(found)
             if edge_mev > self.settings.highest_edge_mev:
@@ -377,7 +377,7 @@ class HostSimulation:
         crystal, points = result.crystal, q_mesh(len(cell.crystal))
         edge_mev, host_dos = self._host_dos(cell.supercell, variant)
         if variant != AS_IS:
-            force_constants = Stiffened(force_constants, self._world(variant).factors(crystal.numbers))
+            force_constants = scaled(force_constants, self._stiffness(variant).of(crystal.numbers))
         phonons = self._stable_modes(force_constants, crystal, points, self.settings.imaginary_limit, "doped cell")
         doped_dos, overflow = projected_dos(phonons, crystal, edge_mev, STORAGE_GRID)
         dopants = tuple(dict.fromkeys(cell.symbols))

@@ -13,7 +13,7 @@ from defectnet.data.shards import Sample
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
 from defectnet.files import replacing
-from defectnet.simulate.doping import supercell
+from defectnet.potentials.supercells import supercell
 from defectnet.simulate.regenerate import stored_host
 
 

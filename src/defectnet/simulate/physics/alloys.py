@@ -15,7 +15,7 @@ from defectnet.elements import INDEX, properties
 from defectnet.potentials.neighbours import Crystal, find_pairs
 from defectnet.potentials.phonons import MEV_PER_ROOT, Modes, modes, q_mesh
 from defectnet.potentials.potential import Potential
-from defectnet.simulate.doping import supercell
+from defectnet.potentials.supercells import supercell
 from defectnet.simulate.physics.cells import (
     Failed,
     Vibrating,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +11,13 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, modes, q_mesh
-from defectnet.potentials.potential import ForceConstants, Potential
+from defectnet.potentials.potential import Potential
 from defectnet.potentials.reference import ReferencePotential
 from defectnet.potentials.relax import CellMode, Relaxation, relax
+from defectnet.potentials.supercells import Supercell
 
 FloatArray = NDArray[np.float64]
 
@@ -202,7 +203,7 @@ def displaced_repeats(cell: FloatArray, atoms: int) -> tuple[int, int, int]:
 def pristine(potential: Potential, crystal: Crystal) -> Vibrating:
     """Relax a small cell wholly and return its phonons on a dense mesh.
 
-    A potential without an exact Hessian displaces atoms in a supercell, from which phonopy interpolates.
+    A potential without an exact Hessian displaces atoms in a supercell, whose force constants are interpolated.
 
     Raises:
         Failed: See `settle`.
@@ -210,9 +211,10 @@ def pristine(potential: Potential, crystal: Crystal) -> Vibrating:
     relaxed = settle(potential, crystal, "full")
     slow = potential.potential if isinstance(potential, Preconditioned) else potential
     if isinstance(slow, ReferencePotential):
-        slow = copy.copy(slow)
-        slow.supercell = displaced_repeats(relaxed.cell, len(relaxed))
-    force_constants = slow.force_constants(relaxed)
+        repeated = Supercell.of(relaxed, np.diag(displaced_repeats(relaxed.cell, len(relaxed))))
+        force_constants = repeated.unfolded(slow.force_constants(repeated.crystal))
+    else:
+        force_constants = slow.force_constants(relaxed)
     return Vibrating(relaxed, force_constants, modes(force_constants, relaxed, mesh(relaxed.cell)))
 
 

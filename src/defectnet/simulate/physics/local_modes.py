@@ -12,9 +12,10 @@ from ase.data import atomic_masses, atomic_numbers
 from numpy.typing import NDArray
 
 from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.phonons import IMAGINARY_MEV, MEV_PER_ROOT, band_edge, eigenvalues_and_shares
-from defectnet.potentials.potential import ForceConstants, Potential
-from defectnet.simulate.doping import supercell
+from defectnet.potentials.potential import Potential
+from defectnet.potentials.supercells import supercell
 from defectnet.simulate.physics.cells import Failed, Vibrating, box, settle, substitute
 from defectnet.simulate.physics.curves import CM1_PER_MEV
 

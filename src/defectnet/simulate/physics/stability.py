@@ -9,7 +9,8 @@ import numpy as np
 
 from defectnet.errors import SimulationError
 from defectnet.potentials.potential import Potential
-from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
+from defectnet.potentials.supercells import supercell_matrix
+from defectnet.simulate.doping import build, draw_recipe
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
 from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
