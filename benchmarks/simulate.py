@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.data.shards import write_shard
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
 from defectnet.potentials.potential import ForceConstants, Potential, load_potential
 from defectnet.simulate import rows
-from defectnet.simulate.hosts import Host, read_hosts
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host
 
 SIZES = (200, 350, 500)

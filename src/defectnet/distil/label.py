@@ -16,6 +16,7 @@ import numpy as np
 import spglib
 from numpy.typing import NDArray
 
+from defectnet.crystal.hosts import Host
 from defectnet.data.splits import split_of
 from defectnet.distil.labels import Record, read_labels, write_labels
 from defectnet.elements import NUMBERS, VOCABULARY, element_index
@@ -27,7 +28,6 @@ from defectnet.potentials.potential import ForceConstants, ManyPotential, Potent
 from defectnet.potentials.relax import CellMode, relax
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
-from defectnet.simulate.hosts import Host
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
 """Dopants whose local modes lie above a host's band: labels of them are always too few."""

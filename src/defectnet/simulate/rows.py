@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
+from defectnet.crystal.hosts import Host
 from defectnet.data.shards import Sample
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
@@ -33,7 +34,6 @@ from defectnet.simulate.doping import (
     supercell,
     supercell_matrix,
 )
-from defectnet.simulate.hosts import Host
 from defectnet.simulate.stiffness import Computed, Stiffened, World
 
 FloatArray = NDArray[np.float64]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from defectnet.crystal.hosts import Host
 from defectnet.errors import SimulationError
 from defectnet.potentials.potential import Potential
 from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
-from defectnet.simulate.hosts import Host
 from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
 from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
 from defectnet.simulate.rows import row_generator
