@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from defectnet.crystal.hosts import read_hosts
 from defectnet.errors import DefectNetError
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.physics.cells import Preconditioned
 from defectnet.simulate.physics.heldout import choose, teach
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.data.shards import write_shard
 from defectnet.errors import SimulationError
 from defectnet.potentials.force_constants import ForceConstants
@@ -27,7 +28,6 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
 from defectnet.potentials.potential import Potential, load_potential
 from defectnet.simulate import rows
-from defectnet.simulate.hosts import Host, read_hosts
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host
 
 SIZES = (200, 350, 500)

@@ -33,6 +33,7 @@ from matplotlib.ticker import LogLocator
 
 from defectnet import from_pretrained
 from defectnet.batch import Batch, Targets
+from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.data.dataset import Item
 from defectnet.data.measurement import CLEAN, measure, row_rng
 from defectnet.data.module import SpectraDataModule
@@ -48,7 +49,6 @@ from defectnet.models.base import DefectModel
 from defectnet.models.registry import build_model
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.executors import LocalExecutor
-from defectnet.simulate.hosts import Host, read_hosts
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import simulate
 from defectnet.spectrum import KINDS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from defectnet.simulate.hosts import Host, host_from_atoms
+from defectnet.crystal.hosts import Host, host_from_atoms
 
 PAIRS = ["AlCu", "NiAl", "MgZn", "TiAl", "AgAu", "PdCu", "FePt", "GaAs", "SiGe", "NaK", "CaSr", "ZrNb"]
 PAIRS += ["InSb", "CdTe", "LiMg", "ScY", "VCr", "MnCo", "MoW", "RuRh", "HfTa", "BC", "ZnSe", "SnPb"]

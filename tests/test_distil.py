@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import save_file
 
 from crystals import entry
+from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import write_shard
 from defectnet.data.splits import split_of
 from defectnet.distil.__main__ import main
@@ -44,7 +45,6 @@ from defectnet.potentials.potential import FastPotential, load_potential, potent
 from defectnet.potentials.relax import relax
 from defectnet.potentials.student import Student
 from defectnet.simulate.hessians import hessian_file, write_hessians
-from defectnet.simulate.hosts import read_hosts
 from defectnet.tasks.defect import OptimiserSettings
 from make_potential import write_morse_nep, write_tiny_nep
 from make_shards import toy_sample

@@ -18,6 +18,7 @@ import pytest
 import defectnet.simulate.runner as runner
 from crystals import write_hosts
 from defectnet.cli import main
+from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import read_extra, read_shard
 from defectnet.errors import SimulationError
 from defectnet.simulate.executors import (
@@ -29,7 +30,6 @@ from defectnet.simulate.executors import (
     one_thread_in_children,
     read_parsl_config,
 )
-from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import DEADLY, Shard, ShardWork, simulate
 from make_potential import write_morse_nep

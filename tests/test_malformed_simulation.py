@@ -13,10 +13,10 @@ from ase import Atoms
 
 from crystals import entry, layered, write_hosts
 from defectnet import cli
+from defectnet.crystal.hosts import read_hosts
 from defectnet.errors import SimulationError
 from defectnet.potentials.nep_file import read_nep
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.rows import Settings, atom_range
 from defectnet.simulate.runner import Tools, _write_manifest
 from make_potential import write_morse_nep, write_tiny_nep

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crystals import write_hosts
+from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import read_extra, read_shard
 from defectnet.errors import SimulationError
 from defectnet.simulate.executors import LocalExecutor
-from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import PARTS, shard_range, simulate
 from make_potential import write_morse_nep

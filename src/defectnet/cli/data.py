@@ -53,8 +53,8 @@ def simulate(
     """
     from pathlib import Path
 
+    from defectnet.crystal.hosts import read_hosts
     from defectnet.simulate.executors import make_executor
-    from defectnet.simulate.hosts import read_hosts
     from defectnet.simulate.rows import Settings, atom_range
     from defectnet.simulate.runner import shard_range
     from defectnet.simulate.runner import simulate as run

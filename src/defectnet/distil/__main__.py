@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from lightning.pytorch.cli import LightningCLI
 
+from defectnet.crystal.hosts import read_hosts
 from defectnet.distil.calibrate import calibrate
 from defectnet.distil.data import DistilDataModule
 from defectnet.distil.label import DEFAULT, LIGHT, LabelSettings, choose_hosts, make_labels
@@ -18,7 +19,6 @@ from defectnet.errors import ConfigError, DefectNetError, SimulationError
 from defectnet.potentials.folder import find_folder, licence_of, load_folder, save_student
 from defectnet.potentials.potential import load_potential
 from defectnet.potentials.relax import CellMode
-from defectnet.simulate.hosts import read_hosts
 
 HOSTS = ("data/hosts.json.xz", "data/teacher/prototypes.json")
 

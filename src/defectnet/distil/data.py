@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from lightning import LightningDataModule
 
+from defectnet.crystal.hosts import read_hosts
 from defectnet.data.splits import Split
 from defectnet.distil.batch import Example, PairCache, collate
 from defectnet.distil.labels import chemical_systems, read_curved, read_labels, structures
 from defectnet.errors import ConfigError
 from defectnet.potentials.batch import CellBatch
-from defectnet.simulate.hosts import read_hosts
 
 
 class ExampleLoader:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.crystal.hosts import Host
 from defectnet.data.shards import read_shard
 from defectnet.data.splits import Split, split_of
 from defectnet.elements import NUMBERS, VOCABULARY
@@ -23,7 +24,6 @@ from defectnet.errors import SimulationError
 from defectnet.files import read_npz, replacing
 from defectnet.potentials.neighbours import Crystal
 from defectnet.simulate.hessians import hessian_file, read_hessians
-from defectnet.simulate.hosts import Host
 
 FloatArray = NDArray[np.float64]
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import STORAGE_GRID
+from defectnet.crystal.hosts import Host
 from defectnet.data.shards import Sample, check_shard, decoded, read_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
-from defectnet.simulate.hosts import Host
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
+from defectnet.crystal.hosts import Host
 from defectnet.data.shards import Sample
 from defectnet.data.splits import split_of
 from defectnet.elements import NUMBERS, VOCABULARY
@@ -33,8 +34,12 @@ from defectnet.simulate.doping import (
     draw_recipe,
     split_dopant,
 )
+<<<<<<< HEAD
 from defectnet.simulate.hosts import Host
 from defectnet.simulate.stiffness import StiffnessFactors, scaled
+=======
+from defectnet.simulate.stiffness import Computed, Stiffened, World
+>>>>>>> structures
 
 FloatArray = NDArray[np.float64]
 AS_IS = "as-is"

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from defectnet.crystal.hosts import Host
 from defectnet.data.shards import SCHEMA_VERSION, check_shard, merge_shards, read_extra, write_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.files import replacing
@@ -28,7 +29,6 @@ from defectnet.potentials.potential import FastPotential, Potential, load_potent
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.executors import Executor, Failure, LocalExecutor
 from defectnet.simulate.hessians import hessian_file, merge_hessians, read_hessians, write_hessians
-from defectnet.simulate.hosts import Host
 from defectnet.simulate.rows import HostSimulation, Rejected, Row, Settings, relax_host
 
 MANIFEST = "dataset.json"

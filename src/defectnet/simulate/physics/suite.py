@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from defectnet.crystal.hosts import read_hosts
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256, replacing
 from defectnet.potentials.potential import Potential
-from defectnet.simulate.hosts import read_hosts
 from defectnet.simulate.physics import alloys, heldout, library, local_modes, stability
 from defectnet.simulate.physics.cells import Failed, Vibrating, pristine, textbook
 from defectnet.simulate.physics.local_modes import Impurity, LocalMode

@@ -1,0 +1,1 @@
+"""Crystals as users bring them: hosts, and which elements may replace theirs."""
