@@ -31,13 +31,8 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import modes
 from defectnet.potentials.potential import FastPotential, fetch_potential, load_nep
 from defectnet.potentials.relax import relax
-<<<<<<< HEAD
 from defectnet.potentials.supercells import supercell_matrix
 from defectnet.simulate.doping import Recipe, build
-from defectnet.simulate.hosts import host_from_atoms
-=======
-from defectnet.simulate.doping import Recipe, build, supercell_matrix
->>>>>>> structures
 
 RECIPE = Recipe(("Ge", "C", "B"), (0.5, 0.25, 0.25), 0.04, ("Si", "Si", "Si"))
 LATTICE_ANGSTROM = 5.43

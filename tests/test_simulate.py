@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk
-from defectnet.simulate.hosts import read_hosts
 from scipy.ndimage import gaussian_filter1d
 
 from crystals import cubic, entry, host, layered, write_hosts
@@ -29,7 +28,7 @@ from defectnet.potentials.potential import load_potential
 from defectnet.potentials.relax import relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate import rows
-from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness, supercell, supercell_matrix
+from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness
 from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
 from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host

@@ -29,12 +29,7 @@ from defectnet.potentials.potential import ManyPotential, Potential
 from defectnet.potentials.relax import CellMode, relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate.batching import BatchedPotential
-<<<<<<< HEAD
 from defectnet.simulate.doping import build, draw_recipe
-from defectnet.simulate.hosts import Host
-=======
-from defectnet.simulate.doping import build, draw_recipe, supercell, supercell_matrix
->>>>>>> structures
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
 """Dopants whose local modes lie above a host's band: labels of them are always too few."""

@@ -34,12 +34,7 @@ from defectnet.simulate.doping import (
     draw_recipe,
     split_dopant,
 )
-<<<<<<< HEAD
-from defectnet.simulate.hosts import Host
 from defectnet.simulate.stiffness import StiffnessFactors, scaled
-=======
-from defectnet.simulate.stiffness import Computed, Stiffened, World
->>>>>>> structures
 
 FloatArray = NDArray[np.float64]
 AS_IS = "as-is"

@@ -22,13 +22,8 @@ from defectnet.files import read_npz, replacing
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import modes
 from defectnet.potentials.potential import Potential
-<<<<<<< HEAD
 from defectnet.potentials.supercells import supercell_matrix
 from defectnet.simulate.doping import build, draw_recipe
-from defectnet.simulate.hosts import Host
-=======
-from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
->>>>>>> structures
 from defectnet.simulate.physics.cells import Failed, pristine, settle
 from defectnet.simulate.physics.curves import Curve, coarse, from_modes, shape_distance
 from defectnet.simulate.rows import row_generator

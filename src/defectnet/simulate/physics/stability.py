@@ -10,13 +10,8 @@ import numpy as np
 from defectnet.crystal.hosts import Host
 from defectnet.errors import SimulationError
 from defectnet.potentials.potential import Potential
-<<<<<<< HEAD
 from defectnet.potentials.supercells import supercell_matrix
 from defectnet.simulate.doping import build, draw_recipe
-from defectnet.simulate.hosts import Host
-=======
-from defectnet.simulate.doping import build, draw_recipe, supercell_matrix
->>>>>>> structures
 from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
 from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
 from defectnet.simulate.rows import row_generator
