@@ -37,13 +37,18 @@ OVERLAP: Final = 0.5
 VOLUMES: Final = (2.0, 150.0)
 """Least and most volume for an atom, cubic angstrom: diamond has 5.7, caesium 115."""
 
+FILLINGS: Final = (0.6, 16.0)
+"""Least and most volume over that of spheres with the covalent radii: bcc tungsten has 0.9, silicon 3.5. Lengths in
+bohr for angstrom, or the reverse, change it by a factor of 6.7."""
+
 LARGEST: Final = 60
 """Most atoms in the primitive cell."""
 
 CONTACT: Final = 1.3
 """Longest contact of two atoms, in sums of covalent radii, or `CONTACT_ANGSTROM` if that is more."""
 
-CONTACT_ANGSTROM: Final = 4.0
+CONTACT_ANGSTROM: Final = 5.0
+"""Iodides of the Materials Project, whose functional does not bind layers, have 4.7 between them."""
 
 
 def read_structure(source: Any) -> Host:
@@ -68,9 +73,11 @@ def read_structure(source: Any) -> Host:
     _check_periodic(atoms, where)
     _check_elements(atoms, where)
     _warn_of_dropped(atoms, where)
-    _check_density(atoms, where)
+    _check_dense(atoms, where)
     _check_overlaps(atoms, where)
     _check_vacuum(atoms, where)
+    _check_connected(atoms, where)
+    _check_thin(atoms, where)  # last: vacuum thins, and has its own error
     primitive = _primitive(atoms, where)
     if len(primitive) > LARGEST:
         raise SimulationError(
@@ -78,7 +85,6 @@ def read_structure(source: Any) -> Host:
             why=f"at most {LARGEST} can be computed",
             fix="Give a smaller crystal; an alloy as its ordered parent",
         )
-    _check_connected(primitive, where)
     return host_from_atoms(primitive, _id(name or primitive.symbols.formula.reduce()[0].format("metal")), where)
 
 
@@ -238,24 +244,30 @@ def _warn_of_dropped(atoms: Atoms, where: str) -> None:
         warnings.warn(f"{where}: {' and '.join(dropped)} are ignored, there is no such thing here", stacklevel=3)
 
 
-def _check_density(atoms: Atoms, where: str) -> None:
+def _densities(atoms: Atoms) -> tuple[float, float]:
+    """Return the volume for an atom, cubic angstrom, and over that of spheres with the covalent radii."""
     volume = float(atoms.cell.volume) / len(atoms)
-    if volume < VOLUMES[0]:
+    return volume, volume / float(np.mean(4.0 / 3.0 * np.pi * covalent_radii[atoms.numbers] ** 3))
+
+
+def _check_dense(atoms: Atoms, where: str) -> None:
+    volume, filling = _densities(atoms)
+    if volume < VOLUMES[0] or filling < FILLINGS[0]:
         raise SimulationError(
             f"{where} has {volume:.3g} cubic angstrom for an atom",
             why="no crystal is so dense",
-            fix="Check that lengths are in angstrom, not in nm, and that no atom is there twice",
+            fix="Check that lengths are in angstrom, not in nm or bohr, and that no atom is there twice",
         )
-    if volume <= VOLUMES[1]:
-        return
-    gap, axis = _widest_gap(atoms)
-    if gap > VACUUM_ANGSTROM:
-        _refuse_vacuum(gap, axis, where)
-    raise SimulationError(
-        f"{where} has {volume:.0f} cubic angstrom for an atom",
-        why="no crystal is so thin",
-        fix="Check that lengths are in angstrom, not in pm or bohr, and that no atoms are missing",
-    )
+
+
+def _check_thin(atoms: Atoms, where: str) -> None:
+    volume, filling = _densities(atoms)
+    if volume > VOLUMES[1] or filling > FILLINGS[1]:
+        raise SimulationError(
+            f"{where} has {volume:.3g} cubic angstrom for an atom",
+            why="no crystal is so thin",
+            fix="Check that lengths are in angstrom, not in pm or bohr, and that no atoms are missing",
+        )
 
 
 def _check_overlaps(atoms: Atoms, where: str) -> None:
@@ -275,15 +287,11 @@ def _check_overlaps(atoms: Atoms, where: str) -> None:
 def _check_vacuum(atoms: Atoms, where: str) -> None:
     gap, axis = _widest_gap(atoms)
     if gap > VACUUM_ANGSTROM:
-        _refuse_vacuum(gap, axis, where)
-
-
-def _refuse_vacuum(gap: float, axis: str, where: str) -> None:
-    raise SimulationError(
-        f"{where} is a layer or a molecule in vacuum",
-        why=f"along {axis} there is a gap of {gap:.1f} angstrom without atoms",
-        fix="Give the bulk crystal; layers and surfaces cannot be computed",
-    )
+        raise SimulationError(
+            f"{where} is a layer or a molecule in vacuum",
+            why=f"along {axis} there is a gap of {gap:.1f} angstrom without atoms",
+            fix="Give the bulk crystal; layers and surfaces cannot be computed. Lengths are in angstrom",
+        )
 
 
 def _widest_gap(atoms: Atoms) -> tuple[float, str]:
@@ -297,13 +305,36 @@ def _widest_gap(atoms: Atoms) -> tuple[float, str]:
 
 def _check_connected(atoms: Atoms, where: str) -> None:
     """Refuse molecules, chains and layers in a box that is too narrow for `_check_vacuum`."""
-    reach = np.maximum(CONTACT * covalent_radii[atoms.numbers], CONTACT_ANGSTROM / 2)
+    directions = _directions(atoms, np.maximum(CONTACT * covalent_radii[atoms.numbers], CONTACT_ANGSTROM / 2))
+    if directions < 3:
+        raise SimulationError(
+            f"{where} is {('an isolated molecule', 'an isolated chain', 'an isolated layer')[directions]}",
+            why=f"its atoms have contacts below {CONTACT_ANGSTROM:g} angstrom along {directions} directions only",
+            fix="Give the bulk crystal; check that lengths are in angstrom",
+        )
+
+
+def bonded_directions(atoms: Atoms) -> int:
+    """Return in how many directions the bonds of a crystal go on: 0 for a molecular one, 2 for one of layers.
+
+    Bonds are contacts below `CONTACT` times the sum of the covalent radii.
+    """
+    return _directions(atoms, CONTACT * covalent_radii[atoms.numbers])
+
+
+def _directions(atoms: Atoms, reach: FloatArray) -> int:
+    """Return the rank of the lattice vectors by which paths of contacts lead to images of their first atom.
+
+    Args:
+        atoms: N of them.
+        reach: (N,) angstrom; two atoms are in contact if they are nearer than the sum of theirs.
+    """
     first, second, shift = neighbor_list("ijS", atoms, reach)  # type: ignore[no-untyped-call]
     neighbours: list[list[tuple[int, NDArray[np.int64]]]] = [[] for _ in range(len(atoms))]
     for i, j, s in zip(first, second, shift, strict=True):
         neighbours[i].append((int(j), s))
     cells: dict[int, NDArray[np.int64]] = {}
-    loops = [np.zeros(3, dtype=np.int64)]  # how many cells away a path of contacts comes back to the same atom
+    loops = [np.zeros(3, dtype=np.int64)]
     for start in range(len(atoms)):
         waiting = [] if start in cells else [start]
         cells.setdefault(start, np.zeros(3, dtype=np.int64))
@@ -315,13 +346,7 @@ def _check_connected(atoms: Atoms, where: str) -> None:
                 else:
                     cells[j] = cells[i] + s
                     waiting.append(j)
-    directions = int(np.linalg.matrix_rank(np.array(loops)))
-    if directions < 3:
-        raise SimulationError(
-            f"{where} is {('an isolated molecule', 'an isolated chain', 'an isolated layer')[directions]}",
-            why=f"its atoms have contacts below {CONTACT_ANGSTROM:g} angstrom along {directions} directions only",
-            fix="Give the bulk crystal; check that lengths are in angstrom",
-        )
+    return int(np.linalg.matrix_rank(np.array(loops)))
 
 
 # -- the primitive cell ------------------------------------------------------------------------------------------------
