@@ -107,10 +107,21 @@ def modes(force_constants: ForceConstants, crystal: Crystal, q_points: Sequence[
         crystal: For the masses (standard atomic weights).
         q_points: In units of the crystal's reciprocal lattice vectors.
     """
+    return modes_of(_hessians(force_constants, crystal, q_points), crystal, _ordered(q_points))
+
+
+def modes_of(hessians: Iterable[Tensor], crystal: Crystal, q_points: Sequence[FloatArray]) -> Modes:
+    """Diagonalise Hessians at given wave vectors; see `modes`.
+
+    Args:
+        hessians: (3 N, 3 N) at each wave vector, real or complex, eV/angstrom^2; overwritten.
+        crystal: For the masses.
+        q_points: Wave vectors of the Hessians.
+    """
     root = np.repeat(1.0 / np.sqrt(atomic_masses[crystal.numbers]), 3)
     energies, weights = [], []
-    for q, matrix in _dynamical_matrices(force_constants, crystal, q_points):
-        values, share = eigenvalues_and_shares(matrix, root)
+    for q, hessian in zip(q_points, hessians, strict=True):
+        values, share = eigenvalues_and_shares(hessian, root)
         if _is_gamma(q):
             keep = np.ones(len(values), dtype=bool)
             keep[np.argsort(np.abs(values))[:3]] = False
@@ -150,20 +161,22 @@ def _is_gamma(q: FloatArray) -> bool:
     return bool(np.allclose(q, np.round(q), atol=1e-9))
 
 
-def _dynamical_matrices(
-    force_constants: ForceConstants, crystal: Crystal, q_points: Sequence[FloatArray]
-) -> Iterator[tuple[FloatArray, Tensor]]:
-    """Yield wave vectors with their Hessians, a bounded number in memory; real ones at Gamma."""
+def _ordered(q_points: Sequence[FloatArray]) -> list[FloatArray]:
+    """Return the wave vectors in the order of `_hessians`: Gamma first, where the matrix is real."""
+    return sorted(q_points, key=lambda q: not _is_gamma(q))
+
+
+def _hessians(force_constants: ForceConstants, crystal: Crystal, q_points: Sequence[FloatArray]) -> Iterator[Tensor]:
+    """Yield Hessians in the order of `_ordered`, a bounded number in memory; real ones at Gamma."""
     batch = max(1, BATCH_BYTES // (16 * (3 * len(crystal)) ** 2))
     rest = []
-    for q in q_points:
+    for q in _ordered(q_points):
         if _is_gamma(q):
-            yield q, force_constants.hessian()
+            yield force_constants.hessian()
         else:
             rest.append(q)
     for start in range(0, len(rest), batch):
-        part = rest[start : start + batch]
-        yield from zip(part, force_constants.at(np.array(part)), strict=True)
+        yield from force_constants.at(np.array(rest[start : start + batch]))
 
 
 def projected_dos(phonons: Modes, crystal: Crystal, edge_mev: float, grid: Grid) -> tuple[FloatArray, float]:

@@ -156,6 +156,14 @@ def supercell_matrix(cell: FloatArray, atoms: int, wanted: int, bounds: tuple[in
     return np.asarray(best if np.linalg.det(best) > 0 else -best)
 
 
+def supercell_candidates(cell: FloatArray, atoms: int, most: int) -> IntArray:
+    """Return (K, 3, 3) integer matrices that make supercells of at most `most` atoms: compact ones, each once."""
+    matrices = _candidates(cell, atoms, most, 1, max(1, most // atoms))
+    count = np.round(np.abs(np.linalg.det(matrices)))
+    inside = matrices[(count >= 1) & (count * atoms <= most)]
+    return np.unique(inside.astype(np.int64), axis=0)
+
+
 def _candidates(cell: FloatArray, atoms: int, wanted: int, fewest: int, most: int) -> FloatArray:
     """Return (K, 3, 3) integer matrices: near cubes of growing size, and plain repetitions of every allowed size."""
     inverse, volume = np.linalg.inv(cell), abs(np.linalg.det(cell))

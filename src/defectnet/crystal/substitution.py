@@ -1,0 +1,354 @@
+"""Single substitutions: relaxed in a supercell, and what they change of the force constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from defectnet.crystal.host import HostModel
+from defectnet.elements import INDEX, NUMBERS
+from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import IMAGES, ForceConstants, total
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.potential import Potential
+from defectnet.potentials.reference import ReferencePotential
+from defectnet.potentials.relax import CellMode, Relaxation, relax
+from defectnet.potentials.supercells import Supercell
+from defectnet.potentials.symmetry import (
+    Operations,
+    find_operations,
+    kept_by,
+    symmetrised_displacements,
+)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+RADIUS = 6.0
+"""Angstrom from the substituted site, within which changes of force constants are kept; and atoms are displaced, where
+the potential is not exact."""
+
+TIE = 0.02
+"""Images of a substitution whose distances from a pair of atoms differ by less, in angstrom, share what it changes."""
+
+OFF_CENTRE = 0.05
+"""Displacement of a dopant, in angstrom, from which on it has left its site."""
+
+SYMMETRIC = 0.03
+"""Displacements that are alike within this, in angstrom, are made alike."""
+
+UNSTABLE = -0.02
+"""Curvature of the energy, eV/angstrom^2, below which a relaxed cell is a saddle."""
+
+SOFT = 0.2
+"""Share of the host atom's own stiffness: a dopant with less is tried off its site, too."""
+
+LOWER = 0.002
+"""Energy, eV, by which a substitution off its site must be lower to be taken."""
+
+LARGEST_DISPLACEMENT = 1.5
+"""Displacement of an atom, in angstrom, from which on the crystal has changed into something else."""
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """A supercell with one substitution, at rest.
+
+    Attributes:
+        crystal: N atoms.
+        displacement: (N, 3) from the ideal sites, angstrom.
+        operations: Symmetry that is left.
+        energy: eV of the supercell.
+    """
+
+    crystal: Crystal
+    displacement: FloatArray
+    operations: Operations
+    energy: float
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """What one substituted atom changes; m atoms around it.
+
+    Attributes:
+        dopant: Symbol.
+        site: Atom of the primitive cell that is replaced, in the cell at the origin.
+        basis: (m,) atoms of the primitive cell, and lattice: (m, 3) their lattice vectors.
+        change: (3 m, 3 m) of the force constants, eV/angstrom^2, beside what the change of volume does; symmetric, with
+            the acoustic sum rule.
+        by_volume: (3 m, 3 m) its derivative by ln V; zero where it is not known.
+        volume: Change of volume, cubic angstrom.
+        energy: Change of the supercell's energy, eV: of two sites of one element the lower is preferred.
+        displacement: How far the dopant is from the site, angstrom.
+        orientations: In how many ways that are alike by symmetry it can sit there.
+    """
+
+    dopant: str
+    site: int
+    basis: IntArray
+    lattice: IntArray
+    change: FloatArray
+    by_volume: FloatArray
+    volume: float
+    energy: float
+    displacement: float
+    orientations: int
+
+    @property
+    def off_centre(self) -> bool:
+        """Whether the dopant has left its site."""
+        return self.displacement > OFF_CENTRE
+
+
+def substitute(
+    potential: Potential,
+    host: HostModel,
+    site: int,
+    dopant: str,
+    *,
+    starts: int = 2,
+    radius: float = RADIUS,
+    volume_step: float = 0.03,
+    preconditioner: Potential | None = None,
+    tolerance: float = 0.005,
+) -> Substitution:
+    """Put one atom into a host and see what it changes.
+
+    The atoms begin on their sites, and keep the site's symmetry. Where that is a saddle, or the dopant is soft, as many
+    rattled starts follow; the lowest energy is kept. Charges and spins are those that the potential implies: none.
+
+    Args:
+        potential: What `host` was computed with.
+        host: The pristine crystal.
+        site: Atom of the primitive cell.
+        dopant: Symbol of another element.
+        starts: Rattled starts.
+        radius: See `RADIUS`.
+        volume_step: Change of ln V at which the substitution is computed again, for its derivative by the volume; in
+            the direction in which the dopant changes the volume. 0 for none.
+        preconditioner: See `relax`.
+        tolerance: Largest force left, eV/angstrom.
+
+    Raises:
+        SimulationError: The cell does not come to rest, or not as the same crystal, or not in a minimum.
+    """
+    task = _Task(potential, host, site, dopant, radius, preconditioner, tolerance)
+    relaxed = task.relax(task.ideal, "volume", task.site_symmetry)
+    found = task.force_constants(relaxed)
+    lowest, along = task.softest(found)
+    if lowest < UNSTABLE or task.is_soft(found):
+        rng = np.random.default_rng([site, INDEX[dopant]])
+        others = [task.rattled(relaxed, along if lowest < UNSTABLE else None, rng) for _ in range(starts)]
+        best = min((other for other in others if other is not None), key=lambda r: r.energy, default=None)
+        if best is not None and best.energy < relaxed.energy - (0.0 if lowest < UNSTABLE else LOWER):
+            relaxed = best
+            found = task.force_constants(relaxed)
+            lowest, _ = task.softest(found)
+    if lowest < UNSTABLE:
+        raise SimulationError(
+            f"{dopant} on site {site} of {host.id} has no stable place",
+            why=f"the softest direction has {lowest:.2f} eV/angstrom^2",
+            fix="Leave it out, or allow more starts",
+        )
+    local = task.localised(found, relaxed)
+    by_volume = np.zeros_like(local.change)
+    if volume_step:
+        step = volume_step if relaxed.crystal.volume >= task.ideal.volume else -volume_step
+        strained = task.relax(relaxed.crystal.strained(np.eye(3) * np.exp(step / 3.0)), "fixed", relaxed.operations)
+        there = task.localised(task.force_constants(strained), strained)
+        by_volume = (there.on(local) - local.change) / step
+    atom = task.atom
+    return Substitution(
+        dopant=dopant,
+        site=site,
+        basis=local.basis,
+        lattice=local.lattice,
+        change=local.change,
+        by_volume=by_volume,
+        volume=relaxed.crystal.volume - task.ideal.volume,
+        energy=relaxed.energy - host.energy * host.cell.repeats,
+        displacement=float(np.linalg.norm(relaxed.displacement[atom])),
+        orientations=len(task.site_symmetry) // len(relaxed.operations),
+    )
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A change of force constants around a site; see `Substitution`."""
+
+    basis: IntArray
+    lattice: IntArray
+    change: FloatArray
+
+    def on(self, other: _Local) -> FloatArray:
+        """Return the change on the atoms of another."""
+        places = {(int(b), *map(int, v)): k for k, (b, v) in enumerate(zip(self.basis, self.lattice, strict=True))}
+        keys = [(int(b), *map(int, v)) for b, v in zip(other.basis, other.lattice, strict=True)]
+        mine = np.array([k for k, key in enumerate(keys) if key in places])
+        theirs = np.array([places[keys[k]] for k in mine])
+        out = np.zeros((len(keys), len(keys), 3, 3))
+        blocks = self.change.reshape(len(self.basis), 3, len(self.basis), 3).transpose(0, 2, 1, 3)
+        out[np.ix_(mine, mine)] = blocks[np.ix_(theirs, theirs)]
+        return with_sum_rule(out)
+
+
+class _Task:
+    """One substitution: the steps of `substitute`."""
+
+    def __init__(
+        self,
+        potential: Potential,
+        host: HostModel,
+        site: int,
+        dopant: str,
+        radius: float,
+        preconditioner: Potential | None,
+        tolerance: float,
+    ) -> None:
+        number = int(NUMBERS[INDEX[dopant]])
+        if host.primitive.numbers[site] == number:
+            raise SimulationError(f"{dopant} is on site {site} of {host.id} already", fix="Name another dopant")
+        self.potential, self.host, self.site, self.dopant, self.radius = potential, host, site, dopant, radius
+        self.preconditioner, self.tolerance = preconditioner, tolerance
+        self.atom = int(host.cell.find(np.array([site]), np.zeros((1, 3), dtype=np.int64))[0][0])
+        numbers = host.cell.crystal.numbers.copy()
+        numbers[self.atom] = number
+        self.ideal = Crystal(numbers, host.cell.crystal.cell, host.cell.crystal.positions)
+        potential.check(self.ideal)
+        self.site_symmetry = find_operations(self.ideal, 1e-3)
+
+    def relax(self, start: Crystal, cell: CellMode, symmetry: Operations) -> Relaxed:
+        """Relax a cell and put it on symmetric places; `_settled` says when that fails."""
+        found = relax(self.potential, start, cell=cell, tolerance=self.tolerance, preconditioner=self.preconditioner)
+        return self._settled(found, symmetry)
+
+    def _settled(self, found: Relaxation, symmetry: Operations) -> Relaxed:
+        name = f"{self.dopant} on site {self.site} of {self.host.id}"
+        if not found.converged:
+            raise SimulationError(f"{name} does not come to rest", fix="Leave it out")
+        displacement = self._displacement(found.crystal)
+        if np.linalg.norm(displacement, axis=1).max() > LARGEST_DISPLACEMENT:
+            raise SimulationError(f"{name} changes the crystal into another", fix="Leave it out")
+        kept = kept_by(displacement, symmetry, SYMMETRIC)
+        displacement = symmetrised_displacements(displacement, kept)
+        ideal = Crystal(self.ideal.numbers, found.crystal.cell, self.ideal.frac @ found.crystal.cell)
+        crystal = ideal.moved(displacement)
+        return Relaxed(crystal, displacement, kept, self.potential.evaluate(crystal).energy)
+
+    def _displacement(self, crystal: Crystal) -> FloatArray:
+        """Return (N, 3) displacements from the sites, the crystal as a whole not displaced."""
+        displacement = (crystal.frac - self.ideal.frac) @ crystal.cell
+        return np.asarray(displacement - displacement.mean(axis=0))
+
+    def rattled(self, centred: Relaxed, along: FloatArray | None, rng: np.random.Generator) -> Relaxed | None:
+        """Relax from a start off the symmetric places; None where that ends nowhere."""
+        shift = rng.normal(0.0, 0.02, centred.displacement.shape)
+        if along is None:
+            shift[self.atom] += 0.3 * _unit(rng.normal(size=3))
+        else:
+            shift += 0.3 * rng.choice([-1.0, 1.0]) * along / np.linalg.norm(along, axis=1).max()
+        try:
+            return self.relax(centred.crystal.moved(shift), "volume", self.site_symmetry)
+        except SimulationError:
+            return None
+
+    def force_constants(self, relaxed: Relaxed) -> ForceConstants:
+        """Compute the force constants of the supercell."""
+        if self.potential.exact:
+            return self.potential.force_constants(relaxed.crystal)
+        assert isinstance(self.potential, ReferencePotential)
+        near = self._distance() < self.radius
+        fallback = self._host_at(relaxed.crystal).hessian().numpy()
+        hessian = self.potential.hessian(
+            relaxed.crystal, relaxed.operations, atoms=np.flatnonzero(near), fallback=fallback
+        )
+        return ForceConstants.from_hessian(hessian, self.ideal)
+
+    def _distance(self) -> FloatArray:
+        """Return the distance of each atom's nearest image from the site."""
+        apart = self.ideal.frac - self.ideal.frac[self.atom] + 0.0
+        apart -= np.round(apart)
+        vectors = (apart[:, None] + IMAGES) @ self.ideal.cell
+        return np.asarray(np.linalg.norm(vectors, axis=2).min(axis=1))
+
+    def _host_at(self, crystal: Crystal) -> ForceConstants:
+        """Return the host's force constants in the supercell at the volume of a crystal."""
+        return self.host.cell.folded(self.host.at_volume(float(np.log(crystal.volume / self.ideal.volume))))
+
+    def softest(self, found: ForceConstants) -> tuple[float, FloatArray]:
+        """Return the lowest curvature beside those of translations, eV/angstrom^2, and its (N, 3) direction."""
+        hessian = found.hessian().numpy()
+        n = len(hessian) // 3
+        shift = np.tile(np.eye(3), (n, 1)) / np.sqrt(n)
+        # Translations are lifted out of the way.
+        values, vectors = eigh(hessian + 100.0 * shift @ shift.T, subset_by_index=[0, 0])
+        return float(values[0]), vectors[:, 0].reshape(n, 3)
+
+    def is_soft(self, found: ForceConstants) -> bool:
+        """Whether the dopant is held much less than the atom that it replaces."""
+        there = found.hessian().numpy()
+        own = slice(3 * self.atom, 3 * self.atom + 3)
+        pristine = self.host.cell.folded(self.host.force_constants).hessian().numpy()[own, own]
+        return bool(np.linalg.eigvalsh(there[own, own])[0] < SOFT * np.linalg.eigvalsh(pristine)[0])
+
+    def localised(self, found: ForceConstants, relaxed: Relaxed) -> _Local:
+        """Return what the substitution changes beside the volume, on the atoms around it."""
+        change = total([found, self._host_at(relaxed.crystal) * -1.0])
+        return localise(change, self.host.cell, self.atom, self.radius)
+
+
+def localise(change: ForceConstants, cell: Supercell, atom: int, radius: float) -> _Local:
+    """Attribute a change of force constants in a supercell to one of the images of the atom that made it.
+
+    Args:
+        change: In the supercell.
+        cell: The supercell.
+        atom: What made the change.
+        radius: Angstrom; atoms beyond are left out.
+    """
+    positions, lattice = cell.crystal.positions, cell.crystal.cell
+    first, second, shift = (x.numpy() for x in (change.first, change.second, change.shift))
+    images = np.concatenate([IMAGES, 2 * IMAGES[1:]])
+    one = positions[first] - positions[atom]
+    other = positions[second] + shift @ lattice - positions[atom]
+    base = -np.round(np.linalg.solve(lattice.T, (0.5 * (one + other)).T).T)
+    moved = (base[:, None] + images) @ lattice  # (B, K, 3)
+    # The images of both atoms, together, that are nearest to the substitution.
+    distance = np.sqrt(0.5 * (((one[:, None] + moved) ** 2).sum(2) + ((other[:, None] + moved) ** 2).sum(2)))
+    near = distance < distance.min(axis=1, keepdims=True) + TIE
+    row, image = np.nonzero(near)
+    share = 1.0 / near.sum(axis=1)[row]
+    place = (base[row] + images[image]).astype(np.int64)
+    ends = []
+    for index, offset in ((first[row], place), (second[row], place + shift[row])):
+        vector = cell.lattice[index] + offset @ cell.matrix - cell.lattice[atom]
+        ends.append(np.column_stack([cell.basis[index], vector]))
+    keys, number = np.unique(np.concatenate(ends), axis=0, return_inverse=True)
+    a, b = np.split(number.ravel(), 2)
+    m = len(keys)
+    blocks = np.zeros((m, m, 3, 3))
+    np.add.at(blocks, (a, b), change.block.numpy()[row] * share[:, None, None])
+    primitive = cell.primitive
+    site = primitive.positions[cell.basis[atom]]
+    apart = primitive.positions[keys[:, 0]] + keys[:, 1:] @ primitive.cell - site
+    inside = np.flatnonzero(np.linalg.norm(apart, axis=1) < radius)
+    return _Local(keys[inside, 0], keys[inside, 1:], with_sum_rule(blocks[np.ix_(inside, inside)]))
+
+
+def with_sum_rule(blocks: FloatArray) -> FloatArray:
+    """Return (3 m, 3 m) from (m, m, 3, 3) force constants, symmetric, with the acoustic sum rule."""
+    m = len(blocks)
+    blocks = 0.5 * (blocks + blocks.transpose(1, 0, 3, 2))
+    diagonal = np.arange(m)
+    blocks[diagonal, diagonal] = 0.0
+    own = -blocks.sum(axis=1)
+    blocks[diagonal, diagonal] = 0.5 * (own + own.transpose(0, 2, 1))
+    return np.asarray(blocks.transpose(0, 2, 1, 3).reshape(3 * m, 3 * m))
+
+
+def _unit(vector: FloatArray) -> FloatArray:
+    return np.asarray(vector / np.linalg.norm(vector))
