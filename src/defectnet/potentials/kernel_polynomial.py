@@ -91,7 +91,7 @@ class EstimatedDos:
 
     @property
     def standard_error(self) -> FloatArray:
-        """(E, L) statistical standard error of `dos`, from the spread: of R vectors it is itself known to 1 / sqrt(2 R)."""
+        """(E, L) statistical standard error of `dos`; from a spread of R vectors, itself uncertain by 1 / sqrt(2 R)."""
         return _standard_error(self.deviation)
 
     @property
