@@ -212,6 +212,7 @@ def test_common_random_numbers_steady_a_difference():
     [
         ({"vectors": 0}, "vectors is 0"),
         ({"vectors": 1}, "vectors is 1"),
+        ({"seed": -1}, "seed is -1"),
         ({"fwhm_mev": -1.0}, "fwhm_mev is -1"),
         ({"fwhm_mev": float("nan")}, "fwhm_mev is nan"),
         ({"fwhm_mev": 0.1}, "Use 0.32 meV or more"),
