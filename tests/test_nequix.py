@@ -47,9 +47,9 @@ FORM = NequixForm(
 
 FORMS = {
     "as published": FORM,
-    "plain": replace(FORM, l_max=1, channels=(4, 2), norm=False, radial_layers=1),
-    "skip by species": replace(FORM, l_max=2, channels=(4, 3), skip_by_species=True),
-    "no vectors": replace(FORM, l_max=2, channels=(4, 0, 3), scale=5.0),
+    "plain": replace(FORM, l_max=1, channels=(6, 4), norm=False, radial_layers=1),
+    "skip by species": replace(FORM, l_max=2, channels=(6, 4), skip_by_species=True),
+    "no vectors": replace(FORM, l_max=2, channels=(6, 0, 3), scale=5.0),
 }
 
 

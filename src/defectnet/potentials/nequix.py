@@ -23,6 +23,9 @@ from defectnet.potentials.reference import ReferencePotential
 
 FloatArray = NDArray[np.float64]
 
+TOGETHER = 8
+"""Displacements whose changed edges are computed at a time."""
+
 
 class NequixPotential(ReferencePotential):
     """A Nequix network behind the protocol of the simulator; energies and forces in single precision.
@@ -86,15 +89,20 @@ class NequixPotential(ReferencePotential):
         # Edges that no displacement brings within the cut-off are in vain, but for all displacements the same.
         pairs = find_pairs(crystal, self.network.form.cutoff + float(np.linalg.norm(shifts, axis=1).max()))
         species = torch.tensor([self._index[int(z)] for z in crystal.numbers])
-        radial = self.network.radial_weights(pairs.vector)
+        terms = self.network.edge_terms(pairs.vector)
         out = []
-        for atom, shift in zip(atoms, torch.from_numpy(shifts), strict=True):
-            away = (pairs.neighbour == atom).double() - (pairs.centre == atom).double()
-            vector = pairs.vector + away[:, None] * shift
-            moved = away.nonzero()[:, 0]
-            with radial.replaced(moved, self.network.radial_weights(vector[moved])):
-                _, gradient = self.network.evaluate(vector, species, pairs.neighbour, pairs.centre, radial)
-            out.append(_pulled(gradient.to("cpu", torch.float64), pairs, len(crystal)))
+        for first in range(0, len(atoms), TOGETHER):
+            vectors, moved = [], []
+            for atom, shift in zip(atoms[first : first + TOGETHER], torch.from_numpy(shifts[first:]), strict=False):
+                away = (pairs.neighbour == atom).double() - (pairs.centre == atom).double()
+                vectors.append(pairs.vector + away[:, None] * shift)
+                moved.append(away.nonzero()[:, 0])
+            changed = torch.cat([vector[edges] for vector, edges in zip(vectors, moved, strict=True)])
+            parts = self.network.edge_terms(changed).split([len(edges) for edges in moved])
+            for vector, edges, part in zip(vectors, moved, parts, strict=True):
+                with terms.replaced(edges, part):
+                    _, gradient = self.network.evaluate(vector, species, pairs.neighbour, pairs.centre, terms)
+                out.append(_pulled(gradient.to("cpu", torch.float64), pairs, len(crystal)))
         return out
 
     def _evaluate(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:

@@ -159,14 +159,14 @@ class Coupling:
     Attributes:
         degree: l of the features.
         channels: U.
-        product: (Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side.
+        product: Number of the map from spherical harmonics to the matrix of each edge, see `NequixNetwork.products`.
         targets: l of each target, ascending, in the order of its components.
         columns: Where the weights of its targets, (targets U), stand among those of the layer.
     """
 
     degree: int
     channels: int
-    product: Tensor
+    product: int
     targets: tuple[int, ...]
     columns: slice
 
@@ -180,6 +180,10 @@ class Coupling:
     def components(self) -> int:
         """M, of all targets together."""
         return sum(2 * degree + 1 for degree in self.targets)
+
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """Return matrices of edges as (E, M, 2 l + 1)."""
+        return matrix.view(len(matrix), self.components, 2 * self.degree + 1)
 
     def alike(self, components: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the targets of each l: views (E, targets, 2 l + 1, U) of components and (E, targets, U) of weights."""
@@ -216,29 +220,43 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class RadialWeights:
-    """What the radial networks make of the lengths of edges.
+class EdgeTerms:
+    """What depends on nothing but the vector of each edge.
 
     Attributes:
-        values: (E, weights) of each layer.
+        values: (E, weights) of each layer, from the radial networks.
         slopes: Their derivatives by the length, 1/angstrom.
+        matrices: (E, M (2 l + 1)) of each coupling; layers whose couplings are alike share them.
+        unit: (E, 3) directions.
+        turns: (E, 3, Y) derivatives of the spherical harmonics by the vector, 1/angstrom.
     """
 
     values: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
+    matrices: tuple[Tensor, ...]
+    unit: Tensor
+    turns: Tensor
 
     @contextmanager
-    def replaced(self, edges: Tensor, other: RadialWeights) -> Iterator[RadialWeights]:
-        """Put other weights for some edges, (K,) long, while the context lasts."""
-        mine = (*self.values, *self.slopes)
-        before = [values[edges] for values in mine]
+    def replaced(self, edges: Tensor, other: EdgeTerms) -> Iterator[EdgeTerms]:
+        """Put other terms for some edges, (K,) long, while the context lasts."""
+        before = [term.index_select(0, edges) for term in self._terms()]
         try:
-            for values, new in zip(mine, (*other.values, *other.slopes), strict=True):
-                values[edges] = new
+            for term, new in zip(self._terms(), other._terms(), strict=True):
+                term.index_copy_(0, edges, new)
             yield self
         finally:
-            for values, old in zip(mine, before, strict=True):
-                values[edges] = old
+            for term, old in zip(self._terms(), before, strict=True):
+                term.index_copy_(0, edges, old)
+
+    def split(self, counts: list[int]) -> list[EdgeTerms]:
+        """Return the terms of successive runs of edges."""
+        n = len(self.values)
+        each = zip(*(torch.split(term, counts) for term in self._terms()), strict=True)
+        return [EdgeTerms(part[:n], part[n : 2 * n], part[2 * n : -2], part[-2], part[-1]) for part in each]
+
+    def _terms(self) -> tuple[Tensor, ...]:
+        return (*self.values, *self.slopes, *self.matrices, self.unit, self.turns)
 
 
 class NequixNetwork:
@@ -265,7 +283,10 @@ class NequixNetwork:
         self.atom_energies = tensors["atom_energies"].double().cpu().numpy()
         tensors = {name: tensor.to(self.device, dtype) for name, tensor in tensors.items()}
         self.harmonics, self.readout = tensors["harmonics"], tensors["readout"]
-        self.layers = tuple(_layer(form, tensors, number) for number in range(form.layers))
+        kinds = {key: None for number in range(form.layers) for key in _kinds(form, number).values()}
+        self.products = tuple(_product_of(form, tensors, kind) for kind in kinds)
+        """(Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side."""
+        self.layers = tuple(_layer(form, tensors, number, list(kinds)) for number in range(form.layers))
 
     def evaluate(
         self,
@@ -273,7 +294,7 @@ class NequixNetwork:
         species: Tensor,
         sender: Tensor,
         receiver: Tensor,
-        radial: RadialWeights | None = None,
+        terms: EdgeTerms | None = None,
     ) -> tuple[NDArray[np.float64], Tensor]:
         """Compute energies and their gradient.
 
@@ -282,47 +303,76 @@ class NequixNetwork:
             species: (N,) long.
             sender: (E,) long, whose features each message carries.
             receiver: (E,) long, where it arrives.
-            radial: What `radial_weights` gave for the lengths of `vector`, if that is known.
+            terms: What `edge_terms` gave for `vector`, if that is known.
 
         Returns:
             (N,) energies of the atoms in eV, in double precision; and (E, 3) derivatives of their sum by `vector`.
         """
-        vector = vector.detach().to(self.device, self.dtype).requires_grad_()
         species, sender, receiver = (index.to(self.device) for index in (species, sender, receiver))
-        energies = self._energies(vector, species, sender, receiver, radial or self.radial_weights(vector.detach()))
-        (gradient,) = torch.autograd.grad(energies.sum(), vector)
+        terms = terms or self.edge_terms(vector)
+        matrices = [matrix.detach().requires_grad_() for matrix in terms.matrices]
+        distance = terms.unit.new_zeros(len(vector)).requires_grad_()  # its value is in the radial weights
+        energies = self._energies(species, sender, receiver, terms, distance, matrices)
+        by_distance, *by_matrix = torch.autograd.grad(energies.sum(), [distance, *matrices])
+        by_harmonics = terms.unit.new_zeros(len(vector), self.harmonics.shape[1])
+        for by, product in zip(by_matrix, self.products, strict=True):
+            by_harmonics.addmm_(by, product.T)
+        gradient = torch.baddbmm((by_distance[:, None] * terms.unit)[:, :, None], terms.turns, by_harmonics[:, :, None])
         kinds = species.cpu().numpy()
         network = energies.detach().cpu().numpy().astype(np.float64)
         # In double precision here: these sums are thousands of times what changes along a relaxation.
-        return network * self.form.scale + self.form.shift + self.atom_energies[kinds], gradient * self.form.scale
+        energies_ev = network * self.form.scale + self.form.shift + self.atom_energies[kinds]
+        return energies_ev, gradient[:, :, 0] * self.form.scale
 
     @torch.no_grad()
-    def radial_weights(self, vector: Tensor) -> RadialWeights:
-        """Compute what the radial networks make of the lengths of (E, 3) vectors."""
-        distance = vector.to(self.device, self.dtype).norm(dim=1, keepdim=True)
+    def edge_terms(self, vector: Tensor) -> EdgeTerms:
+        """Compute what depends on the (E, 3) vectors of edges alone."""
+        vector = vector.to(self.device, self.dtype)
+        distance = vector.norm(dim=1, keepdim=True)
         basis, slope = _with_slope(self._radial_basis, distance, torch.ones_like(distance))
         values, slopes = [], []
         for layer in self.layers:
             value, rise = basis, slope
             for matrix in layer.radial[:-1]:
-                value, rise = _with_slope(silu, value @ matrix, rise @ matrix)
+                value, rise = value @ matrix, rise @ matrix
+                share = value.sigmoid()
+                value = value * share  # SiLU
+                rise = rise * (share + value * (1.0 - share))
             values.append(value @ layer.radial[-1])
             slopes.append(rise @ layer.radial[-1])
-        return RadialWeights(tuple(values), tuple(slopes))
+        axes = torch.eye(3, dtype=self.dtype, device=self.device).repeat(len(vector), 1)
+        harmonics, turns = _with_slope(self._harmonics, vector.repeat_interleave(3, dim=0), axes)
+        return EdgeTerms(
+            values=tuple(values),
+            slopes=tuple(slopes),
+            matrices=tuple(harmonics[::3] @ product for product in self.products),
+            unit=vector / distance,
+            turns=turns.view(len(vector), 3, -1),
+        )
 
     def _energies(
-        self, vector: Tensor, species: Tensor, sender: Tensor, receiver: Tensor, radial: RadialWeights
+        self,
+        species: Tensor,
+        sender: Tensor,
+        receiver: Tensor,
+        terms: EdgeTerms,
+        distance: Tensor,
+        matrices: Sequence[Tensor],
     ) -> Tensor:
-        distance = vector.norm(dim=1, keepdim=True)
-        angular = monomials(vector / distance, self.form.l_max) @ self.harmonics
         features = {0: one_hot(species, len(self.form.elements)).to(self.dtype)[:, None]}
-        for layer, values, slopes in zip(self.layers, radial.values, radial.slopes, strict=True):
+        for layer, values, slopes in zip(self.layers, terms.values, terms.slopes, strict=True):
+            edges = _Edges(sender, receiver, values, slopes, self.chunk)
             sent = [features[c.degree] @ layer.before[c.degree] for c in layer.couplings]
+            mine = [matrices[c.product] for c in layer.couplings]
             arrived: tuple[Tensor, ...] = _Messages.apply(  # type: ignore[no-untyped-call]
-                layer.couplings, self.chunk, sender, receiver, values, slopes, distance, angular, *sent
+                layer.couplings, edges, distance, *mine, *sent
             )
             features = self._update(layer, features, species, arrived)
         return features[0][:, 0] @ self.readout
+
+    def _harmonics(self, vector: Tensor) -> Tensor:
+        """Return (E, Y) spherical harmonics."""
+        return monomials(vector / vector.norm(dim=1, keepdim=True), self.form.l_max) @ self.harmonics
 
     def _radial_basis(self, distance: Tensor) -> Tensor:
         """Return (E, functions): Bessel functions times a polynomial cut-off (DimeNet, arXiv 2003.03123, Eq. 8)."""
@@ -362,7 +412,28 @@ class NequixNetwork:
         return gated
 
 
-def _layer(form: NequixForm, tensors: Mapping[str, Tensor], number: int) -> Layer:
+_Kind = tuple[int, tuple[tuple[int, int], ...]]
+"""What decides on a product: l of the features, and (l, l) of harmonics and messages."""
+
+
+def _kinds(form: NequixForm, number: int) -> dict[int, _Kind]:
+    """Return the kinds of the couplings of a layer, by l of its features."""
+    return {source: (source, tuple(paths)) for source, paths in form.paths(number).items()}
+
+
+def _product_of(form: NequixForm, tensors: Mapping[str, Tensor], kind: _Kind) -> Tensor:
+    """Return the (Y, M (2 l + 1)) product of a kind of coupling."""
+    source, paths = kind
+    blocks = []
+    for harmonic, target in paths:
+        values = tensors[f"coupling.{source}.{harmonic}.{target}"]
+        block = values.new_zeros((form.l_max + 1) ** 2, *values.shape[1:])
+        block[harmonic**2 : (harmonic + 1) ** 2] = values
+        blocks.append(block)
+    return torch.cat(blocks, dim=1).flatten(1)
+
+
+def _layer(form: NequixForm, tensors: Mapping[str, Tensor], number: int, kinds: Sequence[_Kind]) -> Layer:
     """Build a convolution from tensors of the right precision."""
 
     def each(part: str) -> dict[int, Tensor]:
@@ -371,24 +442,11 @@ def _layer(form: NequixForm, tensors: Mapping[str, Tensor], number: int) -> Laye
         return dict(sorted(found.items()))
 
     couplings, column = [], 0
-    for source, paths in form.paths(number).items():
-        channels = form.features(number)[source]
-        blocks = []
-        for harmonic, target in paths:
-            values = tensors[f"coupling.{source}.{harmonic}.{target}"]
-            block = values.new_zeros((form.l_max + 1) ** 2, *values.shape[1:])
-            block[harmonic**2 : (harmonic + 1) ** 2] = values
-            blocks.append(block)
-        couplings.append(
-            Coupling(
-                degree=source,
-                channels=channels,
-                product=torch.cat(blocks, dim=1).flatten(1),
-                targets=tuple(target for _, target in paths),
-                columns=slice(column, column + channels * len(paths)),
-            )
-        )
-        column += channels * len(paths)
+    for source, kind in _kinds(form, number).items():
+        targets, channels = tuple(target for _, target in kind[1]), form.features(number)[source]
+        columns = slice(column, column + channels * len(targets))
+        couplings.append(Coupling(source, channels, kinds.index(kind), targets, columns))
+        column = columns.stop
     return Layer(
         before=each("before"),
         after=each("after"),
@@ -420,63 +478,47 @@ def monomials(unit: Tensor, l_max: int) -> Tensor:
 
 
 class _Messages(torch.autograd.Function):
-    """Messages summed at their receivers. Of an edge only its matrices are kept for the way back."""
+    """Messages summed at their receivers."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        couplings: Sequence[Coupling],
-        chunk: int,
-        sender: Tensor,
-        receiver: Tensor,
-        values: Tensor,
-        slopes: Tensor,
-        distance: Tensor,
-        angular: Tensor,
-        *features: Tensor,
+        ctx: Any, couplings: Sequence[Coupling], edges: _Edges, distance: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Sum messages.
 
         Args:
             ctx: Of torch.
             couplings: C of them.
-            chunk: Edges at a time, where torch sums; 0 for the compiled kernels.
-            sender: (E,) long.
-            receiver: (E,) long.
-            values: (E, weights) of `RadialWeights`.
-            slopes: The same.
-            distance: (E, 1), only to have a derivative by it.
-            angular: (E, Y) spherical harmonics.
-            features: C of (N, 2 l + 1, U), which the senders send.
+            edges: Of the layer.
+            distance: (E,), only to have a derivative by it.
+            tensors: C matrices of (E, M (2 l + 1)), then C features of (N, 2 l + 1, U), which the senders send.
 
         Returns:
             C of (N, M, U).
         """
-        edges = _Edges(sender, receiver, values, slopes, chunk)
-        matrices = [
-            (angular @ coupling.product).view(len(sender), coupling.components, sent.shape[1])
-            for coupling, sent in zip(couplings, features, strict=True)
-        ]
         ctx.couplings, ctx.edges = couplings, edges
-        ctx.save_for_backward(*matrices, *features)
+        ctx.save_for_backward(*tensors)
+        matrices, features = tensors[: len(couplings)], tensors[len(couplings) :]
         rows = zip(couplings, matrices, features, strict=True)
-        return tuple(edges.send(coupling, matrix, sent.contiguous()) for coupling, matrix, sent in rows)
+        return tuple(
+            edges.send(coupling, coupling.shaped(matrix), sent.contiguous()) for coupling, matrix, sent in rows
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         matrices, features = ctx.saved_tensors[: len(gradients)], ctx.saved_tensors[len(gradients) :]
-        by_distance, by_angular, by_features = torch.zeros(()), torch.zeros(()), []
+        by_distance, by_matrices, by_features = torch.zeros(()), [], []
         for coupling, matrix, sent, gradient in zip(ctx.couplings, matrices, features, gradients, strict=True):
-            found = ctx.edges.send_back(coupling, matrix, sent.contiguous(), gradient.contiguous())
+            found = ctx.edges.send_back(coupling, coupling.shaped(matrix), sent.contiguous(), gradient.contiguous())
             by_features.append(found[0])
-            by_angular = found[1].flatten(1) @ coupling.product.T + by_angular
+            by_matrices.append(found[1].flatten(1))
             by_distance = found[2] + by_distance
-        return None, None, None, None, None, None, by_distance[:, None], by_angular, *by_features
+        return None, None, by_distance, *by_matrices, *by_features
 
 
 @dataclass(frozen=True)
 class _Edges:
-    """The edges of a layer: (E,) ends, and (E, weights) of `RadialWeights`; see `_Messages`."""
+    """The edges of a layer: (E,) ends, and (E, weights) of `EdgeTerms`; see `_Messages`."""
 
     sender: Tensor
     receiver: Tensor
@@ -503,7 +545,7 @@ class _Edges:
         self, coupling: Coupling, matrix: Tensor, features: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the derivatives by features, matrices and (E,) lengths, from (N, M, U) derivatives by the sums."""
-        by_features, by_matrix = torch.zeros_like(features), torch.zeros_like(matrix)
+        by_features, by_matrix = torch.zeros_like(features), torch.empty_like(matrix)
         by_distance = features.new_zeros(len(matrix))
         if not self.chunk:
             known = self._known(coupling, matrix, features)
