@@ -240,6 +240,7 @@ class EdgeTerms:
     @contextmanager
     def replaced(self, edges: Tensor, other: EdgeTerms) -> Iterator[EdgeTerms]:
         """Put other terms for some edges, (K,) long, while the context lasts."""
+        edges = edges.to(self.unit.device)
         before = [term.index_select(0, edges) for term in self._terms()]
         try:
             for term, new in zip(self._terms(), other._terms(), strict=True):
