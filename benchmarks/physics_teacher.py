@@ -1,6 +1,6 @@
 """Compute the curves of a slow potential, the teacher, on held-out crystals and doped cells: part g of the suite.
 
-    python benchmarks/physics_teacher.py --potential nequix-oam-1-pft.nqx --preconditioner nep89
+    python benchmarks/physics_teacher.py --potential nequix --preconditioner nep89
 
 Which crystals is fixed by hash. A crystal takes minutes; the file is written after each, and a run that was stopped
 goes on where it was. Crystals that the teacher does not hold are noted, and the next ones take their places.
@@ -27,7 +27,7 @@ OUT = Path(__file__).resolve().parent / "physics" / "teacher.npz"
 def main() -> int:
     """Compute, and say how long each took; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--potential", required=True, help="path of the teacher (.nqx), or any potential")
+    parser.add_argument("--potential", required=True, help="the teacher, nequix, or any potential")
     parser.add_argument("--preconditioner", help="a fast potential, such as nep89, that speeds up relaxations")
     parser.add_argument("--hosts", default="data/hosts.json.xz", help="list of crystals")
     parser.add_argument("--out", type=Path, default=OUT, help="curves, .npz")

@@ -1,6 +1,6 @@
 """Fine-tuning for a laboratory that no training row has seen: what a handful of its samples is worth.
 
-    python benchmarks/virtual_lab.py simulate --family SiGe --potential X.nqx --preconditioner nep89
+    python benchmarks/virtual_lab.py simulate --family SiGe --potential nequix --preconditioner nep89
     python benchmarks/virtual_lab.py study --checkpoint defectnet-small --replay data/defectnet-sim-v1
     python benchmarks/virtual_lab.py report
 

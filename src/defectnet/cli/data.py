@@ -31,8 +31,9 @@ def simulate(
 
     Args:
         hosts: JSON list of crystals, a structure file that ase reads, or a folder of them.
-        potential: defectnet-nep, or nep89 (fetched once from PyPI); or path of a NEP potential in GPUMD's text format,
-            of a folder like defectnet-nep's, or of a Nequix network (.nqx), by finite displacements.
+        potential: defectnet-nep, nequix (better and much slower, by finite displacements), or nep89 (fetched once from
+            PyPI); or path of a NEP potential in GPUMD's text format, of a folder like theirs, or of a Nequix network
+            of its package (.nqx).
         out: Folder for the shards.
         spectra_per_host: Doped cells tried for each host.
         atoms: Atoms in a supercell, one number (met within a fifth) or a range such as 100-250.

@@ -100,7 +100,7 @@ def _export(words: Sequence[str]) -> None:
 def _label(words: Sequence[str]) -> None:
     """Make labels of a slow potential on doped and pristine cells of crystals that are not in the test split."""
     parser = argparse.ArgumentParser(prog="python -m defectnet.distil label", description=_label.__doc__)
-    parser.add_argument("--teacher", required=True, help="path of the slow potential (.nqx), or any potential")
+    parser.add_argument("--teacher", required=True, help="the slow potential, nequix, or any other")
     parser.add_argument("--guide", default="nep89", help="fast potential whose Hessian guides descents")
     parser.add_argument("--hosts", nargs="+", default=HOSTS, help="lists of crystals, or folders of structures")
     parser.add_argument("--out", type=Path, required=True, help="label file (.npz); one that was stopped goes on")

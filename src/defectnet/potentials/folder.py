@@ -1,12 +1,14 @@
 """Checkpoint folders of potentials: config.json, model.safetensors and README.md, as those of networks.
 
-What is kept is what the numbers of the potential are made from, a tenth of the numbers themselves.
+Of a student what is kept is what the numbers of the potential are made from, a tenth of the numbers themselves.
+`architecture` in config.json tells which potential it is; without it, it is a student.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.files import file_sha256, replacing, swap_folder
@@ -26,15 +29,11 @@ from defectnet.potentials.student import Student
 SCHEMA_VERSION: Final = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
-_KEYS: Final = {
-    "schema_version": int,
-    "form": dict,
-    "licence": str,
-    "training": dict,
-    "weights_sha256": str,
-    "defectnet_version": str,
-}
-_AGAIN: Final = "Copy or download the folder again"
+STUDENT: Final = "student"
+"""Architecture of a folder that names none."""
+
+_KEYS: Final = {"schema_version": int, "form": dict, "licence": str, "weights_sha256": str, "defectnet_version": str}
+AGAIN: Final = "Copy or download the folder again"
 
 
 def bundled_potentials() -> dict[str, Path]:
@@ -63,17 +62,32 @@ def save_student(folder: str | Path, student: Student, *, licence: str, training
     Raises:
         SimulationError: A weight is NaN or infinite, or the folder holds anything else.
     """
+    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    entries = {"form": student.config.to_dict(), "licence": licence, "training": training}
+    write_folder(folder, state, entries, card=card)
+
+
+def write_folder(folder: str | Path, state: dict[str, Tensor], entries: dict[str, Any], *, card: str) -> None:
+    """Write a potential as a folder, whole or not at all; a potential that is there is replaced.
+
+    Args:
+        folder: Where; its name becomes the potential's.
+        state: Tensors.
+        entries: Of config.json, between the schema's version and the hash of the weights.
+        card: Text of the README.
+
+    Raises:
+        SimulationError: A tensor holds NaN or infinity, or the folder holds anything else.
+    """
     folder = Path(folder).resolve()
     if folder.exists():
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
         if held and not {CONFIG} <= held <= {CONFIG, WEIGHTS, CARD}:
             raise SimulationError(f"{folder} exists and is no potential's folder", fix="Give a new folder")
-    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
-    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    broken = _first_broken(state)
     if broken:
-        raise SimulationError(
-            f"potential {folder}: {broken[0]} holds NaN or infinity", fix="Train again with a lower learning rate"
-        )
+        fix = "Train again with a lower learning rate, or get the weights again"
+        raise SimulationError(f"potential {folder}: {broken} holds NaN or infinity", fix=fix)
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -83,9 +97,7 @@ def save_student(folder: str | Path, student: Student, *, licence: str, training
         (fresh / WEIGHTS).chmod(0o644)
         config = {
             "schema_version": SCHEMA_VERSION,
-            "form": student.config.to_dict(),
-            "licence": licence,
-            "training": training,
+            **entries,
             "weights_sha256": file_sha256(fresh / WEIGHTS),
             "defectnet_version": version("defectnet"),
         }
@@ -103,27 +115,50 @@ def load_folder(folder: str | Path) -> tuple[Student, str]:
         SimulationError: Anything is missing, damaged, unknown, or of another shape than the config says.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    path = folder / WEIGHTS
+    config = read_config(folder, STUDENT, {"training": dict})
     try:
         student = Student(StudentConfig.from_dict(config["form"], where=f"{folder / CONFIG}: form"))
     except ConfigError as error:
         raise SimulationError(error.what, why=error.why, fix=error.fix) from error
+    state, sha256 = read_weights(folder, config)
+    try:
+        student.load_state_dict(state)
+    except RuntimeError as error:  # torch lists what does not fit
+        why = " ".join(str(error).split())[:160]
+        raise SimulationError(f"{folder / WEIGHTS} does not hold what {CONFIG} says", why=why, fix=AGAIN) from error
+    return student.double(), sha256
+
+
+def read_weights(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a folder whose config is known, and their sha256.
+
+    Raises:
+        SimulationError: They are missing, damaged, not finite, or others than those of the config.
+    """
+    path = folder / WEIGHTS
     if not path.is_file():
-        raise SimulationError(f"{path} is missing", fix=_AGAIN)
+        raise SimulationError(f"{path} is missing", fix=AGAIN)
     found = file_sha256(path)
     if found != config["weights_sha256"]:
         why = f"sha256 is not {config['weights_sha256'][:12]}..., as {CONFIG} states"
-        raise SimulationError(f"{path} is truncated, changed, or of another potential", why=why, fix=_AGAIN)
+        raise SimulationError(f"{path} is truncated, changed, or of another potential", why=why, fix=AGAIN)
     try:
-        student.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:  # torch lists what does not fit
-        why = " ".join(str(error).split())[:160]
-        raise SimulationError(f"{path} does not hold what {CONFIG} says", why=why, fix=_AGAIN) from error
-    broken = [name for name, value in student.state_dict().items() if not bool(torch.isfinite(value).all())]
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SimulationError(f"{path} holds no tensors", why=str(error)[:120], fix=AGAIN) from error
+    broken = _first_broken(state)
     if broken:
-        raise SimulationError(f"{path}: {broken[0]} holds NaN or infinity", fix=_AGAIN)
-    return student.double(), found
+        raise SimulationError(f"{path}: {broken} holds NaN or infinity", fix=AGAIN)
+    return state, found
+
+
+def architecture_of(folder: str | Path) -> str:
+    """Return the architecture of the potential in a folder.
+
+    Raises:
+        SimulationError: See `read_config`.
+    """
+    return str(read_config(Path(folder)).get("architecture", STUDENT))
 
 
 def licence_of(folder: str | Path) -> str:
@@ -132,7 +167,7 @@ def licence_of(folder: str | Path) -> str:
     Raises:
         SimulationError: See `load_folder`.
     """
-    return str(_read_config(Path(folder) / CONFIG)["licence"])
+    return str(read_config(Path(folder))["licence"])
 
 
 @torch.no_grad()
@@ -146,22 +181,42 @@ def read_folder(folder: str | Path) -> NEPParameters:
     return replace(student.tables(), name=Path(folder).resolve().name, sha256=sha256)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(
+    folder: Path, architecture: str | None = None, more: Mapping[str, type] | None = None
+) -> dict[str, Any]:
+    """Return the config of a folder.
+
+    Args:
+        folder: Of a potential.
+        architecture: What it must be; anything by default.
+        more: Keys beside those of every potential, and their types.
+
+    Raises:
+        SimulationError: It is missing, damaged, of a later version, or of another architecture.
+    """
+    path = folder / CONFIG
     fix = "Give a bundled name, or the folder of a potential that `python -m defectnet.distil export` wrote"
     if not path.is_file():
         raise SimulationError(f"{path.parent} holds no {CONFIG}", fix=fix)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SimulationError(f"{path} is not valid JSON", why=str(error)[:120], fix=_AGAIN) from error
+        raise SimulationError(f"{path} is not valid JSON", why=str(error)[:120], fix=AGAIN) from error
     if not isinstance(config, dict):
-        raise SimulationError(f"{path} holds a {type(config).__name__}, not an object", fix=_AGAIN)
+        raise SimulationError(f"{path} holds a {type(config).__name__}, not an object", fix=AGAIN)
     schema = config.get("schema_version")
     if type(schema) is int and schema > SCHEMA_VERSION:
         raise SimulationError(
             f"{path} has schema version {schema}, this defectnet reads up to {SCHEMA_VERSION}", fix="Upgrade defectnet"
         )
-    for key, kind in _KEYS.items():
+    found = config.get("architecture", STUDENT)
+    if architecture is not None and found != architecture:
+        raise SimulationError(f"{path}: the potential is a {found}, not a {architecture}", fix=fix)
+    for key, kind in {**_KEYS, **(more or {})}.items():
         if type(config.get(key)) is not kind:
             raise SimulationError(f"{path}: {key} is missing or no {kind.__name__}", fix=fix)
     return config
+
+
+def _first_broken(state: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, value in state.items() if not bool(torch.isfinite(value).all())), None)

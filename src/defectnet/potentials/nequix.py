@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,47 +14,50 @@ from torch import Tensor
 
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256
+from defectnet.potentials.convert_nequix import read_nqx
 from defectnet.potentials.neighbours import Crystal, Pairs, find_pairs
 from defectnet.potentials.nep import EnergyForcesStress, joined_pairs
+from defectnet.potentials.nequix_folder import load_network
 from defectnet.potentials.nequix_network import NequixNetwork
 from defectnet.potentials.reference import ReferencePotential
 
 FloatArray = NDArray[np.float64]
 
+TOGETHER = 8
+"""Displacements whose changed edges are computed at a time."""
+
 
 class NequixPotential(ReferencePotential):
-    """A Nequix network behind the protocol of the simulator.
-
-    The package reads the weights; energies and forces are computed in torch (`NequixNetwork`), in single precision.
+    """A Nequix network behind the protocol of the simulator; energies and forces in single precision.
 
     Args:
-        path: Weights, ``.nqx``.
-        device: ``cpu`` or ``cuda``.
+        network: The network.
+        name, sha256: Of its file.
         batch: Displaced cells in one call; 1 is best on a CPU.
         displacement: Angstrom. One direction only: the network's forces are single precision and nearly linear there.
-
-    Raises:
-        SimulationError: The package is missing, or the file is no such network.
     """
 
     def __init__(
-        self, path: str | Path, device: str = "cpu", *, batch: int | None = None, displacement: float = 0.01
+        self, network: NequixNetwork, *, name: str, sha256: str, batch: int | None = None, displacement: float = 0.01
     ) -> None:
-        path = Path(path)
-        if not path.is_file():
-            raise SimulationError(f"potential {path} does not exist", fix="Check the path")
-        try:
-            model, config = _load(path)
-        except ImportError as error:
-            raise SimulationError(
-                f"potential {path} needs the package nequix", why=str(error), fix="pip install 'defectnet[reference]'"
-            ) from error
-        super().__init__(
-            None, name=path.stem, sha256=file_sha256(path), displacement=displacement, both_directions=False
-        )
-        self.network = NequixNetwork(model, float(config["avg_n_neighbors"]), device)
-        self.batch = batch or (1 if device == "cpu" else 48)
-        self._index = {int(z): i for i, z in enumerate(sorted(config["atomic_numbers"]))}
+        super().__init__(None, name=name, sha256=sha256, displacement=displacement, both_directions=False)
+        self.network = network
+        self.batch = batch or (1 if network.device.type == "cpu" else 48)
+        self._index = {z: i for i, z in enumerate(network.form.elements)}
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, device: torch.device | str = "cpu", **settings: Any) -> Self:
+        """Load a network from a potential's folder, see `load_network`; `settings` are those of the class."""
+        form, tensors, sha256 = load_network(folder)
+        network = NequixNetwork(form, tensors, device)
+        return cls(network, name=Path(folder).resolve().name, sha256=sha256, **settings)
+
+    @classmethod
+    def from_package(cls, path: str | Path, device: torch.device | str = "cpu", **settings: Any) -> Self:
+        """Load a network of the package nequix (``.nqx``), see `read_nqx`; `settings` are those of the class."""
+        form, tensors = read_nqx(path)
+        network = NequixNetwork(form, tensors, device)
+        return cls(network, name=Path(path).stem, sha256=file_sha256(path), **settings)
 
     def check(self, crystal: Crystal) -> None:
         """See that the network knows all elements.
@@ -85,23 +87,28 @@ class NequixPotential(ReferencePotential):
         if self.batch > 1:
             return super().displaced_forces(crystal, atoms, shifts)
         # Edges that no displacement brings within the cut-off are in vain, but for all displacements the same.
-        pairs = find_pairs(crystal, self.network.cutoff + float(np.linalg.norm(shifts, axis=1).max()))
+        pairs = find_pairs(crystal, self.network.form.cutoff + float(np.linalg.norm(shifts, axis=1).max()))
         species = torch.tensor([self._index[int(z)] for z in crystal.numbers])
-        radial = self.network.radial_weights(pairs.vector)
+        terms = self.network.edge_terms(pairs.vector)
         out = []
-        for atom, shift in zip(atoms, torch.from_numpy(shifts), strict=True):
-            away = (pairs.neighbour == atom).double() - (pairs.centre == atom).double()
-            vector = pairs.vector + away[:, None] * shift
-            moved = away.nonzero()[:, 0]
-            with radial.replaced(moved, self.network.radial_weights(vector[moved])):
-                _, gradient = self.network.evaluate(vector, species, pairs.neighbour, pairs.centre, radial)
-            out.append(_pulled(gradient.to("cpu", torch.float64), pairs, len(crystal)))
+        for first in range(0, len(atoms), TOGETHER):
+            vectors, moved = [], []
+            for atom, shift in zip(atoms[first : first + TOGETHER], torch.from_numpy(shifts[first:]), strict=False):
+                away = (pairs.neighbour == atom).double() - (pairs.centre == atom).double()
+                vectors.append(pairs.vector + away[:, None] * shift)
+                moved.append(away.nonzero()[:, 0])
+            changed = torch.cat([vector[edges] for vector, edges in zip(vectors, moved, strict=True)])
+            parts = self.network.edge_terms(changed).split([len(edges) for edges in moved])
+            for vector, edges, part in zip(vectors, moved, parts, strict=True):
+                with terms.replaced(edges, part):
+                    _, gradient = self.network.evaluate(vector, species, pairs.neighbour, pairs.centre, terms)
+                out.append(_pulled(gradient.to("cpu", torch.float64), pairs, len(crystal)))
         return out
 
     def _evaluate(self, crystals: Sequence[Crystal]) -> list[EnergyForcesStress]:
         """Evaluate crystals side by side, as one graph."""
         bounds = [0, *accumulate(len(crystal) for crystal in crystals)]
-        pairs = joined_pairs([find_pairs(crystal, self.network.cutoff) for crystal in crystals], bounds)
+        pairs = joined_pairs([find_pairs(crystal, self.network.form.cutoff) for crystal in crystals], bounds)
         species = torch.tensor([self._index[int(z)] for crystal in crystals for z in crystal.numbers])
         energies, gradient = self.network.evaluate(pairs.vector, species, pairs.neighbour, pairs.centre)
         gradient = gradient.to("cpu", torch.float64)
@@ -120,17 +127,3 @@ def _pulled(gradient: Tensor, pairs: Pairs, atoms: int) -> FloatArray:
     """Return (N, 3) forces: an edge pulls at both of its atoms."""
     forces = torch.zeros(atoms, 3, dtype=torch.float64)
     return forces.index_add_(0, pairs.centre, gradient).index_add_(0, pairs.neighbour, -gradient).numpy()
-
-
-def _load(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Load the package's network and its settings."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX reads the weights, and computes nothing
-    from nequix.model import load_model  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
-    try:
-        model, config = load_model(path, False)
-    except (ValueError, KeyError, RuntimeError, UnicodeDecodeError) as error:
-        raise SimulationError(
-            f"potential {path} is no Nequix network, or truncated", why=str(error)[:120], fix="Get the file again"
-        ) from error
-    return model, config

@@ -51,8 +51,8 @@ def backward_kernel(components: int, channels: int) -> Kernel:
     """Return the kernel of the derivatives.
 
     Its arguments: as of `forward_kernel` up to the weights; (E, W) derivatives of the weights by the length of the
-    edge; (N, M, U) derivatives by the sums; and what it adds to: (N, 2 l + 1, U) derivatives by the features, (E, M,
-    2 l + 1) by the matrices, (E,) by the lengths.
+    edge; (N, M, U) derivatives by the sums; what it adds to, (N, 2 l + 1, U) derivatives by the features; and what it
+    writes, (E, M, 2 l + 1) derivatives by the matrices and (E,) by the lengths.
     """
 
     @_compiled  # type: ignore[untyped-decorator,unused-ignore]
@@ -70,12 +70,15 @@ def backward_kernel(components: int, channels: int) -> Kernel:
         by_distance: Array,
     ) -> None:
         zero = values.dtype.type(0)
-        arriving = np.empty(channels, values.dtype)
+        rows = len(column)
+        together = rows // 4 * 4
+        arriving = np.empty((rows, channels), values.dtype)
         for e in range(len(matrix)):
             sent, arrived, back = features[sender[e]], gradient[receiver[e]], by_features[sender[e]]
+            mine, by_mine = matrix[e], by_matrix[e]
             by_length = zero
-            for m in range(len(column)):
-                row, given, k = matrix[e, m], arrived[m], column[m]
+            for m in range(rows):
+                row, given, into, k = mine[m], arrived[m], arriving[m], column[m]
                 weights, rises = values[e, k : k + channels], slopes[e, k : k + channels]
                 sum_ = zero
                 for u in range(channels):
@@ -83,16 +86,35 @@ def backward_kernel(components: int, channels: int) -> Kernel:
                     for c in range(1, components):
                         moved += row[c] * sent[c, u]
                     sum_ += moved * given[u] * rises[u]
-                    arriving[u] = given[u] * weights[u]
+                    into[u] = given[u] * weights[u]
                 by_length += sum_
-                # Apart from the loop above, or the compiler takes one number at a time.
+            by_distance[e] = by_length
+            # Apart from the loop above, or the compiler takes one number at a time; four rows at a time, so that
+            # what is sent, and what comes back, is read and written once for them.
+            for m in range(0, together, 4):
+                a0, a1, a2, a3 = arriving[m], arriving[m + 1], arriving[m + 2], arriving[m + 3]
                 for c in range(components):
-                    factor, mine, into = row[c], sent[c], back[c]
-                    sum_ = zero
+                    f0, f1, f2, f3 = mine[m, c], mine[m + 1, c], mine[m + 2, c], mine[m + 3, c]
+                    part, into = sent[c], back[c]
+                    s0 = s1 = s2 = s3 = zero
                     for u in range(channels):
-                        into[u] += factor * arriving[u]
-                        sum_ += arriving[u] * mine[u]
-                    by_matrix[e, m, c] += sum_
-            by_distance[e] += by_length
+                        into[u] += f0 * a0[u] + f1 * a1[u] + f2 * a2[u] + f3 * a3[u]
+                        s0 += a0[u] * part[u]
+                        s1 += a1[u] * part[u]
+                        s2 += a2[u] * part[u]
+                        s3 += a3[u] * part[u]
+                    by_mine[m, c] = s0
+                    by_mine[m + 1, c] = s1
+                    by_mine[m + 2, c] = s2
+                    by_mine[m + 3, c] = s3
+            for m in range(together, rows):
+                a0 = arriving[m]
+                for c in range(components):
+                    f0, part, into = mine[m, c], sent[c], back[c]
+                    s0 = zero
+                    for u in range(channels):
+                        into[u] += f0 * a0[u]
+                        s0 += a0[u] * part[u]
+                    by_mine[m, c] = s0
 
     return backward  # type: ignore[no-any-return,unused-ignore]

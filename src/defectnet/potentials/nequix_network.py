@@ -1,4 +1,4 @@
-"""The Nequix network in torch: the package's weights, evaluated a few times faster than by the package on a CPU.
+"""The Nequix network in torch, evaluated a few times faster than by its package on a CPU.
 
 Nequix (Koker et al., arXiv 2508.16067) is an equivariant message passing network of the NequIP kind (Batzner et al.,
 Nat. Commun. 13, 2453 (2022)). Here a message is a small matrix product for each edge, from the 2 l + 1 components of
@@ -7,8 +7,7 @@ time, forward and backward, so that what lies between stays in the processor's c
 an edge's length, most of the work, is computed once with its derivative, and can be kept from call to call for the
 edges that have not changed: in a finite displacement few have.
 
-How the package normalises and orders its tensors is not written again: each of its linear maps is read off by applying
-it to unit vectors.
+A network is a form and named tensors, see `NequixForm.shapes`; `convert_nequix` makes both from a file of the package.
 
 Shape letters: N atoms, E edges, S species, U channels, M components (2 l + 1, or those of several l side by side).
 """
@@ -19,8 +18,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import combinations_with_replacement, groupby
+from functools import cached_property
+from itertools import combinations_with_replacement, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot, silu
 
-from defectnet.errors import SimulationError
+from defectnet.config import Settings
+from defectnet.errors import ConfigError
 
 try:
     from defectnet.potentials import nequix_kernels
@@ -44,20 +44,129 @@ CHUNK_DEVICE = 1 << 15
 
 
 @dataclass(frozen=True)
+class NequixForm(Settings):
+    """Settings of a network.
+
+    Features of degree l have the parity of their l.
+
+    Attributes:
+        elements: Atomic numbers, ascending: S of them.
+        cutoff: Angstrom.
+        power: p of the polynomial cut-off.
+        functions: Radial functions.
+        radial_width: Neurons in a layer of the radial networks.
+        radial_layers: Hidden layers of the radial networks.
+        l_max: Largest l of the spherical harmonics.
+        channels: U of the features of each l = 0, 1, ...; 0 where there are none.
+        layers: Convolutions.
+        neighbours: Mean number of neighbours; sums of messages are divided by its root.
+        scale, shift: Of an atom's energy, eV.
+        norm: Whether features are normalised.
+        skip_by_species: Whether each species has its own skip connections.
+        scalar_gain, gate_gain: Factors of the activations of scalars and of gates.
+    """
+
+    elements: tuple[int, ...]
+    cutoff: float
+    power: float
+    functions: int
+    radial_width: int
+    radial_layers: int
+    l_max: int
+    channels: tuple[int, ...]
+    layers: int
+    neighbours: float
+    scale: float
+    shift: float
+    norm: bool
+    skip_by_species: bool
+    scalar_gain: float
+    gate_gain: float
+
+    def __post_init__(self) -> None:
+        fix = "Get the potential again"
+        for name in ("functions", "radial_width", "radial_layers", "layers", "power", "neighbours", "cutoff"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"form.{name} is {getattr(self, name)}, not positive", fix=fix)
+        if not self.elements or list(self.elements) != sorted(set(self.elements)) or self.elements[0] < 1:
+            raise ConfigError("form.elements are no ascending atomic numbers", fix=fix)
+        if not 0 <= self.l_max <= 8 or not 1 <= len(self.channels) <= self.l_max + 1:
+            raise ConfigError(f"form.l_max is {self.l_max}, with {len(self.channels)} channels", fix=fix)
+        if min(self.channels) < 0 or self.channels[0] < 1:
+            raise ConfigError(f"form.channels are {list(self.channels)}", fix=fix)
+
+    def features(self, layer: int) -> dict[int, int]:
+        """Return l -> channels of the features that enter a layer; those that leave the last one enter `layers`."""
+        if layer == 0:
+            return {0: len(self.elements)}
+        hidden = {degree: count for degree, count in enumerate(self.channels) if count}
+        return hidden if layer < self.layers else {0: self.channels[0]}
+
+    def paths(self, layer: int) -> dict[int, list[tuple[int, int]]]:
+        """Return, for each l of the features of a layer, the (l, l) of harmonics and messages, by that of messages."""
+        targets = self.features(layer + 1)
+        return {
+            source: [
+                (harmonic, target)
+                for target in sorted(targets)
+                for harmonic in range(self.l_max + 1)
+                if abs(source - harmonic) <= target <= source + harmonic and (source + harmonic + target) % 2 == 0
+            ]
+            for source in self.features(layer)
+        }
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors.
+
+        `harmonics` is from monomials to spherical harmonics; `coupling.A.B.C`, from harmonics of l = B and features of
+        l = A to messages of l = C. Of layer K, `layers.K.before.L`, `after` and `skip` are linear maps of the features
+        of l = L, `norm` their weights in the normalisation, and `layers.K.radial.J` the radial network, whose last
+        weights are ordered by l of the features, then as in `paths`, then by channel.
+        """
+        harmonics = (self.l_max + 1) ** 2
+        out: dict[str, tuple[int, ...]] = {
+            "atom_energies": (len(self.elements),),
+            "harmonics": (math.comb(self.l_max + 3, 3), harmonics),
+            "readout": (self.channels[0],),
+        }
+        for layer in range(self.layers):
+            enter, leave, paths = self.features(layer), self.features(layer + 1), self.paths(layer)
+            widths = {**leave, 0: sum(leave.values())}  # one gate for each channel that is no scalar
+            weights = sum(enter[source] * len(found) for source, found in paths.items())
+            sizes = [self.functions, *[self.radial_width] * self.radial_layers, weights]
+            name = f"layers.{layer}"
+            out |= {f"{name}.radial.{k}": shape for k, shape in enumerate(pairwise(sizes))}
+            out |= {f"{name}.before.{degree}": (count, count) for degree, count in enter.items()}
+            for degree, width in widths.items():
+                arriving = [enter[source] for source, found in paths.items() for _, target in found if target == degree]
+                out[f"{name}.after.{degree}"] = (sum(arriving), width)
+                if self.norm:
+                    out[f"{name}.norm.{degree}"] = (width,)
+                if degree in enter:
+                    each = (len(self.elements),) if self.skip_by_species else ()
+                    out[f"{name}.skip.{degree}"] = (*each, enter[degree], width)
+            for source, found in paths.items():
+                for harmonic, target in found:
+                    components = (2 * harmonic + 1, 2 * target + 1, 2 * source + 1)
+                    out[f"coupling.{source}.{harmonic}.{target}"] = components
+        return out
+
+
+@dataclass(frozen=True)
 class Coupling:
     """How features of one l become messages.
 
     Attributes:
         degree: l of the features.
         channels: U.
-        product: (Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side.
+        product: Number of the map from spherical harmonics to the matrix of each edge, see `NequixNetwork.products`.
         targets: l of each target, ascending, in the order of its components.
         columns: Where the weights of its targets, (targets U), stand among those of the layer.
     """
 
     degree: int
     channels: int
-    product: Tensor
+    product: int
     targets: tuple[int, ...]
     columns: slice
 
@@ -71,6 +180,10 @@ class Coupling:
     def components(self) -> int:
         """M, of all targets together."""
         return sum(2 * degree + 1 for degree in self.targets)
+
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """Return matrices of edges as (E, M, 2 l + 1)."""
+        return matrix.view(len(matrix), self.components, 2 * self.degree + 1)
 
     def alike(self, components: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the targets of each l: views (E, targets, 2 l + 1, U) of components and (E, targets, U) of weights."""
@@ -94,9 +207,7 @@ class Layer:
         radial: Layers of the radial network; the last one gives the weights of all couplings.
         couplings: One for each l of the features.
         norm: (U,) weights of each l in the normalisation; None without one.
-        scalars: Channels of l = 0 that are features; the others are gates.
         gated: (l, channels) of the features that are gated.
-        scale, gate_scale: Factors of the activations.
     """
 
     before: dict[int, Tensor]
@@ -105,69 +216,78 @@ class Layer:
     radial: tuple[Tensor, ...]
     couplings: tuple[Coupling, ...]
     norm: dict[int, Tensor] | None
-    scalars: int
     gated: tuple[tuple[int, int], ...]
-    scale: float
-    gate_scale: float
 
 
 @dataclass(frozen=True)
-class RadialWeights:
-    """What the radial networks make of the lengths of edges.
+class EdgeTerms:
+    """What depends on nothing but the vector of each edge.
 
     Attributes:
-        values: (E, weights) of each layer.
+        values: (E, weights) of each layer, from the radial networks.
         slopes: Their derivatives by the length, 1/angstrom.
+        matrices: (E, M (2 l + 1)) of each coupling; layers whose couplings are alike share them.
+        unit: (E, 3) directions.
+        turns: (E, 3, Y) derivatives of the spherical harmonics by the vector, 1/angstrom.
     """
 
     values: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
+    matrices: tuple[Tensor, ...]
+    unit: Tensor
+    turns: Tensor
 
     @contextmanager
-    def replaced(self, edges: Tensor, other: RadialWeights) -> Iterator[RadialWeights]:
-        """Put other weights for some edges, (K,) long, while the context lasts."""
-        mine = (*self.values, *self.slopes)
-        before = [values[edges] for values in mine]
+    def replaced(self, edges: Tensor, other: EdgeTerms) -> Iterator[EdgeTerms]:
+        """Put other terms for some edges, (K,) long, while the context lasts."""
+        edges = edges.to(self.unit.device)
+        before = [term.index_select(0, edges) for term in self._terms()]
         try:
-            for values, new in zip(mine, (*other.values, *other.slopes), strict=True):
-                values[edges] = new
+            for term, new in zip(self._terms(), other._terms(), strict=True):
+                term.index_copy_(0, edges, new)
             yield self
         finally:
-            for values, old in zip(mine, before, strict=True):
-                values[edges] = old
+            for term, old in zip(self._terms(), before, strict=True):
+                term.index_copy_(0, edges, old)
+
+    def split(self, counts: list[int]) -> list[EdgeTerms]:
+        """Return the terms of successive runs of edges."""
+        n = len(self.values)
+        each = zip(*(torch.split(term, counts) for term in self._terms()), strict=True)
+        return [EdgeTerms(part[:n], part[n : 2 * n], part[2 * n : -2], part[-2], part[-1]) for part in each]
+
+    def _terms(self) -> tuple[Tensor, ...]:
+        return (*self.values, *self.slopes, *self.matrices, self.unit, self.turns)
 
 
 class NequixNetwork:
     """Energies of atoms and their derivatives by the edges.
 
     Args:
-        model: A `nequix.model.Nequix`, as `nequix.model.load_model` returns it.
-        neighbours: Mean number of neighbours that messages are divided by.
+        form: Its settings.
+        tensors: By name, see `NequixForm.shapes`.
         device: Where it is evaluated.
         dtype: Precision.
-
-    Raises:
-        SimulationError: The network has features of both parities for one l.
     """
 
     def __init__(
-        self, model: Any, neighbours: float, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        form: NequixForm,
+        tensors: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.device, self.dtype = torch.device(device), dtype
-        self.cutoff, self.power = float(model.cutoff), float(model.radial_polynomial_p)
-        self.functions, self.species, self.l_max = int(model.radial_basis_size), int(model.n_species), int(model.lmax)
-        self.root_neighbours = math.sqrt(neighbours)
+        self.form, self.device, self.dtype = form, torch.device(device), dtype
+        self.root_neighbours = math.sqrt(form.neighbours)
         compiled = nequix_kernels is not None and self.device.type == "cpu"
         self.chunk = 0 if compiled else CHUNK if self.device.type == "cpu" else CHUNK_DEVICE
-        reader = _Reader(self.l_max, self._tensor)
-        self.harmonics = reader.harmonics()
-        self.layers = tuple(reader.layer(layer) for layer in model.layers)
-        self.readout = reader.linear(model.readout, model.readout.irreps_in)[0][:, 0]
-        self.scale, self.shift = float(model.scale), float(model.shift)
-        self.atom_energies = np.asarray(model.atom_energies, dtype=np.float64)
-
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.tensor(np.asarray(values, dtype=np.float64), dtype=self.dtype, device=self.device)
+        self.atom_energies = tensors["atom_energies"].double().cpu().numpy()
+        tensors = {name: tensor.to(self.device, dtype) for name, tensor in tensors.items()}
+        self.harmonics, self.readout = tensors["harmonics"], tensors["readout"]
+        kinds = {key: None for number in range(form.layers) for key in _kinds(form, number).values()}
+        self.products = tuple(_product_of(form, tensors, kind) for kind in kinds)
+        """(Y, M (2 l + 1)) from spherical harmonics to the matrix of each edge, all targets side by side."""
+        self.layers = tuple(_layer(form, tensors, number, list(kinds)) for number in range(form.layers))
 
     def evaluate(
         self,
@@ -175,7 +295,7 @@ class NequixNetwork:
         species: Tensor,
         sender: Tensor,
         receiver: Tensor,
-        radial: RadialWeights | None = None,
+        terms: EdgeTerms | None = None,
     ) -> tuple[NDArray[np.float64], Tensor]:
         """Compute energies and their gradient.
 
@@ -184,54 +304,84 @@ class NequixNetwork:
             species: (N,) long.
             sender: (E,) long, whose features each message carries.
             receiver: (E,) long, where it arrives.
-            radial: What `radial_weights` gave for the lengths of `vector`, if that is known.
+            terms: What `edge_terms` gave for `vector`, if that is known.
 
         Returns:
             (N,) energies of the atoms in eV, in double precision; and (E, 3) derivatives of their sum by `vector`.
         """
-        vector = vector.detach().to(self.device, self.dtype).requires_grad_()
         species, sender, receiver = (index.to(self.device) for index in (species, sender, receiver))
-        energies = self._energies(vector, species, sender, receiver, radial or self.radial_weights(vector.detach()))
-        (gradient,) = torch.autograd.grad(energies.sum(), vector)
+        terms = terms or self.edge_terms(vector)
+        matrices = [matrix.detach().requires_grad_() for matrix in terms.matrices]
+        distance = terms.unit.new_zeros(len(vector)).requires_grad_()  # its value is in the radial weights
+        energies = self._energies(species, sender, receiver, terms, distance, matrices)
+        by_distance, *by_matrix = torch.autograd.grad(energies.sum(), [distance, *matrices])
+        by_harmonics = terms.unit.new_zeros(len(vector), self.harmonics.shape[1])
+        for by, product in zip(by_matrix, self.products, strict=True):
+            by_harmonics.addmm_(by, product.T)
+        gradient = torch.baddbmm((by_distance[:, None] * terms.unit)[:, :, None], terms.turns, by_harmonics[:, :, None])
         kinds = species.cpu().numpy()
         network = energies.detach().cpu().numpy().astype(np.float64)
         # In double precision here: these sums are thousands of times what changes along a relaxation.
-        return network * self.scale + self.shift + self.atom_energies[kinds], gradient * self.scale
+        energies_ev = network * self.form.scale + self.form.shift + self.atom_energies[kinds]
+        return energies_ev, gradient[:, :, 0] * self.form.scale
 
     @torch.no_grad()
-    def radial_weights(self, vector: Tensor) -> RadialWeights:
-        """Compute what the radial networks make of the lengths of (E, 3) vectors."""
-        distance = vector.to(self.device, self.dtype).norm(dim=1, keepdim=True)
+    def edge_terms(self, vector: Tensor) -> EdgeTerms:
+        """Compute what depends on the (E, 3) vectors of edges alone."""
+        vector = vector.to(self.device, self.dtype)
+        distance = vector.norm(dim=1, keepdim=True)
         basis, slope = _with_slope(self._radial_basis, distance, torch.ones_like(distance))
         values, slopes = [], []
         for layer in self.layers:
             value, rise = basis, slope
             for matrix in layer.radial[:-1]:
-                value, rise = _with_slope(silu, value @ matrix, rise @ matrix)
+                value, rise = value @ matrix, rise @ matrix
+                share = value.sigmoid()
+                value = value * share  # SiLU
+                rise = rise * (share + value * (1.0 - share))
             values.append(value @ layer.radial[-1])
             slopes.append(rise @ layer.radial[-1])
-        return RadialWeights(tuple(values), tuple(slopes))
+        axes = torch.eye(3, dtype=self.dtype, device=self.device).repeat(len(vector), 1)
+        harmonics, turns = _with_slope(self._harmonics, vector.repeat_interleave(3, dim=0), axes)
+        return EdgeTerms(
+            values=tuple(values),
+            slopes=tuple(slopes),
+            matrices=tuple(harmonics[::3] @ product for product in self.products),
+            unit=vector / distance,
+            turns=turns.view(len(vector), 3, -1),
+        )
 
     def _energies(
-        self, vector: Tensor, species: Tensor, sender: Tensor, receiver: Tensor, radial: RadialWeights
+        self,
+        species: Tensor,
+        sender: Tensor,
+        receiver: Tensor,
+        terms: EdgeTerms,
+        distance: Tensor,
+        matrices: Sequence[Tensor],
     ) -> Tensor:
-        distance = vector.norm(dim=1, keepdim=True)
-        angular = _monomials(vector / distance, self.l_max) @ self.harmonics
-        features = {0: one_hot(species, self.species).to(self.dtype)[:, None]}
-        for layer, values, slopes in zip(self.layers, radial.values, radial.slopes, strict=True):
+        features = {0: one_hot(species, len(self.form.elements)).to(self.dtype)[:, None]}
+        for layer, values, slopes in zip(self.layers, terms.values, terms.slopes, strict=True):
+            edges = _Edges(sender, receiver, values, slopes, self.chunk)
             sent = [features[c.degree] @ layer.before[c.degree] for c in layer.couplings]
+            mine = [matrices[c.product] for c in layer.couplings]
             arrived: tuple[Tensor, ...] = _Messages.apply(  # type: ignore[no-untyped-call]
-                layer.couplings, self.chunk, sender, receiver, values, slopes, distance, angular, *sent
+                layer.couplings, edges, distance, *mine, *sent
             )
             features = self._update(layer, features, species, arrived)
         return features[0][:, 0] @ self.readout
 
+    def _harmonics(self, vector: Tensor) -> Tensor:
+        """Return (E, Y) spherical harmonics."""
+        return monomials(vector / vector.norm(dim=1, keepdim=True), self.form.l_max) @ self.harmonics
+
     def _radial_basis(self, distance: Tensor) -> Tensor:
         """Return (E, functions): Bessel functions times a polynomial cut-off (DimeNet, arXiv 2003.03123, Eq. 8)."""
-        wave = torch.arange(1, self.functions + 1, dtype=self.dtype, device=self.device) * (math.pi / self.cutoff)
-        x, p = distance / self.cutoff, self.power
+        cutoff, p = self.form.cutoff, self.form.power
+        wave = torch.arange(1, self.form.functions + 1, dtype=self.dtype, device=self.device) * (math.pi / cutoff)
+        x = distance / cutoff
         inner = 1.0 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
-        return (2.0 / self.cutoff) * torch.sin(wave * distance) / distance * torch.where(x < 1.0, inner, 0.0)
+        return (2.0 / cutoff) * torch.sin(wave * distance) / distance * torch.where(x < 1.0, inner, 0.0)
 
     def _update(
         self, layer: Layer, features: Mapping[int, Tensor], species: Tensor, arrived: Sequence[Tensor]
@@ -253,13 +403,60 @@ class NequixNetwork:
             power = sum(x.square().sum(2).mean(1) / (x.shape[1] * len(out)) for x in out.values())
             factor = (torch.as_tensor(power) + 1e-12).rsqrt()[:, None, None]
             out = {degree: x * layer.norm[degree] * factor for degree, x in out.items()}
-        gates = silu(out[0][..., layer.scalars :]) * layer.gate_scale
-        gated = {0: silu(out[0][..., : layer.scalars]) * layer.scale}
+        scalars = self.form.channels[0]
+        gates = silu(out[0][..., scalars:]) * self.form.gate_gain
+        gated = {0: silu(out[0][..., :scalars]) * self.form.scalar_gain}
         at = 0
         for degree, channels in layer.gated:
             gated[degree] = out[degree] * gates[..., at : at + channels]
             at += channels
         return gated
+
+
+_Kind = tuple[int, tuple[tuple[int, int], ...]]
+"""What decides on a product: l of the features, and (l, l) of harmonics and messages."""
+
+
+def _kinds(form: NequixForm, number: int) -> dict[int, _Kind]:
+    """Return the kinds of the couplings of a layer, by l of its features."""
+    return {source: (source, tuple(paths)) for source, paths in form.paths(number).items()}
+
+
+def _product_of(form: NequixForm, tensors: Mapping[str, Tensor], kind: _Kind) -> Tensor:
+    """Return the (Y, M (2 l + 1)) product of a kind of coupling."""
+    source, paths = kind
+    blocks = []
+    for harmonic, target in paths:
+        values = tensors[f"coupling.{source}.{harmonic}.{target}"]
+        block = values.new_zeros((form.l_max + 1) ** 2, *values.shape[1:])
+        block[harmonic**2 : (harmonic + 1) ** 2] = values
+        blocks.append(block)
+    return torch.cat(blocks, dim=1).flatten(1)
+
+
+def _layer(form: NequixForm, tensors: Mapping[str, Tensor], number: int, kinds: Sequence[_Kind]) -> Layer:
+    """Build a convolution from tensors of the right precision."""
+
+    def each(part: str) -> dict[int, Tensor]:
+        start = f"layers.{number}.{part}."
+        found = {int(name.removeprefix(start)): value for name, value in tensors.items() if name.startswith(start)}
+        return dict(sorted(found.items()))
+
+    couplings, column = [], 0
+    for source, kind in _kinds(form, number).items():
+        targets, channels = tuple(target for _, target in kind[1]), form.features(number)[source]
+        columns = slice(column, column + channels * len(targets))
+        couplings.append(Coupling(source, channels, kinds.index(kind), targets, columns))
+        column = columns.stop
+    return Layer(
+        before=each("before"),
+        after=each("after"),
+        skip=each("skip"),
+        radial=tuple(each("radial").values()),
+        couplings=tuple(couplings),
+        norm=each("norm") if form.norm else None,
+        gated=tuple((degree, count) for degree, count in form.features(number + 1).items() if degree),
+    )
 
 
 def _with_slope(function: Callable[[Tensor], Tensor], value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,7 +465,7 @@ def _with_slope(function: Callable[[Tensor], Tensor], value: Tensor, slope: Tens
     return outputs[0], outputs[1]
 
 
-def _monomials(unit: Tensor, l_max: int) -> Tensor:
+def monomials(unit: Tensor, l_max: int) -> Tensor:
     """Return all monomials of the components of (P, 3) vectors up to a degree, (P, C); autograd can follow."""
     components = unit.unbind(1)
     out = [torch.ones_like(components[0])]
@@ -282,63 +479,47 @@ def _monomials(unit: Tensor, l_max: int) -> Tensor:
 
 
 class _Messages(torch.autograd.Function):
-    """Messages summed at their receivers. Of an edge only its matrices are kept for the way back."""
+    """Messages summed at their receivers."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        couplings: Sequence[Coupling],
-        chunk: int,
-        sender: Tensor,
-        receiver: Tensor,
-        values: Tensor,
-        slopes: Tensor,
-        distance: Tensor,
-        angular: Tensor,
-        *features: Tensor,
+        ctx: Any, couplings: Sequence[Coupling], edges: _Edges, distance: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Sum messages.
 
         Args:
             ctx: Of torch.
             couplings: C of them.
-            chunk: Edges at a time, where torch sums; 0 for the compiled kernels.
-            sender: (E,) long.
-            receiver: (E,) long.
-            values: (E, weights) of `RadialWeights`.
-            slopes: The same.
-            distance: (E, 1), only to have a derivative by it.
-            angular: (E, Y) spherical harmonics.
-            features: C of (N, 2 l + 1, U), which the senders send.
+            edges: Of the layer.
+            distance: (E,), only to have a derivative by it.
+            tensors: C matrices of (E, M (2 l + 1)), then C features of (N, 2 l + 1, U), which the senders send.
 
         Returns:
             C of (N, M, U).
         """
-        edges = _Edges(sender, receiver, values, slopes, chunk)
-        matrices = [
-            (angular @ coupling.product).view(len(sender), coupling.components, sent.shape[1])
-            for coupling, sent in zip(couplings, features, strict=True)
-        ]
         ctx.couplings, ctx.edges = couplings, edges
-        ctx.save_for_backward(*matrices, *features)
+        ctx.save_for_backward(*tensors)
+        matrices, features = tensors[: len(couplings)], tensors[len(couplings) :]
         rows = zip(couplings, matrices, features, strict=True)
-        return tuple(edges.send(coupling, matrix, sent.contiguous()) for coupling, matrix, sent in rows)
+        return tuple(
+            edges.send(coupling, coupling.shaped(matrix), sent.contiguous()) for coupling, matrix, sent in rows
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         matrices, features = ctx.saved_tensors[: len(gradients)], ctx.saved_tensors[len(gradients) :]
-        by_distance, by_angular, by_features = torch.zeros(()), torch.zeros(()), []
+        by_distance, by_matrices, by_features = torch.zeros(()), [], []
         for coupling, matrix, sent, gradient in zip(ctx.couplings, matrices, features, gradients, strict=True):
-            found = ctx.edges.send_back(coupling, matrix, sent.contiguous(), gradient.contiguous())
+            found = ctx.edges.send_back(coupling, coupling.shaped(matrix), sent.contiguous(), gradient.contiguous())
             by_features.append(found[0])
-            by_angular = found[1].flatten(1) @ coupling.product.T + by_angular
+            by_matrices.append(found[1].flatten(1))
             by_distance = found[2] + by_distance
-        return None, None, None, None, None, None, by_distance[:, None], by_angular, *by_features
+        return None, None, by_distance, *by_matrices, *by_features
 
 
 @dataclass(frozen=True)
 class _Edges:
-    """The edges of a layer: (E,) ends, and (E, weights) of `RadialWeights`; see `_Messages`."""
+    """The edges of a layer: (E,) ends, and (E, weights) of `EdgeTerms`; see `_Messages`."""
 
     sender: Tensor
     receiver: Tensor
@@ -365,7 +546,7 @@ class _Edges:
         self, coupling: Coupling, matrix: Tensor, features: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the derivatives by features, matrices and (E,) lengths, from (N, M, U) derivatives by the sums."""
-        by_features, by_matrix = torch.zeros_like(features), torch.zeros_like(matrix)
+        by_features, by_matrix = torch.zeros_like(features), torch.empty_like(matrix)
         by_distance = features.new_zeros(len(matrix))
         if not self.chunk:
             known = self._known(coupling, matrix, features)
@@ -391,137 +572,3 @@ class _Edges:
 
 def _product(matrix: Tensor, features: Tensor) -> Tensor:
     return matrix * features if features.shape[1] == 1 else torch.bmm(matrix, features)
-
-
-class _Reader:
-    """Reads the package's modules.
-
-    Args:
-        l_max: Largest l of the spherical harmonics.
-        tensor: Makes a tensor of an array.
-    """
-
-    def __init__(self, l_max: int, tensor: Callable[[Any], Tensor]) -> None:
-        import e3nn_jax  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
-        self.e3nn, self.l_max, self.tensor = e3nn_jax, l_max, tensor
-
-    def harmonics(self) -> Tensor:
-        """Return (monomials, spherical harmonics), from the package's harmonics at more directions than monomials."""
-        directions = np.random.default_rng(0).normal(size=(400, 3))
-        directions /= np.linalg.norm(directions, axis=1)[:, None]
-        values = self.e3nn.spherical_harmonics(
-            self.e3nn.s2_irreps(self.l_max), directions, normalize=True, normalization="component"
-        )
-        table = _monomials(torch.from_numpy(directions), self.l_max).numpy()
-        # On the sphere some monomials depend on others; the smallest solution is as good as any.
-        return self.tensor(np.linalg.lstsq(table, np.asarray(values.array, dtype=np.float64), rcond=None)[0])
-
-    def linear(self, call: Callable[[Any], Any], irreps: Any) -> dict[int, Tensor]:
-        """Return for each l the (U, U') matrix of an equivariant linear map, from what it makes of unit vectors."""
-        irreps = self._regrouped(irreps)
-        matrices = {}
-        for (channels, kind), part in zip(irreps, irreps.slices(), strict=True):
-            units = np.zeros((channels, irreps.dim), dtype=np.float32)
-            units[np.arange(channels), part.start + kind.dim * np.arange(channels)] = 1.0
-            out = call(self.e3nn.IrrepsArray(irreps, units))
-            for (into, target), place in zip(out.irreps, out.irreps.slices(), strict=True):
-                if target == kind:
-                    values = np.asarray(out.array[:, place]).reshape(channels, into, kind.dim)
-                    matrices[int(kind.l)] = self.tensor(values[:, :, 0])
-        return matrices
-
-    def layer(self, layer: Any) -> Layer:
-        """Read a convolution."""
-        irreps = self._regrouped(layer.linear_1.irreps_in)
-        hidden = self._regrouped(layer.output_irreps)
-        *radial, last = (self.tensor(part.weights) for part in layer.radial_mlp.layers)
-        couplings, order = self._couplings(irreps, hidden)
-        if layer.index_weights:
-            number = int(layer.skip.num_indexed_weights)
-            each = [self.linear(partial(_skip_of, layer.skip, kind), irreps) for kind in range(number)]
-            skip = {degree: torch.stack([matrices[degree] for matrices in each]) for degree in each[0]}
-        else:
-            skip = self.linear(layer.skip, irreps)
-        norm = None
-        if layer.layer_norm is not None:
-            pairs = zip(layer.layer_norm.irreps, layer.layer_norm.affine_weight, strict=True)
-            norm = {int(kind.l): self.tensor(weight) for (_, kind), weight in pairs}
-        scale, gate_scale = self._activations()
-        return Layer(
-            before=self.linear(layer.linear_1, irreps),
-            after=self.linear(layer.linear_2, layer.linear_2.irreps_in),
-            skip=skip,
-            radial=(*radial, last[:, order]),
-            couplings=couplings,
-            norm=norm,
-            scalars=hidden.count("0e"),
-            gated=tuple((int(kind.l), int(channels)) for channels, kind in hidden if kind.l > 0),
-            scale=scale,
-            gate_scale=gate_scale,
-        )
-
-    def _couplings(self, irreps: Any, hidden: Any) -> tuple[tuple[Coupling, ...], list[int]]:
-        """Return the couplings, and the columns of the package's weights in their order."""
-        harmonics = self.e3nn.s2_irreps(self.l_max)
-        paths = [
-            (source, l2, target)
-            for source, (_, kind) in enumerate(irreps)
-            for l2, (_, harmonic) in enumerate(harmonics)
-            for target in kind * harmonic
-            if target in hidden
-        ]
-        sizes = [int(irreps[source].mul) for source, _, _ in paths]
-        ordered = sorted(range(len(paths)), key=lambda k: paths[k][2].l)  # stable
-        column = dict(zip(ordered, np.cumsum([0] + [sizes[k] for k in ordered]).tolist(), strict=False))
-        out: list[Coupling] = []
-        order: list[int] = []
-        for source, (channels, kind) in enumerate(irreps):
-            mine = [k for k in ordered if paths[k][0] == source]
-            targets = tuple(int(paths[k][2].l) for k in mine)
-            first = len(order)
-            order += [column[k] + u for k in mine for u in range(int(channels))]
-            blocks = [
-                self._coefficients(int(kind.l), paths[k][1], target) for k, target in zip(mine, targets, strict=True)
-            ]
-            product = np.concatenate(blocks, axis=1)  # (Y, M, 2 l + 1)
-            out.append(
-                Coupling(
-                    degree=int(kind.l),
-                    channels=int(channels),
-                    product=self.tensor(product.reshape(len(product), -1)),
-                    targets=targets,
-                    columns=slice(first, len(order)),
-                )
-            )
-        return tuple(out), order
-
-    def _coefficients(self, l1: int, l2: int, l3: int) -> NDArray[np.float64]:
-        """Return (harmonics, 2 l3 + 1, 2 l1 + 1) coupling coefficients, zero but for the harmonics of `l2`."""
-        values = np.asarray(self.e3nn.clebsch_gordan(l1, l2, l3), dtype=np.float64) * math.sqrt(2 * l3 + 1)
-        out = np.zeros(((self.l_max + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
-        out[l2**2 : (l2 + 1) ** 2] = values.transpose(1, 2, 0)
-        return out
-
-    def _activations(self) -> tuple[float, float]:
-        """Return the factors that the package's gate gives to the activations of scalars and of gates."""
-        import jax
-
-        one = self.e3nn.IrrepsArray("2x0e+1x1o", np.array([[1.0, 1.0, 1.0, 0.0, 0.0]], dtype=np.float32))
-        out = self.e3nn.gate(one, even_act=jax.nn.silu, odd_act=jax.nn.tanh, even_gate_act=jax.nn.silu).array[0]
-        plain = 1.0 / (1.0 + math.exp(-1.0))
-        return float(out[0]) / plain, float(out[1]) / plain
-
-    def _regrouped(self, irreps: Any) -> Any:
-        regrouped = self.e3nn.Irreps(irreps).regroup()
-        degrees: Sequence[int] = [int(kind.l) for _, kind in regrouped]
-        if len(set(degrees)) < len(degrees) or any(kind.p != (-1) ** kind.l for _, kind in regrouped):
-            raise SimulationError(
-                f"the network has features {irreps}", fix="Only networks whose features have the parity of their l work"
-            )
-        return regrouped
-
-
-def _skip_of(skip: Any, kind: int, features: Any) -> Any:
-    """Apply the skip connection of one species."""
-    return skip(np.full(len(features.array), kind), features)

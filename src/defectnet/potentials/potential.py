@@ -140,15 +140,25 @@ def load_potential(source: str | Path, device: torch.device | str = "cpu", *, pr
 
     Args:
         source: A name, see `potential_names`; or the path of a NEP in GPUMD's text format, of a folder that holds one
-            of ours, or of a Nequix network (``.nqx``, the reference path).
+            of ours or a Nequix network, or of a network of the package nequix (``.nqx``), which must be installed.
         device: Where to compute.
         precision: See `FastPotential`.
-    """
-    if str(source).endswith(".nqx"):
-        from defectnet.potentials.nequix import NequixPotential  # an extra, and slow to import
 
-        return NequixPotential(source, str(device))
-    return load_nep(source, device, precision=precision)
+    Raises:
+        SimulationError: There is none, or it is damaged.
+    """
+    from defectnet.potentials.folder import architecture_of, find_folder  # its module needs this one's
+
+    folder = find_folder(source)
+    of_package = str(source).endswith(".nqx")
+    if not of_package and (folder is None or architecture_of(folder) != "nequix"):
+        return load_nep(source, device, precision=precision)
+    from defectnet.potentials.nequix import NequixPotential  # slow to import: phonopy
+
+    if of_package:
+        return NequixPotential.from_package(source, usable_device(device))
+    assert folder is not None
+    return NequixPotential.from_folder(folder, usable_device(device))
 
 
 def load_nep(source: str | Path, device: torch.device | str = "cpu", *, precision: int = 64) -> FastPotential:
