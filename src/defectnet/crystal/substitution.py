@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from defectnet.crystal.host import HostModel
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
-from defectnet.potentials.force_constants import IMAGES, ForceConstants, total
+from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, unique_rows
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.reference import ReferencePotential
@@ -33,6 +34,12 @@ the potential is not exact."""
 
 TIE = 0.02
 """Images of a substitution whose distances from a pair of atoms differ by less, in angstrom, share what it changes."""
+
+NEAR_IMAGES = np.concatenate([IMAGES, 2 * IMAGES[1:]])
+"""Lattice shifts among which the nearest image of a substitution is found."""
+
+FAR = 0.65
+"""Share of the largest distance in the supercell, from which on a substitution is felt as a change of volume alone."""
 
 OFF_CENTRE = 0.05
 """Displacement of a dopant, in angstrom, from which on it has left its site."""
@@ -82,6 +89,7 @@ class Substitution:
             the acoustic sum rule.
         by_volume: (3 m, 3 m) its derivative by ln V; zero where it is not known.
         volume: Change of volume, cubic angstrom.
+        far_volume: The part of it that atoms far away feel: volume of the supercell times their change of ln V.
         energy: Change of the supercell's energy, eV: of two sites of one element the lower is preferred.
         displacement: How far the dopant is from the site, angstrom.
         orientations: In how many ways that are alike by symmetry it can sit there.
@@ -94,6 +102,7 @@ class Substitution:
     change: FloatArray
     by_volume: FloatArray
     volume: float
+    far_volume: float
     energy: float
     displacement: float
     orientations: int
@@ -154,12 +163,12 @@ def substitute(
             why=f"the softest direction has {lowest:.2f} eV/angstrom^2",
             fix="Leave it out, or allow more starts",
         )
-    local = task.localised(found, relaxed)
+    local, log_volume = task.localised(found)
     by_volume = np.zeros_like(local.change)
     if volume_step:
         step = volume_step if relaxed.crystal.volume >= task.ideal.volume else -volume_step
         strained = task.relax(relaxed.crystal.strained(np.eye(3) * np.exp(step / 3.0)), "fixed", relaxed.operations)
-        there = task.localised(task.force_constants(strained), strained)
+        there, _ = task.localised(task.force_constants(strained))
         by_volume = (there.on(local) - local.change) / step
     atom = task.atom
     return Substitution(
@@ -170,6 +179,7 @@ def substitute(
         change=local.change,
         by_volume=by_volume,
         volume=relaxed.crystal.volume - task.ideal.volume,
+        far_volume=log_volume * task.ideal.volume,
         energy=relaxed.energy - host.energy * host.cell.repeats,
         displacement=float(np.linalg.norm(relaxed.displacement[atom])),
         orientations=len(task.site_symmetry) // len(relaxed.operations),
@@ -295,48 +305,72 @@ class _Task:
         pristine = self.host.cell.folded(self.host.force_constants).hessian().numpy()[own, own]
         return bool(np.linalg.eigvalsh(there[own, own])[0] < SOFT * np.linalg.eigvalsh(pristine)[0])
 
-    def localised(self, found: ForceConstants, relaxed: Relaxed) -> _Local:
-        """Return what the substitution changes beside the volume, on the atoms around it."""
-        change = total([found, self._host_at(relaxed.crystal) * -1.0])
-        return localise(change, self.host.cell, self.atom, self.radius)
+    def localised(self, found: ForceConstants) -> tuple[_Local, float]:
+        """Return what the substitution changes around it, and the change of ln V that atoms far from it feel."""
+        cell, parts = self.host.cell, (self.host.force_constants, *self.host.by_volume)
+        keys, blocks = aligned([found, *(cell.folded(part) for part in parts)])
+        around = _Attributed.of(keys.numpy(), cell, self.atom)
+        change, first, second = (blocks[0] - blocks[1]).numpy(), blocks[2].numpy(), blocks[3].numpy()
+        far = around.distance > FAR * around.distance.max()
+        log_volume = 0.0
+        for _ in range(3):  # the quadratic part is small
+            slope = (first + 0.5 * log_volume * second)[far]
+            log_volume = float((slope * change[far]).sum() / (slope**2).sum())
+        rest = change - log_volume * first - 0.5 * log_volume**2 * second
+        return around.gathered(rest, cell, self.atom, self.radius), log_volume
 
 
-def localise(change: ForceConstants, cell: Supercell, atom: int, radius: float) -> _Local:
-    """Attribute a change of force constants in a supercell to one of the images of the atom that made it.
+@dataclass(frozen=True)
+class _Attributed:
+    """Pairs of atoms in a supercell, attributed to the nearest image of one atom; B pairs, T of them and an image.
 
-    Args:
-        change: In the supercell.
-        cell: The supercell.
-        atom: What made the change.
-        radius: Angstrom; atoms beyond are left out.
+    Attributes:
+        distance: (B,) root mean square distance of both atoms of a pair from that image, angstrom.
+        pair: (T,) the pair; several images may be equally near. share: (T,) of each.
+        ends: (2 T, 4) atom of the primitive cell and lattice vector of all first, then of all second atoms, as they
+            stand when the image is in the cell of the atom itself.
     """
-    positions, lattice = cell.crystal.positions, cell.crystal.cell
-    first, second, shift = (x.numpy() for x in (change.first, change.second, change.shift))
-    images = np.concatenate([IMAGES, 2 * IMAGES[1:]])
-    one = positions[first] - positions[atom]
-    other = positions[second] + shift @ lattice - positions[atom]
-    base = -np.round(np.linalg.solve(lattice.T, (0.5 * (one + other)).T).T)
-    moved = (base[:, None] + images) @ lattice  # (B, K, 3)
-    # The images of both atoms, together, that are nearest to the substitution.
-    distance = np.sqrt(0.5 * (((one[:, None] + moved) ** 2).sum(2) + ((other[:, None] + moved) ** 2).sum(2)))
-    near = distance < distance.min(axis=1, keepdims=True) + TIE
-    row, image = np.nonzero(near)
-    share = 1.0 / near.sum(axis=1)[row]
-    place = (base[row] + images[image]).astype(np.int64)
-    ends = []
-    for index, offset in ((first[row], place), (second[row], place + shift[row])):
-        vector = cell.lattice[index] + offset @ cell.matrix - cell.lattice[atom]
-        ends.append(np.column_stack([cell.basis[index], vector]))
-    keys, number = np.unique(np.concatenate(ends), axis=0, return_inverse=True)
-    a, b = np.split(number.ravel(), 2)
-    m = len(keys)
-    blocks = np.zeros((m, m, 3, 3))
-    np.add.at(blocks, (a, b), change.block.numpy()[row] * share[:, None, None])
-    primitive = cell.primitive
-    site = primitive.positions[cell.basis[atom]]
-    apart = primitive.positions[keys[:, 0]] + keys[:, 1:] @ primitive.cell - site
-    inside = np.flatnonzero(np.linalg.norm(apart, axis=1) < radius)
-    return _Local(keys[inside, 0], keys[inside, 1:], with_sum_rule(blocks[np.ix_(inside, inside)]))
+
+    distance: FloatArray
+    pair: IntArray
+    share: FloatArray
+    ends: IntArray
+
+    @classmethod
+    def of(cls, keys: IntArray, cell: Supercell, atom: int) -> _Attributed:
+        """Attribute (B, 5) pairs, see `aligned`."""
+        positions, lattice = cell.crystal.positions, cell.crystal.cell
+        first, second, shift = keys[:, 0], keys[:, 1], keys[:, 2:]
+        one = positions[first] - positions[atom]
+        other = positions[second] + shift @ lattice - positions[atom]
+        middle, half = 0.5 * (one + other), 0.5 * (other - one)
+        base = -np.round(np.linalg.solve(lattice.T, middle.T).T).astype(np.int64)
+        # The root mean square of both distances is that of the middle and of half the vector between them.
+        moved = (middle + base @ lattice)[:, None] + NEAR_IMAGES @ lattice
+        distance = np.sqrt((moved**2).sum(2) + (half**2).sum(1)[:, None])
+        nearest = distance.min(axis=1)
+        pair, image = np.nonzero(distance < nearest[:, None] + TIE)
+        share = 1.0 / np.bincount(pair)[pair]
+        place = base[pair] + NEAR_IMAGES[image]
+        ends = []
+        for index, offset in ((first[pair], place), (second[pair], place + shift[pair])):
+            vector = cell.lattice[index] + offset @ cell.matrix - cell.lattice[atom]
+            ends.append(np.column_stack([cell.basis[index], vector]))
+        return cls(nearest, pair, share, np.concatenate(ends))
+
+    def gathered(self, blocks: FloatArray, cell: Supercell, atom: int, radius: float) -> _Local:
+        """Return (B, 3, 3) blocks on the atoms within a radius of the atom, in angstrom."""
+        primitive = cell.primitive
+        found, number = unique_rows(torch.from_numpy(self.ends))
+        keys, (a, b) = found.numpy(), np.split(number.numpy(), 2)
+        apart = primitive.positions[keys[:, 0]] + keys[:, 1:] @ primitive.cell
+        inside = np.linalg.norm(apart - primitive.positions[cell.basis[atom]], axis=1) < radius
+        place = np.cumsum(inside) - 1
+        kept = inside[a] & inside[b]
+        m = int(inside.sum())
+        out = np.zeros((m * m, 3, 3))
+        np.add.at(out, place[a[kept]] * m + place[b[kept]], blocks[self.pair[kept]] * self.share[kept, None, None])
+        return _Local(keys[inside, 0], keys[inside, 1:], with_sum_rule(out.reshape(m, m, 3, 3)))
 
 
 def with_sum_rule(blocks: FloatArray) -> FloatArray:

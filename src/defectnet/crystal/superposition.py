@@ -101,10 +101,13 @@ class Superposition:
         numbers[list(occupation.sites)] = [NUMBERS[INDEX[symbol]] for symbol in occupation.dopants]
         return numbers
 
-    def log_volume(self, occupation: Occupation) -> float:
-        """Return ln V of a doped supercell over the pristine one's: volumes of substitutions add up."""
-        change = sum(self._substitution(s, x).volume for s, x in zip(occupation.sites, occupation.dopants, strict=True))
-        return float(np.log1p(change / self.cell.crystal.volume))
+    def volume_change(self, occupation: Occupation) -> float:
+        """Return the relative change of volume of a doped supercell: volumes of substitutions add up."""
+        return self._sum(occupation, "volume")
+
+    def _sum(self, occupation: Occupation, name: str) -> float:
+        found = (self._substitution(s, x) for s, x in zip(occupation.sites, occupation.dopants, strict=True))
+        return float(sum(getattr(one, name) for one in found) / self.cell.crystal.volume)
 
     def hessians(self, occupation: Occupation, rng: np.random.Generator | None = None) -> NDArray[np.inexact]:
         """Return the (Q, 3 N, 3 N) Hessians of a doped supercell, eV/angstrom^2; Hermitian.
@@ -113,15 +116,14 @@ class Superposition:
             occupation: Which atoms are substituted.
             rng: Chooses among orientations of dopants off their sites; the first one without.
         """
-        log_volume = self.log_volume(occupation)
-        own = [self._substitution(s, x).volume for s, x in zip(occupation.sites, occupation.dopants, strict=True)]
+        log_volume = self._sum(occupation, "far_volume")
         pristine, first, second = self._pristine
-        out = pristine + log_volume * first + (0.5 * log_volume**2) * second
-        for site, dopant, volume in zip(occupation.sites, occupation.dopants, own, strict=True):
+        out = np.asarray(pristine + log_volume * first + (0.5 * log_volume**2) * second)
+        for site, dopant in zip(occupation.sites, occupation.dopants, strict=True):
             placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             # The derivative counts from the volume that the substitution was made at.
-            beside = log_volume - float(np.log1p(volume / self.host.cell.crystal.volume))
-            self._add(out, site, placed, placed.change + beside * placed.by_volume)
+            own = self._substitution(site, dopant).far_volume / self.host.cell.crystal.volume
+            self._add(out, site, placed, placed.change + (log_volume - own) * placed.by_volume)
         return out
 
     def _substitution(self, site: int, dopant: str) -> Substitution:

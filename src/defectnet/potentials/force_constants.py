@@ -127,14 +127,22 @@ class ForceConstants:
 
 def total(parts: Sequence[ForceConstants]) -> ForceConstants:
     """Return the sum of force constants of one cell, each pair once, in the order of (first, second, shift)."""
-    atoms = parts[0].atoms
-    first, second, shift, block = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("first", "second", "shift", "block")
-    )
-    keys = torch.cat([first[:, None], second[:, None], shift], dim=1)
-    found, place = unique_rows(keys)
-    summed = block.new_zeros(len(found), 3, 3).index_add_(0, place, block)
-    return ForceConstants(atoms, found[:, 0], found[:, 1], found[:, 2:], summed)
+    keys, blocks = aligned(parts)
+    return ForceConstants(parts[0].atoms, keys[:, 0], keys[:, 1], keys[:, 2:], blocks.sum(0))
+
+
+def aligned(parts: Sequence[ForceConstants]) -> tuple[Tensor, Tensor]:
+    """Put K force constants of one cell on the same pairs of atoms.
+
+    Returns:
+        (B, 5) first, second and shift, sorted, each pair once; and (K, B, 3, 3) blocks, zero where there are none.
+    """
+    keys = [torch.cat([part.first[:, None], part.second[:, None], part.shift], dim=1) for part in parts]
+    found, place = unique_rows(torch.cat(keys))
+    blocks = parts[0].block.new_zeros(len(parts), len(found), 3, 3)
+    for block, part, mine in zip(blocks, parts, torch.split(place, [len(key) for key in keys]), strict=True):
+        block.index_add_(0, mine, part.block.to(block))
+    return found, blocks
 
 
 def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
