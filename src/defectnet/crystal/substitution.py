@@ -28,9 +28,11 @@ from defectnet.potentials.symmetry import (
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-RADIUS = 6.0
-"""Angstrom from the substituted site, within which changes of force constants are kept; and atoms are displaced, where
-the potential is not exact."""
+RADIUS = 8.0
+"""Angstrom from the substituted site within which atoms are displaced, where the potential is not exact."""
+
+KEEP = 0.01
+"""Smallest change of a block, eV/angstrom^2, that is kept beside the change of volume."""
 
 TIE = 0.02
 """Images of a substitution whose distances from a pair of atoms differ by less, in angstrom, share what it changes."""
@@ -92,6 +94,8 @@ class Substitution:
         far_volume: The part of it that atoms far away feel: volume of the supercell times their change of ln V.
         energy: Change of the supercell's energy, eV: of two sites of one element the lower is preferred.
         displacement: How far the dopant is from the site, angstrom.
+        rotations: (K, 3, 3) of the crystal's operations that leave the substitution as it is, in fractional coordinates
+            of the primitive cell.
         orientations: In how many ways that are alike by symmetry it can sit there.
     """
 
@@ -105,6 +109,7 @@ class Substitution:
     far_volume: float
     energy: float
     displacement: float
+    rotations: IntArray
     orientations: int
 
     @property
@@ -121,6 +126,7 @@ def substitute(
     *,
     starts: int = 2,
     radius: float = RADIUS,
+    keep: float = KEEP,
     volume_step: float = 0.03,
     preconditioner: Potential | None = None,
     tolerance: float = 0.005,
@@ -137,6 +143,7 @@ def substitute(
         dopant: Symbol of another element.
         starts: Rattled starts.
         radius: See `RADIUS`.
+        keep: See `KEEP`; 0 keeps all.
         volume_step: Change of ln V at which the substitution is computed again, for its derivative by the volume; in
             the direction in which the dopant changes the volume. 0 for none.
         preconditioner: See `relax`.
@@ -145,7 +152,7 @@ def substitute(
     Raises:
         SimulationError: The cell does not come to rest, or not as the same crystal, or not in a minimum.
     """
-    task = _Task(potential, host, site, dopant, radius, preconditioner, tolerance)
+    task = _Task(potential, host, site, dopant, radius, keep, preconditioner, tolerance)
     relaxed = task.relax(task.ideal, "volume", task.site_symmetry)
     found = task.force_constants(relaxed)
     lowest, along = task.softest(found)
@@ -163,12 +170,12 @@ def substitute(
             why=f"the softest direction has {lowest:.2f} eV/angstrom^2",
             fix="Leave it out, or allow more starts",
         )
-    local, log_volume = task.localised(found)
+    local = task.localised(found)
     by_volume = np.zeros_like(local.change)
     if volume_step:
         step = volume_step if relaxed.crystal.volume >= task.ideal.volume else -volume_step
         strained = task.relax(relaxed.crystal.strained(np.eye(3) * np.exp(step / 3.0)), "fixed", relaxed.operations)
-        there, _ = task.localised(task.force_constants(strained))
+        there = task.localised(task.force_constants(strained), local)
         by_volume = (there.on(local) - local.change) / step
     atom = task.atom
     return Substitution(
@@ -179,30 +186,45 @@ def substitute(
         change=local.change,
         by_volume=by_volume,
         volume=relaxed.crystal.volume - task.ideal.volume,
-        far_volume=log_volume * task.ideal.volume,
+        far_volume=local.log_volume * task.ideal.volume,
         energy=relaxed.energy - host.energy * host.cell.repeats,
         displacement=float(np.linalg.norm(relaxed.displacement[atom])),
+        rotations=task.rotations(relaxed.operations),
         orientations=len(task.site_symmetry) // len(relaxed.operations),
     )
 
 
 @dataclass(frozen=True)
 class _Local:
-    """A change of force constants around a site; see `Substitution`."""
+    """A change of force constants around a site, see `Substitution`, and the change of ln V that is felt far away."""
 
     basis: IntArray
     lattice: IntArray
     change: FloatArray
+    log_volume: float
+
+    def blocks(self) -> FloatArray:
+        """Return the (m, m, 3, 3) blocks."""
+        m = len(self.basis)
+        return self.change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
+
+    def keys(self) -> list[tuple[int, ...]]:
+        """Return the atom of the primitive cell and the lattice vector of each atom."""
+        return [(int(b), *map(int, v)) for b, v in zip(self.basis, self.lattice, strict=True)]
+
+    def pairs(self) -> set[tuple[int, ...]]:
+        """Return the pairs of atoms with a block that is not zero, as keys one after the other."""
+        keys = self.keys()
+        return {(*keys[a], *keys[b]) for a, b in np.argwhere((self.blocks() != 0.0).any((2, 3)))}
 
     def on(self, other: _Local) -> FloatArray:
         """Return the change on the atoms of another."""
-        places = {(int(b), *map(int, v)): k for k, (b, v) in enumerate(zip(self.basis, self.lattice, strict=True))}
-        keys = [(int(b), *map(int, v)) for b, v in zip(other.basis, other.lattice, strict=True)]
+        places = {key: k for k, key in enumerate(self.keys())}
+        keys = other.keys()
         mine = np.array([k for k, key in enumerate(keys) if key in places])
         theirs = np.array([places[keys[k]] for k in mine])
         out = np.zeros((len(keys), len(keys), 3, 3))
-        blocks = self.change.reshape(len(self.basis), 3, len(self.basis), 3).transpose(0, 2, 1, 3)
-        out[np.ix_(mine, mine)] = blocks[np.ix_(theirs, theirs)]
+        out[np.ix_(mine, mine)] = self.blocks()[np.ix_(theirs, theirs)]
         return with_sum_rule(out)
 
 
@@ -216,13 +238,15 @@ class _Task:
         site: int,
         dopant: str,
         radius: float,
+        keep: float,
         preconditioner: Potential | None,
         tolerance: float,
     ) -> None:
         number = int(NUMBERS[INDEX[dopant]])
         if host.primitive.numbers[site] == number:
             raise SimulationError(f"{dopant} is on site {site} of {host.id} already", fix="Name another dopant")
-        self.potential, self.host, self.site, self.dopant, self.radius = potential, host, site, dopant, radius
+        self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
+        self.radius, self.keep = radius, keep
         self.preconditioner, self.tolerance = preconditioner, tolerance
         self.atom = int(host.cell.find(np.array([site]), np.zeros((1, 3), dtype=np.int64))[0][0])
         numbers = host.cell.crystal.numbers.copy()
@@ -278,6 +302,12 @@ class _Task:
         )
         return ForceConstants.from_hessian(hessian, self.ideal)
 
+    def rotations(self, operations: Operations) -> IntArray:
+        """Return the (K, 3, 3) rotations of the supercell's operations in coordinates of the primitive cell."""
+        lattice = self.host.primitive.cell.T
+        found = np.linalg.inv(lattice) @ operations.cartesian @ lattice
+        return np.round(found).astype(np.int64)
+
     def _distance(self) -> FloatArray:
         """Return the distance of each atom's nearest image from the site."""
         apart = self.ideal.frac - self.ideal.frac[self.atom] + 0.0
@@ -305,19 +335,32 @@ class _Task:
         pristine = self.host.cell.folded(self.host.force_constants).hessian().numpy()[own, own]
         return bool(np.linalg.eigvalsh(there[own, own])[0] < SOFT * np.linalg.eigvalsh(pristine)[0])
 
-    def localised(self, found: ForceConstants) -> tuple[_Local, float]:
-        """Return what the substitution changes around it, and the change of ln V that atoms far from it feel."""
+    def localised(self, found: ForceConstants, like: _Local | None = None) -> _Local:
+        """Return what the substitution changes around it.
+
+        Far from it the crystal feels a change of volume, less than that of the supercell, and shear that has no mean.
+        So small blocks are left out, and the change of volume is the one that describes best what is left out.
+
+        Args:
+            found: Force constants of the supercell.
+            like: What was found at another volume: the same blocks are kept.
+        """
         cell, parts = self.host.cell, (self.host.force_constants, *self.host.by_volume)
         keys, blocks = aligned([found, *(cell.folded(part) for part in parts)])
         around = _Attributed.of(keys.numpy(), cell, self.atom)
         change, first, second = (blocks[0] - blocks[1]).numpy(), blocks[2].numpy(), blocks[3].numpy()
-        far = around.distance > FAR * around.distance.max()
+        between = ((keys[:, 0] != keys[:, 1]) | (keys[:, 2:] != 0).any(1)).numpy()
+        out = between & (around.distance > FAR * around.distance.max())
         log_volume = 0.0
-        for _ in range(3):  # the quadratic part is small
-            slope = (first + 0.5 * log_volume * second)[far]
-            log_volume = float((slope * change[far]).sum() / (slope**2).sum())
-        rest = change - log_volume * first - 0.5 * log_volume**2 * second
-        return around.gathered(rest, cell, self.atom, self.radius), log_volume
+        for _ in range(5):
+            if not out.any():
+                break
+            slope = (first + 0.5 * log_volume * second)[out]
+            log_volume = float((slope * change[out]).sum() / (slope**2).sum())
+            rest = change - log_volume * first - 0.5 * log_volume**2 * second
+            out = between & (np.abs(rest).max((1, 2)) < self.keep if like is None else ~around.among(like))
+        rest[out] = 0.0
+        return around.gathered(rest, cell, log_volume)
 
 
 @dataclass(frozen=True)
@@ -358,19 +401,26 @@ class _Attributed:
             ends.append(np.column_stack([cell.basis[index], vector]))
         return cls(nearest, pair, share, np.concatenate(ends))
 
-    def gathered(self, blocks: FloatArray, cell: Supercell, atom: int, radius: float) -> _Local:
-        """Return (B, 3, 3) blocks on the atoms within a radius of the atom, in angstrom."""
-        primitive = cell.primitive
-        found, number = unique_rows(torch.from_numpy(self.ends))
-        keys, (a, b) = found.numpy(), np.split(number.numpy(), 2)
-        apart = primitive.positions[keys[:, 0]] + keys[:, 1:] @ primitive.cell
-        inside = np.linalg.norm(apart - primitive.positions[cell.basis[atom]], axis=1) < radius
-        place = np.cumsum(inside) - 1
-        kept = inside[a] & inside[b]
-        m = int(inside.sum())
+    def among(self, local: _Local) -> NDArray[np.bool_]:
+        """Return (B,) whether a pair is one of those whose blocks a local change holds."""
+        held = local.pairs()
+        first, second = np.split(self.ends, 2)
+        there = [(*map(int, a), *map(int, b)) in held for a, b in zip(first, second, strict=True)]
+        out = np.zeros(len(self.distance), dtype=bool)
+        np.logical_or.at(out, self.pair, there)
+        return out
+
+    def gathered(self, blocks: FloatArray, cell: Supercell, log_volume: float) -> _Local:
+        """Return (B, 3, 3) blocks on the atoms around the one that made the change; pairs of zeros are left out."""
+        kept = (blocks[self.pair] != 0.0).any((1, 2))
+        ends = self.ends.reshape(2, -1, 4)[:, kept].reshape(-1, 4)
+        found, number = unique_rows(torch.from_numpy(ends))
+        a, b = np.split(number.numpy(), 2)
+        m = len(found)
         out = np.zeros((m * m, 3, 3))
-        np.add.at(out, place[a[kept]] * m + place[b[kept]], blocks[self.pair[kept]] * self.share[kept, None, None])
-        return _Local(keys[inside, 0], keys[inside, 1:], with_sum_rule(out.reshape(m, m, 3, 3)))
+        np.add.at(out, a * m + b, blocks[self.pair[kept]] * self.share[kept, None, None])
+        keys = found.numpy()
+        return _Local(keys[:, 0], keys[:, 1:], with_sum_rule(out.reshape(m, m, 3, 3)), log_volume)
 
 
 def with_sum_rule(blocks: FloatArray) -> FloatArray:

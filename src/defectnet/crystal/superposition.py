@@ -155,7 +155,8 @@ class Superposition:
         rows = (3 * targets[:, None] + np.arange(3)).ravel()
         blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
         for matrix, q in zip(out, self.q_points, strict=True):
-            phase = np.exp(2j * np.pi * (shift @ q)).astype(out.dtype)
+            phase = np.exp(2j * np.pi * (shift @ q))
+            phase = phase if np.iscomplexobj(out) else phase.real
             local = np.zeros((len(targets), len(targets), 3, 3), dtype=out.dtype)
             # In a small cell several images of an atom are within reach.
             factor = (phase.conj()[:, None] * phase[None, :])[..., None, None]

@@ -32,6 +32,9 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 STUDENT: Final = "student"
 """Architecture of a folder that names none."""
 
+HOST: Final = "host"
+"""What the config of a host pack says in the place of a potential's architecture."""
+
 _KEYS: Final = {"schema_version": int, "form": dict, "licence": str, "weights_sha256": str, "defectnet_version": str}
 AGAIN: Final = "Copy or download the folder again"
 
@@ -68,10 +71,10 @@ def save_student(folder: str | Path, student: Student, *, licence: str, training
 
 
 def write_folder(folder: str | Path, state: dict[str, Tensor], entries: dict[str, Any], *, card: str) -> None:
-    """Write a potential as a folder, whole or not at all; a potential that is there is replaced.
+    """Write a potential or a host pack as a folder, whole or not at all; one that is there is replaced.
 
     Args:
-        folder: Where; its name becomes the potential's.
+        folder: Where; its name becomes that of what it holds.
         state: Tensors.
         entries: Of config.json, between the schema's version and the hash of the weights.
         card: Text of the README.
@@ -83,11 +86,11 @@ def write_folder(folder: str | Path, state: dict[str, Tensor], entries: dict[str
     if folder.exists():
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
         if held and not {CONFIG} <= held <= {CONFIG, WEIGHTS, CARD}:
-            raise SimulationError(f"{folder} exists and is no potential's folder", fix="Give a new folder")
+            raise SimulationError(f"{folder} exists and holds other files", fix="Give a new folder")
     broken = _first_broken(state)
     if broken:
         fix = "Train again with a lower learning rate, or get the weights again"
-        raise SimulationError(f"potential {folder}: {broken} holds NaN or infinity", fix=fix)
+        raise SimulationError(f"{folder}: {broken} holds NaN or infinity", fix=fix)
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -141,7 +144,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor
     found = file_sha256(path)
     if found != config["weights_sha256"]:
         why = f"sha256 is not {config['weights_sha256'][:12]}..., as {CONFIG} states"
-        raise SimulationError(f"{path} is truncated, changed, or of another potential", why=why, fix=AGAIN)
+        raise SimulationError(f"{path} is truncated, changed, or of another folder", why=why, fix=AGAIN)
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -195,7 +198,10 @@ def read_config(
         SimulationError: It is missing, damaged, of a later version, or of another architecture.
     """
     path = folder / CONFIG
-    fix = "Give a bundled name, or the folder of a potential that `python -m defectnet.distil export` wrote"
+    what = (
+        "host pack that `defectnet host make`" if architecture == HOST else "potential that `defectnet.distil export`"
+    )
+    fix = f"Give a bundled name, or the folder of a {what} wrote"
     if not path.is_file():
         raise SimulationError(f"{path.parent} holds no {CONFIG}", fix=fix)
     try:
@@ -211,7 +217,7 @@ def read_config(
         )
     found = config.get("architecture", STUDENT)
     if architecture is not None and found != architecture:
-        raise SimulationError(f"{path}: the potential is a {found}, not a {architecture}", fix=fix)
+        raise SimulationError(f"{path} describes a {found}, not a {architecture}", fix=fix)
     for key, kind in {**_KEYS, **(more or {})}.items():
         if type(config.get(key)) is not kind:
             raise SimulationError(f"{path}: {key} is missing or no {kind.__name__}", fix=fix)
