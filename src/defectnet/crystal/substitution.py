@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from defectnet.crystal.host import HostModel
+from defectnet.crystal.pairs import as_pairs, expanded, from_pairs, reduced
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
-from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, unique_rows
+from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, total, unique_rows
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.reference import ReferencePotential
@@ -30,6 +31,9 @@ IntArray = NDArray[np.int64]
 
 RADIUS = 8.0
 """Angstrom from the substituted site within which atoms are displaced, where the potential is not exact."""
+
+CLOSE = 4.5
+"""The same for the derivative by the volume."""
 
 KEEP = 0.01
 """Smallest change of a block, eV/angstrom^2, that is kept beside the change of volume."""
@@ -90,6 +94,8 @@ class Substitution:
         change: (3 m, 3 m) of the force constants, eV/angstrom^2, beside what the change of volume does; symmetric, with
             the acoustic sum rule.
         by_volume: (3 m, 3 m) its derivative by ln V; zero where it is not known.
+        far: What it changes of the pristine crystal's force constants farther away, of all primitive cells together:
+            one substitution in C cells changes each by a C-th.
         volume: Change of volume, cubic angstrom.
         far_volume: The part of it that atoms far away feel: volume of the supercell times their change of ln V.
         energy: Change of the supercell's energy, eV: of two sites of one element the lower is preferred.
@@ -105,6 +111,7 @@ class Substitution:
     lattice: IntArray
     change: FloatArray
     by_volume: FloatArray
+    far: ForceConstants
     volume: float
     far_volume: float
     energy: float
@@ -175,7 +182,7 @@ def substitute(
     if volume_step:
         step = volume_step if relaxed.crystal.volume >= task.ideal.volume else -volume_step
         strained = task.relax(relaxed.crystal.strained(np.eye(3) * np.exp(step / 3.0)), "fixed", relaxed.operations)
-        there = task.localised(task.force_constants(strained), local)
+        there = task.localised(task.force_constants(strained, beside=(relaxed, found)), local)
         by_volume = (there.on(local) - local.change) / step
     atom = task.atom
     return Substitution(
@@ -185,6 +192,7 @@ def substitute(
         lattice=local.lattice,
         change=local.change,
         by_volume=by_volume,
+        far=local.far,
         volume=relaxed.crystal.volume - task.ideal.volume,
         far_volume=local.log_volume * task.ideal.volume,
         energy=relaxed.energy - host.energy * host.cell.repeats,
@@ -196,12 +204,13 @@ def substitute(
 
 @dataclass(frozen=True)
 class _Local:
-    """A change of force constants around a site, see `Substitution`, and the change of ln V that is felt far away."""
+    """A change of force constants around a site, see `Substitution`; far away, a change of ln V and what is left."""
 
     basis: IntArray
     lattice: IntArray
     change: FloatArray
     log_volume: float
+    far: ForceConstants
 
     def blocks(self) -> FloatArray:
         """Return the (m, m, 3, 3) blocks."""
@@ -290,15 +299,26 @@ class _Task:
         except SimulationError:
             return None
 
-    def force_constants(self, relaxed: Relaxed) -> ForceConstants:
-        """Compute the force constants of the supercell."""
+    def force_constants(self, relaxed: Relaxed, beside: tuple[Relaxed, ForceConstants] | None = None) -> ForceConstants:
+        """Compute the force constants of the supercell.
+
+        Args:
+            relaxed: The cell.
+            beside: The same cell at another volume and its force constants: where the potential is not exact, only
+                atoms close to the substitution are displaced again, others change as the host does.
+        """
         if self.potential.exact:
             return self.potential.force_constants(relaxed.crystal)
         assert isinstance(self.potential, ReferencePotential)
-        near = self._distance() < self.radius
-        fallback = self._host_at(relaxed.crystal).hessian().numpy()
+        radius, fallback = self.radius, self._host_at(relaxed.crystal)
+        if beside is not None:
+            radius = min(radius, CLOSE)
+            fallback = total([beside[1], fallback, self._host_at(beside[0].crystal) * -1.0])
         hessian = self.potential.hessian(
-            relaxed.crystal, relaxed.operations, atoms=np.flatnonzero(near), fallback=fallback
+            relaxed.crystal,
+            relaxed.operations,
+            atoms=np.flatnonzero(self._distance() < radius),
+            fallback=fallback.hessian().numpy(),
         )
         return ForceConstants.from_hessian(hessian, self.ideal)
 
@@ -338,8 +358,9 @@ class _Task:
     def localised(self, found: ForceConstants, like: _Local | None = None) -> _Local:
         """Return what the substitution changes around it.
 
-        Far from it the crystal feels a change of volume, less than that of the supercell, and shear that has no mean.
-        So small blocks are left out, and the change of volume is the one that describes best what is left out.
+        Far from it the crystal feels a change of volume, less than that of the supercell, and shear that has no mean;
+        in a metal the electrons that came with the dopant, too. So small blocks are left out. The change of volume is
+        the one that describes them best, and of the rest the mean over the crystal is kept.
 
         Args:
             found: Force constants of the supercell.
@@ -359,8 +380,21 @@ class _Task:
             log_volume = float((slope * change[out]).sum() / (slope**2).sum())
             rest = change - log_volume * first - 0.5 * log_volume**2 * second
             out = between & (np.abs(rest).max((1, 2)) < self.keep if like is None else ~around.among(like))
+        dropped = rest[out]
         rest[out] = 0.0
-        return around.gathered(rest, cell, log_volume)
+        far = self._mean(
+            ForceConstants(len(cell), keys[out, 0], keys[out, 1], keys[out, 2:], torch.from_numpy(dropped))
+        )
+        return around.gathered(rest, cell, log_volume, far)
+
+    def _mean(self, dropped: ForceConstants) -> ForceConstants:
+        """Return the sum over the cells of force constants of the supercell, with the symmetry of the crystal."""
+        found = self.host.cell.unfolded(dropped) * float(self.host.cell.repeats)
+        if len(found.first) == 0:
+            return found
+        pairs, blocks = as_pairs([found])
+        kept, means = reduced(pairs, blocks, self.host.operations, None)
+        return from_pairs(found.atoms, *expanded(pairs[kept], means, self.host.operations, None))[0]
 
 
 @dataclass(frozen=True)
@@ -410,7 +444,7 @@ class _Attributed:
         np.logical_or.at(out, self.pair, there)
         return out
 
-    def gathered(self, blocks: FloatArray, cell: Supercell, log_volume: float) -> _Local:
+    def gathered(self, blocks: FloatArray, cell: Supercell, log_volume: float, far: ForceConstants) -> _Local:
         """Return (B, 3, 3) blocks on the atoms around the one that made the change; pairs of zeros are left out."""
         kept = (blocks[self.pair] != 0.0).any((1, 2))
         ends = self.ends.reshape(2, -1, 4)[:, kept].reshape(-1, 4)
@@ -420,7 +454,7 @@ class _Attributed:
         out = np.zeros((m * m, 3, 3))
         np.add.at(out, a * m + b, blocks[self.pair[kept]] * self.share[kept, None, None])
         keys = found.numpy()
-        return _Local(keys[:, 0], keys[:, 1:], with_sum_rule(out.reshape(m, m, 3, 3)), log_volume)
+        return _Local(keys[:, 0], keys[:, 1:], with_sum_rule(out.reshape(m, m, 3, 3)), log_volume, far)
 
 
 def with_sum_rule(blocks: FloatArray) -> FloatArray:

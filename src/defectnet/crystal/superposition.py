@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,7 @@ class Superposition:
         self.substitutions = dict(substitutions)
         self.cell = Supercell.of(host.primitive, matrix)
         self.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
+        self._spread: dict[tuple[str, int], NDArray[np.inexact]] = {}
         self._placed: dict[tuple[str, int, int], _Placed] = {}
         operations = host.operations
         orbits = operations.orbits()
@@ -119,12 +121,26 @@ class Superposition:
         log_volume = self._sum(occupation, "far_volume")
         pristine, first, second = self._pristine
         out = np.asarray(pristine + log_volume * first + (0.5 * log_volume**2) * second)
+        for (dopant, basis), count in self._counts(occupation).items():
+            out += (count / self.cell.repeats) * self._far(dopant, basis)
         for site, dopant in zip(occupation.sites, occupation.dopants, strict=True):
             placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             # The derivative counts from the volume that the substitution was made at.
             own = self._substitution(site, dopant).far_volume / self.host.cell.crystal.volume
             self._add(out, site, placed, placed.change + (log_volume - own) * placed.by_volume)
         return out
+
+    def _counts(self, occupation: Occupation) -> Counter[tuple[str, int]]:
+        orbits = self.host.operations.orbits()
+        sites = (int(orbits[self.cell.basis[site]]) for site in occupation.sites)
+        return Counter(zip(occupation.dopants, sites, strict=True))
+
+    def _far(self, dopant: str, site: int) -> NDArray[np.inexact]:
+        """Return what a substitution changes far away, in the supercell, of all cells together."""
+        if (dopant, site) not in self._spread:
+            found = self.cell.folded(self.substitutions[dopant, site].far).at(self.q_points).numpy()
+            self._spread[dopant, site] = found if np.iscomplexobj(self._pristine[0]) else found.real.copy()
+        return self._spread[dopant, site]
 
     def _substitution(self, site: int, dopant: str) -> Substitution:
         first = int(self.host.operations.orbits()[self.cell.basis[site]])
