@@ -52,8 +52,8 @@ LARGEST_SUPERCELL: Final = 1000
 """Most cells in the supercell of a pack."""
 
 HOST_KEEP: Final = 0.0002
-"""Smallest block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives times the
-step of ln V that they come from."""
+"""Smallest norm of a block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives
+times the step of ln V that they come from."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _host_pairs(parts: Sequence[ForceConstants]) -> tuple[IntArray, FloatArray]:
     keys, found = aligned(parts)
     first, second, shift = keys[:, 0].numpy(), keys[:, 1].numpy(), keys[:, 2:].numpy()
     blocks = found.numpy()
-    sizes = np.abs(blocks).max((2, 3)) * np.array([1.0, STRAIN, 0.5 * STRAIN**2])[:, None]
+    sizes = np.linalg.norm(blocks, axis=(2, 3)) * np.array([1.0, STRAIN, 0.5 * STRAIN**2])[:, None]
     kept = ((first != second) | (shift != 0).any(1)) & (sizes.max(0) > HOST_KEEP)
     zeros = np.zeros((len(first), 3), dtype=np.int64)
     pairs = np.column_stack([first, zeros, second, shift])

@@ -13,7 +13,7 @@ from scipy.linalg import eigh
 
 from defectnet.crystal.host import HostModel
 from defectnet.crystal.pairs import fixing
-from defectnet.elements import INDEX, NUMBERS
+from defectnet.elements import INDEX, NUMBERS, element_index
 from defectnet.errors import SimulationError
 from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, unique_rows
 from defectnet.potentials.neighbours import Crystal
@@ -35,7 +35,7 @@ RADIUS = 8.0
 """Angstrom from the substituted site within which atoms are displaced, where the potential is not exact."""
 
 KEEP = 0.01
-"""Smallest change of a block, eV/angstrom^2, that is kept beside the change of volume."""
+"""Smallest norm of the change of a block, eV/angstrom^2, that is kept beside the change of volume."""
 
 TIE = 0.02
 """Images of a substitution whose distances from a pair of atoms differ by less, in angstrom, share what it changes."""
@@ -153,7 +153,9 @@ def substitute(
         tolerance: Largest force left, eV/angstrom.
 
     Raises:
-        SimulationError: The cell does not come to rest, or not as the same crystal, or not in a minimum.
+        FormulaError: The dopant is no element of the vocabulary.
+        SimulationError: There is no such site; or the cell does not come to rest, or not as the same crystal, or not
+            in a minimum.
     """
     task = _Task(potential, host, site, dopant, radius, keep, preconditioner, tolerance)
     relaxed = task.relax(task.ideal, "volume", task.site_symmetry)
@@ -249,7 +251,11 @@ class _Task:
         preconditioner: Potential | None,
         tolerance: float,
     ) -> None:
-        number = int(NUMBERS[INDEX[dopant]])
+        number = int(NUMBERS[element_index(dopant, field="dopant")])
+        if not 0 <= site < len(host.primitive):
+            raise SimulationError(
+                f"site is {site}", fix=f"Atoms of the primitive cell of {host.id} are 0 to {len(host.primitive) - 1}"
+            )
         if host.primitive.numbers[site] == number:
             raise SimulationError(f"{dopant} is on site {site} of {host.id} already", fix="Name another dopant")
         self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
@@ -392,7 +398,8 @@ class _Task:
             slope = (first + 0.5 * log_volume * second)[out]
             log_volume = float((slope * change[out]).sum() / (slope**2).sum())
             rest = change - log_volume * first - 0.5 * log_volume**2 * second
-            out = between & (np.abs(rest).max((1, 2)) < self.keep if like is None else ~around.among(like))
+            # The norm of a block, unlike its largest element, is the same for all that symmetry makes alike.
+            out = between & (np.linalg.norm(rest, axis=(1, 2)) < self.keep if like is None else ~around.among(like))
         rest[out] = 0.0
         return around.gathered(rest, cell, log_volume)
 
