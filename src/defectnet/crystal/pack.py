@@ -55,8 +55,8 @@ FAR_KEEP: Final = 0.002
 """Smallest block of what a substitution changes far away, eV/angstrom^2 of all cells together, that a pack keeps."""
 
 HOST_KEEP: Final = 0.0002
-"""Smallest block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives times the
-step of ln V that they come from."""
+"""Smallest norm of a block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives
+times the step of ln V that they come from."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
 def _host_pairs(parts: Sequence[ForceConstants]) -> tuple[IntArray, FloatArray]:
     """Return (B, 8) pairs and (3, B, 3, 3) blocks of a host, without the diagonal and without what is tiny."""
     pairs, blocks = as_pairs(parts)
-    sizes = np.abs(blocks).max((2, 3)) * np.array([1.0, STRAIN, 0.5 * STRAIN**2])[:, None]
+    sizes = np.linalg.norm(blocks, axis=(2, 3)) * np.array([1.0, STRAIN, 0.5 * STRAIN**2])[:, None]
     kept = sizes.max(0) > HOST_KEEP
     return pairs[kept], blocks[:, kept]
 
@@ -212,7 +212,7 @@ def _far_pairs(far: ForceConstants, host: HostModel) -> tuple[IntArray, FloatArr
     """Return (B, 8) pairs and (B, 3, 3) blocks of what a substitution changes far away, without what is tiny."""
     pairs, blocks = as_pairs([far])
     kept, means = reduced(pairs, blocks, host.operations, None)
-    large = np.abs(means[0]).max((1, 2)) > FAR_KEEP
+    large = np.linalg.norm(means[0], axis=(1, 2)) > FAR_KEEP
     return pairs[kept[large]], means[0, large]
 
 

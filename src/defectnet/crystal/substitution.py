@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from defectnet.crystal.host import HostModel
-from defectnet.crystal.pairs import as_pairs, expanded, from_pairs, reduced
-from defectnet.elements import INDEX, NUMBERS
+from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, reduced
+from defectnet.elements import INDEX, NUMBERS, element_index
 from defectnet.errors import SimulationError
 from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, total, unique_rows
 from defectnet.potentials.neighbours import Crystal
@@ -36,7 +38,7 @@ CLOSE = 4.5
 """The same for the derivative by the volume."""
 
 KEEP = 0.01
-"""Smallest change of a block, eV/angstrom^2, that is kept beside the change of volume."""
+"""Smallest norm of the change of a block, eV/angstrom^2, that is kept beside the change of volume."""
 
 TIE = 0.02
 """Images of a substitution whose distances from a pair of atoms differ by less, in angstrom, share what it changes."""
@@ -157,7 +159,9 @@ def substitute(
         tolerance: Largest force left, eV/angstrom.
 
     Raises:
-        SimulationError: The cell does not come to rest, or not as the same crystal, or not in a minimum.
+        FormulaError: The dopant is no element of the vocabulary.
+        SimulationError: There is no such site; or the cell does not come to rest, or not as the same crystal, or not
+            in a minimum.
     """
     task = _Task(potential, host, site, dopant, radius, keep, preconditioner, tolerance)
     relaxed = task.relax(task.ideal, "volume", task.site_symmetry)
@@ -185,20 +189,24 @@ def substitute(
         there = task.localised(task.force_constants(strained, beside=(relaxed, found)), local)
         by_volume = (there.on(local) - local.change) / step
     atom = task.atom
+    group = task.kept(relaxed)
+    basis, lattice, change = local.basis, local.lattice, local.change
+    if len(group) > len(relaxed.operations):
+        basis, lattice, (change, by_volume) = _averaged(local, (change, by_volume), group, site)
     return Substitution(
         dopant=dopant,
         site=site,
-        basis=local.basis,
-        lattice=local.lattice,
-        change=local.change,
+        basis=basis,
+        lattice=lattice,
+        change=change,
         by_volume=by_volume,
         far=local.far,
         volume=relaxed.crystal.volume - task.ideal.volume,
         far_volume=local.log_volume * task.ideal.volume,
         energy=relaxed.energy - host.energy * host.cell.repeats,
         displacement=float(np.linalg.norm(relaxed.displacement[atom])),
-        rotations=task.rotations(relaxed.operations),
-        orientations=len(task.site_symmetry) // len(relaxed.operations),
+        rotations=group.rotation,
+        orientations=len(host.operations.fixing(site)) // len(group),
     )
 
 
@@ -251,7 +259,11 @@ class _Task:
         preconditioner: Potential | None,
         tolerance: float,
     ) -> None:
-        number = int(NUMBERS[INDEX[dopant]])
+        number = int(NUMBERS[element_index(dopant, field="dopant")])
+        if not 0 <= site < len(host.primitive):
+            raise SimulationError(
+                f"site is {site}", fix=f"Atoms of the primitive cell of {host.id} are 0 to {len(host.primitive) - 1}"
+            )
         if host.primitive.numbers[site] == number:
             raise SimulationError(f"{dopant} is on site {site} of {host.id} already", fix="Name another dopant")
         self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
@@ -322,11 +334,38 @@ class _Task:
         )
         return ForceConstants.from_hessian(hessian, self.ideal)
 
-    def rotations(self, operations: Operations) -> IntArray:
-        """Return the (K, 3, 3) rotations of the supercell's operations in coordinates of the primitive cell."""
-        lattice = self.host.primitive.cell.T
-        found = np.linalg.inv(lattice) @ operations.cartesian @ lattice
-        return np.round(found).astype(np.int64)
+    def kept(self, relaxed: Relaxed) -> Operations:
+        """Return the crystal's operations that leave the substitution as it is.
+
+        A supercell may lack some of the crystal's symmetry. What lies nearer than half the way to the next image tells
+        then which operations the substitution itself has: those that it has lost to the shape of the supercell alone
+        must not depend on how the crystal is oriented.
+        """
+        host, cell = self.host, self.host.cell
+        site = host.operations.fixing(self.site)
+        if len(self.site_symmetry) >= len(site):
+            vectors = host.primitive.cell.T
+            found = np.linalg.inv(vectors) @ relaxed.operations.cartesian @ vectors
+            return fixing(host.operations, self.site, np.round(found).astype(np.int64))
+        reduced = minkowski_reduce(cell.crystal.cell)[0]  # type: ignore[no-untyped-call]
+        near = np.flatnonzero(self._distance() < 0.5 * np.linalg.norm(reduced, axis=1).min() - TIE)
+        place = np.full(len(cell), -1)
+        place[near] = np.arange(len(near))
+        basis, lattice = self._around(near)
+        image = np.stack([place[cell.find(*_turned(basis, lattice, op, self.site))[0]] for op in _each(site)])
+        displacement = relaxed.displacement[near]
+        local = Operations(site.rotation, site.translation, site.cartesian, image, site.shift)
+        kept = kept_by(displacement - displacement.mean(axis=0), local, SYMMETRIC)
+        return fixing(host.operations, self.site, kept.rotation)
+
+    def _around(self, atoms: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the atoms of the primitive cell and the lattice vectors of the images nearest to the site."""
+        cell = self.host.cell
+        frac = self.ideal.frac[atoms] - self.ideal.frac[self.atom]
+        base = -np.round(frac).astype(np.int64)
+        distance = np.linalg.norm((frac + base)[:, None] @ self.ideal.cell + IMAGES @ self.ideal.cell, axis=2)
+        shift = base + IMAGES[distance.argmin(axis=1)]
+        return cell.basis[atoms], cell.lattice[atoms] + shift @ cell.matrix - cell.lattice[self.atom]
 
     def _distance(self) -> FloatArray:
         """Return the distance of each atom's nearest image from the site."""
@@ -379,12 +418,11 @@ class _Task:
             slope = (first + 0.5 * log_volume * second)[out]
             log_volume = float((slope * change[out]).sum() / (slope**2).sum())
             rest = change - log_volume * first - 0.5 * log_volume**2 * second
-            out = between & (np.abs(rest).max((1, 2)) < self.keep if like is None else ~around.among(like))
-        dropped = rest[out]
+            # The norm of a block, unlike its largest element, is the same for all that symmetry makes alike.
+            out = between & (np.linalg.norm(rest, axis=(1, 2)) < self.keep if like is None else ~around.among(like))
+        left = keys[out]
+        far = self._mean(ForceConstants(len(cell), left[:, 0], left[:, 1], left[:, 2:], torch.from_numpy(rest[out])))
         rest[out] = 0.0
-        far = self._mean(
-            ForceConstants(len(cell), keys[out, 0], keys[out, 1], keys[out, 2:], torch.from_numpy(dropped))
-        )
         return around.gathered(rest, cell, log_volume, far)
 
     def _mean(self, dropped: ForceConstants) -> ForceConstants:
@@ -455,6 +493,43 @@ class _Attributed:
         np.add.at(out, a * m + b, blocks[self.pair[kept]] * self.share[kept, None, None])
         keys = found.numpy()
         return _Local(keys[:, 0], keys[:, 1:], with_sum_rule(out.reshape(m, m, 3, 3)), log_volume, far)
+
+
+def _each(operations: Operations) -> list[Operations]:
+    """Return operations one by one."""
+    return [operations.only(np.array([k])) for k in range(len(operations))]
+
+
+def _turned(basis: IntArray, lattice: IntArray, operation: Operations, site: int) -> tuple[IntArray, IntArray]:
+    """Return where one operation that leaves a site where it is puts (m,) atoms in (m, 3) cells."""
+    shift = operation.shift[0]
+    return operation.image[0, basis], lattice @ operation.rotation[0].T + shift[basis] - shift[site]
+
+
+def _averaged(
+    local: _Local, changes: Sequence[FloatArray], group: Operations, site: int
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return the mean of changes over the operations that a substitution has, and the atoms that it reaches.
+
+    Args:
+        local: Around the site; m atoms.
+        changes: K of (3 m, 3 m).
+        group: Operations that leave the site where it is.
+        site: In the cell at the origin.
+
+    Returns:
+        (M,) atoms of the primitive cell, (M, 3) their lattice vectors, and (K, 3 M, 3 M) changes.
+    """
+    atoms = [np.column_stack(_turned(local.basis, local.lattice, op, site)) for op in _each(group)]
+    found, number = unique_rows(torch.from_numpy(np.concatenate(atoms)))
+    m = len(local.basis)
+    blocks = np.stack(changes).reshape(-1, m, 3, m, 3).transpose(0, 1, 3, 2, 4)
+    out = np.zeros((len(blocks), len(found), len(found), 3, 3))
+    for rotation, place in zip(group.cartesian, number.numpy().reshape(len(group), m), strict=True):
+        turned = np.einsum("ab,kijbc,dc->kijad", rotation, blocks, rotation, optimize=True)
+        out[:, place[:, None], place[None, :]] += turned / len(group)
+    keys = found.numpy()
+    return keys[:, 0], keys[:, 1:], np.stack([with_sum_rule(part) for part in out])
 
 
 def with_sum_rule(blocks: FloatArray) -> FloatArray:
