@@ -13,6 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
+from defectnet.crystal.doping import (
+    CONTROLS,
+    HIGHEST,
+    LOWEST,
+    NUMBER_WEIGHTS,
+    DopedCell,
+    build,
+    draw_recipe,
+    split_dopant,
+)
 from defectnet.crystal.hosts import Host
 from defectnet.data.shards import Sample
 from defectnet.data.splits import split_of
@@ -24,16 +34,6 @@ from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projec
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.relax import Relaxation, relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
-from defectnet.simulate.doping import (
-    CONTROLS,
-    HIGHEST,
-    LOWEST,
-    NUMBER_WEIGHTS,
-    DopedCell,
-    build,
-    draw_recipe,
-    split_dopant,
-)
 from defectnet.simulate.stiffness import StiffnessFactors, scaled
 
 FloatArray = NDArray[np.float64]
