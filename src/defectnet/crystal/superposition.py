@@ -160,17 +160,16 @@ class Superposition:
         index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
         n = len(self.cell)
         first, second = index[placed.first], index[placed.second]
-        keys, place = np.unique(first * n + second, return_inverse=True)
+        keys = first * n + second
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
         for matrix, q in zip(out.reshape(-1, n, 3, n, 3), self.q_points, strict=True):
             phase = np.exp(2j * np.pi * (shift @ q))
             phase = phase if np.iscomplexobj(out) else phase.real
             blocks = change * (phase.conj()[placed.first] * phase[placed.second])[:, None, None]
-            if len(keys) < len(first):  # in a small cell several images of an atom are within reach
-                local = np.zeros((len(keys), 3, 3), dtype=out.dtype)
-                np.add.at(local, place, blocks)
-                matrix[keys // n, :, keys % n] += local
-            else:
-                matrix[first, :, second] += blocks
+            # In a small cell several images of an atom are within reach: their blocks add up.
+            there = order[starts]
+            matrix[first[there], :, second[there]] += np.add.reduceat(blocks[order], starts)
 
     def _modes(self, hessians: NDArray[np.inexact], numbers: IntArray) -> Modes:
         crystal = Crystal(numbers, self.cell.crystal.cell, self.cell.crystal.positions)
