@@ -237,6 +237,7 @@ class PackPairs:
         if not packs:
             raise SimulationError("there are no host packs to draw from", fix="Name a folder of packs")
         self.packs, self.settings = tuple(packs), settings
+        self._by_id = {pack.id: pack for pack in self.packs}
         self._held: OrderedDict[str, _Host] = OrderedDict()
         self._most = held
         self._cell: tuple[tuple[str, int], _Cell] | None = None
@@ -291,7 +292,7 @@ class PackPairs:
 
     def familiar(self, sample: Sample) -> tuple[int, ...]:
         """Return the positions of all dopants of a row's pack in the vocabulary, sorted."""
-        return self._load(next(pack for pack in self.packs if pack.id == sample.host_id)).dopants
+        return self._load(self._by_id[sample.host_id]).dopants
 
     def _choose(self, number: int, turn: int) -> tuple[PackFile, int]:
         """Return the pack and the number of its supercell; `turn` counts the hosts that were given up."""
