@@ -339,19 +339,27 @@ class _Host:
         return np.array(sites, dtype=np.int64)
 
     def matrix(self, choice: int) -> IntArray:
-        """Return one of the host's supercells; sizes of all are spread over the range."""
+        """Return one of the host's supercells: sizes are spread over the range, so that they do not tell the host."""
         if choice not in self._matrices:
-            settings, n = self.settings, len(self.crystal)
+            settings = self.settings
             digest = hashlib.sha256(self.file.id.encode()).digest()
             rng = np.random.default_rng([settings.seed, 2, int.from_bytes(digest[:8], "big"), choice])
-            place = (choice + rng.random()) / settings.cells
-            wanted = round(settings.smallest + place * (settings.largest - settings.smallest))
-            try:
-                found = supercell_matrix(self.crystal.cell, n, wanted, (settings.smallest, settings.largest))
-            except SimulationError:
-                raise Rejected("no supercell of an allowed size") from None
+            cuts = np.linspace(settings.smallest, settings.largest, settings.cells + 1)
+            part = int(np.ceil(cuts[choice])), int(cuts[choice + 1])
+            wanted = round(rng.uniform(*part))
+            found = self._supercell(wanted, part)
+            if found is None:
+                found = self._supercell(wanted, (settings.smallest, settings.largest))
+            if found is None:
+                raise Rejected("no supercell of an allowed size")
             self._matrices[choice] = found
         return self._matrices[choice]
+
+    def _supercell(self, wanted: int, bounds: tuple[int, int]) -> IntArray | None:
+        try:
+            return supercell_matrix(self.crystal.cell, len(self.crystal), wanted, bounds)
+        except SimulationError:
+            return None
 
 
 class _Cell:
