@@ -26,10 +26,18 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Placed:
-    """A substitution turned onto a site of the primitive cell, in the cell at the origin; see `Substitution`."""
+    """A substitution turned onto a site of the primitive cell, in the cell at the origin; see `Substitution`.
+
+    Attributes:
+        basis, lattice: m atoms.
+        first, second: (P,) pairs of these whose blocks change: few of all.
+        change, by_volume: (P, 3, 3) their blocks.
+    """
 
     basis: IntArray
     lattice: IntArray
+    first: IntArray
+    second: IntArray
     change: FloatArray
     by_volume: FloatArray
 
@@ -166,18 +174,18 @@ class Superposition:
 
     def _add(self, out: NDArray[np.inexact], site: int, placed: _Placed, change: FloatArray) -> None:
         index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
-        m = len(index)
-        targets, place = np.unique(index, return_inverse=True)
-        rows = (3 * targets[:, None] + np.arange(3)).ravel()
-        blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
-        for matrix, q in zip(out, self.q_points, strict=True):
+        n = len(self.cell)
+        first, second = index[placed.first], index[placed.second]
+        keys = first * n + second
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        for matrix, q in zip(out.reshape(-1, n, 3, n, 3), self.q_points, strict=True):
             phase = np.exp(2j * np.pi * (shift @ q))
             phase = phase if np.iscomplexobj(out) else phase.real
-            local = np.zeros((len(targets), len(targets), 3, 3), dtype=out.dtype)
-            # In a small cell several images of an atom are within reach.
-            factor = (phase.conj()[:, None] * phase[None, :])[..., None, None]
-            np.add.at(local, (place[:, None], place[None, :]), blocks * factor)
-            matrix[np.ix_(rows, rows)] += local.transpose(0, 2, 1, 3).reshape(len(rows), len(rows))
+            blocks = change * (phase.conj()[placed.first] * phase[placed.second])[:, None, None]
+            # In a small cell several images of an atom are within reach: their blocks add up.
+            there = order[starts]
+            matrix[first[there], :, second[there]] += np.add.reduceat(blocks[order], starts)
 
     def _modes(self, hessians: NDArray[np.inexact], numbers: IntArray) -> Modes:
         crystal = Crystal(numbers, self.cell.crystal.cell, self.cell.crystal.positions)
@@ -192,8 +200,7 @@ def turned(substitution: Substitution, operation: Operations, basis: int) -> _Pl
     lattice = substitution.lattice @ rotation.T + shift[substitution.basis] - shift[substitution.site]
     m = len(lattice)
 
-    def turn(change: FloatArray) -> FloatArray:
-        blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
-        return np.asarray((cartesian @ blocks @ cartesian.T).transpose(0, 2, 1, 3).reshape(3 * m, 3 * m))
-
-    return _Placed(image[substitution.basis], lattice, turn(substitution.change), turn(substitution.by_volume))
+    blocks = np.stack([substitution.change, substitution.by_volume]).reshape(2, m, 3, m, 3).transpose(0, 1, 3, 2, 4)
+    first, second = np.nonzero((blocks != 0.0).any((0, 3, 4)))
+    change, by_volume = cartesian @ blocks[:, first, second] @ cartesian.T
+    return _Placed(image[substitution.basis], lattice, first, second, change, by_volume)
