@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from defectnet.crystal.host import HostModel
 from defectnet.crystal.substitution import Substitution
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants, total
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, modes_of
 from defectnet.potentials.supercells import Supercell
@@ -131,12 +132,43 @@ class Superposition:
         out = np.asarray(pristine + log_volume * first + (0.5 * log_volume**2) * second)
         for (dopant, basis), count in self._counts(occupation).items():
             out += (count / self.cell.repeats) * self._far(dopant, basis)
+        for site, placed, change in self._changes(occupation, log_volume, rng):
+            self._add(out, site, placed, change)
+        return out
+
+    def force_constants(self, occupation: Occupation, rng: np.random.Generator | None = None) -> ForceConstants:
+        """Return the force constants of a doped supercell, of which `hessians` are made, without any dense matrix.
+
+        Args:
+            occupation: Which atoms are substituted.
+            rng: As in `hessians`; in the same state it chooses the same.
+
+        Returns:
+            Pairs of atoms, whose blocks add up.
+        """
+        log_volume = self._sum(occupation, "far_volume")
+        far = [
+            self.substitutions[key].far * (count / self.cell.repeats) for key, count in self._counts(occupation).items()
+        ]
+        pristine = self.cell.folded(total([self.host.at_volume(log_volume), *far]))
+        parts = [[pristine.first, pristine.second, pristine.shift, pristine.block]]
+        for site, placed, change in self._changes(occupation, log_volume, rng):
+            index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+            first, second = index[placed.first], index[placed.second]
+            found = (first, second, shift[placed.second] - shift[placed.first], change)
+            parts.append([torch.from_numpy(part) for part in found])
+        first, second, shifts, block = (torch.cat(column) for column in zip(*parts, strict=True))
+        return ForceConstants(len(self.cell), first, second, shifts, block)
+
+    def _changes(
+        self, occupation: Occupation, log_volume: float, rng: np.random.Generator | None
+    ) -> Iterator[tuple[int, _Placed, FloatArray]]:
+        """Yield each substituted site, the substitution turned onto it, and its blocks at this volume."""
         for site, dopant in zip(occupation.sites, occupation.dopants, strict=True):
-            placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             # The derivative counts from the volume that the substitution was made at.
             own = self._substitution(site, dopant).far_volume / self.host.cell.crystal.volume
-            self._add(out, site, placed, placed.change + (log_volume - own) * placed.by_volume)
-        return out
+            placed = self._turned(dopant, int(self.cell.basis[site]), rng)
+            yield site, placed, placed.change + (log_volume - own) * placed.by_volume
 
     def _counts(self, occupation: Occupation) -> Counter[tuple[str, int]]:
         orbits = self.host.operations.orbits()
