@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from defectnet.crystal.host import HostModel
 from defectnet.crystal.substitution import Substitution
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, modes_of
 from defectnet.potentials.supercells import Supercell
@@ -119,12 +120,42 @@ class Superposition:
         log_volume = self._sum(occupation, "far_volume")
         pristine, first, second = self._pristine
         out = np.asarray(pristine + log_volume * first + (0.5 * log_volume**2) * second)
+        for site, placed, change in self._changes(occupation, log_volume, rng):
+            self._add(out, site, placed, change)
+        return out
+
+    def force_constants(self, occupation: Occupation, rng: np.random.Generator | None = None) -> ForceConstants:
+        """Return the force constants of a doped supercell, of which `hessians` are made, without any dense matrix.
+
+        Args:
+            occupation: Which atoms are substituted.
+            rng: As in `hessians`; in the same state it chooses the same.
+
+        Returns:
+            Pairs of atoms, whose blocks add up.
+        """
+        log_volume = self._sum(occupation, "far_volume")
+        pristine = self.cell.folded(self.host.at_volume(log_volume))
+        parts = [[pristine.first, pristine.second, pristine.shift, pristine.block]]
+        for site, placed, change in self._changes(occupation, log_volume, rng):
+            index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+            m = len(index)
+            blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
+            a, b = np.nonzero(blocks.any((2, 3)))
+            found = (index[a], index[b], shift[b] - shift[a], blocks[a, b])
+            parts.append([torch.from_numpy(part) for part in found])
+        first, second, shifts, block = (torch.cat(column) for column in zip(*parts, strict=True))
+        return ForceConstants(len(self.cell), first, second, shifts, block)
+
+    def _changes(
+        self, occupation: Occupation, log_volume: float, rng: np.random.Generator | None
+    ) -> Iterator[tuple[int, _Placed, FloatArray]]:
+        """Yield each substituted site, the substitution turned onto it, and the change that it makes at this volume."""
         for site, dopant in zip(occupation.sites, occupation.dopants, strict=True):
-            placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             # The derivative counts from the volume that the substitution was made at.
             own = self._substitution(site, dopant).far_volume / self.host.cell.crystal.volume
-            self._add(out, site, placed, placed.change + (log_volume - own) * placed.by_volume)
-        return out
+            placed = self._turned(dopant, int(self.cell.basis[site]), rng)
+            yield site, placed, placed.change + (log_volume - own) * placed.by_volume
 
     def _substitution(self, site: int, dopant: str) -> Substitution:
         first = int(self.host.operations.orbits()[self.cell.basis[site]])
