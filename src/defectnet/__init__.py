@@ -12,16 +12,26 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from defectnet.crystal.pack import HostPack
     from defectnet.hub import from_pretrained, list_checkpoints
     from defectnet.io import read_spectrum
     from defectnet.prediction import Prediction
     from defectnet.spectrum import Spectrum
 
 __version__: str = version("defectnet")
-__all__ = ["Prediction", "Spectrum", "__version__", "from_pretrained", "list_checkpoints", "read_spectrum"]
+__all__ = [
+    "HostPack",
+    "Prediction",
+    "Spectrum",
+    "__version__",
+    "from_pretrained",
+    "list_checkpoints",
+    "read_spectrum",
+]
 
 # Loaded on first use: `import defectnet`, and so every command line, starts without torch.
 _HOMES = {
+    "HostPack": "defectnet.crystal.pack",
     "Prediction": "defectnet.prediction",
     "Spectrum": "defectnet.spectrum",
     "from_pretrained": "defectnet.hub",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.supercells import Supercell
 from defectnet.potentials.symmetry import find_operations
+
+if TYPE_CHECKING:
+    from defectnet.crystal.spectra import DopedSpectrum
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -91,6 +94,12 @@ class HostPack:
     def replaced(self, site: int) -> str:
         """Return the symbol of an atom of the primitive cell."""
         return _symbols(self.host.primitive)[site]
+
+    def spectrum(self, composition: str | Mapping[str, float], **settings: Any) -> DopedSpectrum:
+        """Return the DOS of this host with dopants, such as ``Al=0.03,In@Ga=0.01``; see `spectra.pack_spectrum`."""
+        from defectnet.crystal.spectra import pack_spectrum
+
+        return pack_spectrum(self, composition, **settings)
 
     # -- files -------------------------------------------------------------------------------------------------
 

@@ -154,8 +154,8 @@ class Superposition:
         parts = [[pristine.first, pristine.second, pristine.shift, pristine.block]]
         for site, placed, change in self._changes(occupation, log_volume, rng):
             index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
-            first, second = index[placed.first], index[placed.second]
-            found = (first, second, shift[placed.second] - shift[placed.first], change)
+            apart = shift[placed.second] - shift[placed.first]
+            found = (index[placed.first], index[placed.second], apart, change)
             parts.append([torch.from_numpy(part) for part in found])
         first, second, shifts, block = (torch.cat(column) for column in zip(*parts, strict=True))
         return ForceConstants(len(self.cell), first, second, shifts, block)
