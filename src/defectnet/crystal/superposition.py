@@ -170,6 +170,24 @@ class Superposition:
             placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             yield site, placed, placed.change + (log_volume - own) * placed.by_volume
 
+    def misfit(self, occupation: Occupation) -> float:
+        """Return how much the changes of different substitutions overlap: what superposition cannot know.
+
+        Where two dopants change the same pair of atoms, their changes need not add up. This is the mean number of
+        other substitutions that have a part in a block that is changed, weighted by the squared norm of the change;
+        0 for a single dopant, and small where dopants are far apart. Benchmarks relate it to what is left unexplained.
+        """
+        n = len(self.cell)
+        both, alone = np.zeros(n * n), np.zeros(n * n)
+        for site, placed, change in self._changes(occupation, self._sum(occupation, "far_volume"), None):
+            index, _ = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+            norm = np.linalg.norm(change, axis=(1, 2))
+            keys = index[placed.first] * n + index[placed.second]
+            off = index[placed.first] != index[placed.second]
+            both += np.bincount(keys[off], norm[off], n * n)
+            alone += np.bincount(keys[off], norm[off] ** 2, n * n)
+        return float((both**2 - alone).sum() / max(alone.sum(), 1e-12))
+
     def _counts(self, occupation: Occupation) -> Counter[tuple[str, int]]:
         orbits = self.host.operations.orbits()
         sites = (int(orbits[self.cell.basis[site]]) for site in occupation.sites)
