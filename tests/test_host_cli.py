@@ -281,6 +281,7 @@ def test_spectra_may_be_left_as_they_are(pack, tmp_path, capsys):
         (["--composition", "Al=3"], "Write 0.03"),
         (["--composition", "Al@Ga=0.03", "--cells", "1"], "cells is 1"),
         (["--composition", "Al@Ga=0.03", "--kind", "projected"], "Use total or neutron-weighted"),
+        (["--composition", "Al@Ga=0.03", "--kind", "neutron"], "unknown kind of DOS"),
     ],
 )
 def test_a_wrong_spectrum_is_one_line(pack, tmp_path, capsys, words, message):
