@@ -25,6 +25,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from defectnet.crystal.doping import Recipe, build
 from defectnet.crystal.hosts import host_from_atoms
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.potentials.neighbours import Crystal
@@ -32,7 +33,6 @@ from defectnet.potentials.phonons import modes
 from defectnet.potentials.potential import FastPotential, fetch_potential, load_nep
 from defectnet.potentials.relax import relax
 from defectnet.potentials.supercells import supercell_matrix
-from defectnet.simulate.doping import Recipe, build
 
 RECIPE = Recipe(("Ge", "C", "B"), (0.5, 0.25, 0.25), 0.04, ("Si", "Si", "Si"))
 LATTICE_ANGSTROM = 5.43

@@ -26,13 +26,13 @@ from defectnet.benchmark.limits import (
     separation,
     whiten,
 )
+from defectnet.crystal.doping import Recipe, build, likeness
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.measurement import CLEAN, LAB, Measurement
 from defectnet.data.shards import Sample, read_shard, write_shard
 from defectnet.elements import VOCABULARY
 from defectnet.files import replacing
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.doping import Recipe, build, likeness
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
 
 HOSTS = ("GaAs-zincblende", "Si-diamond", "mp-549706")  # the last one is MgO

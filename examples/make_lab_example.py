@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from defectnet.crystal.doping import Recipe, build
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import Sample
 from defectnet.lab.virtual import Instrument, write_lab
 from defectnet.potentials.potential import Potential, load_potential
-from defectnet.simulate.doping import Recipe, build
 from defectnet.simulate.rows import HostSimulation, Settings, atom_range, relax_host, row_generator
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts.json.xz"

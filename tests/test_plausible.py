@@ -16,6 +16,7 @@ from ase.formula import Formula
 from ase.neighborlist import neighbor_list
 from pymatgen.core import Element
 
+from defectnet.crystal.doping import likeness, split_dopant
 from defectnet.crystal.hosts import read_hosts
 from defectnet.crystal.plausible import guess_charges, ions, likeness_on_site, plausible_dopants, rank_substitutions
 from defectnet.crystal.structures import read_structure, spacegroup
@@ -23,7 +24,6 @@ from defectnet.data.splits import split_of
 from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
-from defectnet.simulate.doping import likeness, split_dopant
 from dopings import HELD_OUT, KNOWN, pairs
 
 ROOT = Path(__file__).parents[1]

@@ -11,13 +11,13 @@ import pytest
 from calorine.calculators import CPUNEP
 
 from crystals import host, layered
+from defectnet.crystal.doping import Recipe, build, draw_recipe
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import load_potential
 from defectnet.potentials.reference import ReferencePotential
 from defectnet.potentials.relax import Relaxation, relax
 from defectnet.potentials.supercells import Supercell
-from defectnet.simulate.doping import Recipe, build, draw_recipe
 from defectnet.simulate.rows import HostSimulation, Settings, relax_host, row_generator
 from make_potential import write_morse_nep
 

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from crystals import cubic, entry, host, layered, write_hosts
 from defectnet import cli
 from defectnet.config import STORAGE_GRID
+from defectnet.crystal.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import read_extra, read_shard, write_shard
 from defectnet.data.splits import split_of
@@ -28,7 +29,6 @@ from defectnet.potentials.potential import load_potential
 from defectnet.potentials.relax import relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate import rows
-from defectnet.simulate.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness
 from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
 from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host

@@ -79,6 +79,8 @@ def _parse_and_run(arguments: list[str]) -> None:
             if str(args[-1]).endswith("+"):  # jsonargparse's spelling of an option that may be repeated
                 args, kwargs["action"] = args[:-1], "append"
             args = tuple(a.replace("_", "-") if str(a).startswith("--") else a for a in args)  # as users expect
+            if args == ("--from-",):  # a word of Python's own, so that the function cannot have it as a name
+                args, kwargs["dest"] = ("--from",), "from_"
             return super().add_argument(*args, **kwargs)
 
     # dict(): jsonargparse types its argument as a dict of more than functions.

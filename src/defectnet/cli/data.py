@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from defectnet.cli.screen import print_json, terminal
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from pathlib import Path
+
+    from defectnet.simulate.executors import Executor
 
 
 def simulate(
     *,
-    hosts: str,
-    potential: str,
     out: str,
+    hosts: str | None = None,
+    potential: str | None = None,
+    from_: str | None = None,
+    rows: int = 1000,
     spectra_per_host: int = 6,
-    atoms: str = "100-250",
+    atoms: str | None = None,
     dopants: str | None = None,
     workers: int = 1,
     seed: int = 0,
@@ -29,19 +38,24 @@ def simulate(
 ) -> None:
     """Simulate pairs of spectra into Parquet shards. Stopped and started again, it goes on where it was.
 
+    Either hosts and a potential are given: every doped cell is relaxed. Or host packs, --from: pairs are drawn from
+    them by superposed force constants, in a tenth of a second each.
+
     Args:
+        out: Folder for the shards.
         hosts: JSON list of crystals, a structure file that ase reads, or a folder of them.
         potential: defectnet-nep, nequix (better and much slower, by finite displacements), or nep89 (fetched once from
             PyPI); or path of a NEP potential in GPUMD's text format, of a folder like theirs, or of a Nequix network
             of its package (.nqx).
-        out: Folder for the shards.
+        from_: Folder of host packs, one pack, or bundled.
+        rows: Pairs that are drawn from host packs.
         spectra_per_host: Doped cells tried for each host.
-        atoms: Atoms in a supercell, one number (met within a fifth) or a range such as 100-250.
+        atoms: Atoms in a supercell, one number (met within a fifth) or a range; 100-250 by default, from packs 64-200.
         dopants: The only elements that are substituted in, such as Al,Ga or, in place of magnesium alone, Al@Mg,Ga@Mg.
         workers: Processes; one thread each.
         seed: With the same hosts, potential and settings the same seed gives the same shards.
-        recipe: JSON file with all settings, such as configs/defectnet-sim-v1.json; in place of spectra-per-host, atoms,
-            dopants and seed.
+        recipe: JSON file with all settings, such as configs/defectnet-sim-v1.json (from packs: of
+            defectnet.data.packs.PairSettings); in place of spectra-per-host, atoms, dopants and seed.
         preconditioner: A cheaper potential, such as nep89, that speeds up the relaxation with a slow one.
         device: Where the potential is evaluated: cpu or cuda.
         batch: Hosts that each process works on side by side, for a GPU; 1 is best on a CPU.
@@ -54,10 +68,85 @@ def simulate(
     """
     from pathlib import Path
 
-    from defectnet.crystal.hosts import read_hosts
+    from defectnet.errors import SimulationError
     from defectnet.simulate.executors import make_executor
-    from defectnet.simulate.rows import Settings, atom_range
     from defectnet.simulate.runner import shard_range
+
+    workforce = make_executor(
+        executor, workers=workers, folder=Path(out), memory_gib=memory_gib, parsl_config=parsl_config
+    )
+    only = None if shards is None else shard_range(shards)
+    if from_ is not None:
+        foreign = {"hosts": hosts, "potential": potential, "dopants": dopants, "preconditioner": preconditioner}
+        given = [name for name, value in foreign.items() if value is not None]
+        if given:
+            raise SimulationError(f"--from and --{given[0]} are both given", fix="A data set is of packs or of hosts")
+        totals = _simulate_packs(from_, Path(out), rows, atoms, seed, recipe, workforce, only)
+    else:
+        if hosts is None or potential is None:
+            raise SimulationError(
+                f"--{'hosts' if hosts is None else 'potential'} is missing",
+                fix="Give --hosts and --potential, or host packs with --from",
+            )
+        totals = _simulate_hosts(
+            hosts,
+            potential,
+            Path(out),
+            spectra_per_host=spectra_per_host,
+            atoms=atoms or "100-250",
+            dopants=dopants,
+            seed=seed,
+            recipe=recipe,
+            preconditioner=preconditioner,
+            device=device,
+            batch=batch,
+            precision=precision,
+            executor=workforce,
+            only=only,
+        )
+    print(f"{totals.pop('rows')} rows in {out}")
+    for reason, count in totals.most_common():
+        print(f"  {count} rejected: {reason}")
+
+
+def _simulate_packs(
+    packs: str,
+    out: Path,
+    rows: int,
+    atoms: str | None,
+    seed: int,
+    recipe: str | None,
+    executor: Executor,
+    only: range | None,
+) -> Counter[str]:
+    from defectnet.data.packs import PairSettings
+    from defectnet.simulate.from_packs import read_pair_settings, simulate_packs
+    from defectnet.simulate.rows import atom_range
+
+    if recipe is not None:
+        settings = read_pair_settings(recipe)
+    elif atoms is None:
+        settings = PairSettings(seed=seed)
+    else:
+        smallest, largest = atom_range(atoms)
+        settings = PairSettings(seed=seed, smallest=smallest, largest=largest)
+    return simulate_packs(packs, out, rows, settings, executor=executor, only=only)
+
+
+def _simulate_hosts(
+    hosts: str,
+    potential: str,
+    out: Path,
+    *,
+    spectra_per_host: int,
+    atoms: str,
+    dopants: str | None,
+    seed: int,
+    recipe: str | None,
+    **options: Any,
+) -> Counter[str]:
+    from defectnet.crystal.hosts import read_hosts
+    from defectnet.simulate.rows import Settings, atom_range
     from defectnet.simulate.runner import simulate as run
 
     if recipe is None:
@@ -68,23 +157,7 @@ def simulate(
         )
     else:
         settings = Settings.read(recipe)
-    totals = run(
-        read_hosts(hosts),
-        potential,
-        Path(out),
-        settings,
-        executor=make_executor(
-            executor, workers=workers, folder=Path(out), memory_gib=memory_gib, parsl_config=parsl_config
-        ),
-        device=device,
-        preconditioner=preconditioner,
-        batch=batch,
-        precision=precision,
-        only=None if shards is None else shard_range(shards),
-    )
-    print(f"{totals.pop('rows')} rows in {out}")
-    for reason, count in totals.most_common():
-        print(f"  {count} rejected: {reason}")
+    return run(read_hosts(hosts), potential, out, settings, **options)
 
 
 def data_stats(folder: str, *, hosts: str | None = None, into: str | None = None, json: bool = False) -> None:
@@ -155,6 +228,7 @@ def data_verify(
     *,
     potential: str = "nep89",
     preconditioner: str | None = None,
+    packs: str | None = None,
     rows: int = 10,
     seed: int = 0,
     json: bool = False,
@@ -167,6 +241,7 @@ def data_verify(
         folder: Folder of shards, as `defectnet simulate` writes it.
         potential: The one that the data set was made with.
         preconditioner: The one that it was made with, if any.
+        packs: The host packs that the data set was made from, if it was; in place of a potential.
         rows: How many.
         seed: Chooses the rows.
         json: Print JSON and nothing else.
@@ -175,7 +250,7 @@ def data_verify(
 
     from defectnet.simulate.regenerate import verify
 
-    found = verify(folder, potential, rows=rows, seed=seed, preconditioner=preconditioner)
+    found = verify(folder, potential, rows=rows, seed=seed, preconditioner=preconditioner, packs=packs)
     if json:
         print_json({row_id: asdict(result) for row_id, result in found.items()})
     else:

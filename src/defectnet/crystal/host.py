@@ -212,8 +212,8 @@ def choose_supercell(primitive: Crystal, symmetry: Operations, most: int) -> Int
         # Rows transform with the inverse transpose of what columns of fractional coordinates do.
         turned = np.einsum("ab,gcb,cd->gad", matrix, symmetry.rotation, inverse)
         whole = bool((np.abs(turned - np.round(turned)) < 1e-6).all())
-        # A tenth of the distance is worth the symmetry: it saves most of the displacements.
-        score = apart * (1.1 if whole else 1.0) - 0.002 * count * n
+        # With the symmetry most displacements are saved, and what reaches beyond the cell is not torn apart by it.
+        score = apart * (1.3 if whole else 1.0) - 0.002 * count * n
         if best is None or score > best[0] + 1e-9:
             best = score, np.asarray(matrix, dtype=np.int64)
     if best is None:

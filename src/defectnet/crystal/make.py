@@ -24,7 +24,7 @@ from defectnet.errors import SimulationError
 from defectnet.files import replacing
 from defectnet.potentials.potential import Potential, load_potential
 
-EXACT_ATOMS, DISPLACED_ATOMS = 130, 80
+EXACT_ATOMS, DISPLACED_ATOMS = 130, 100
 """Most atoms of a supercell, where the potential has exact force constants, and where atoms are displaced."""
 
 PLAUSIBLE = 12

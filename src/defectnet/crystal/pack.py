@@ -13,14 +13,14 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from defectnet.crystal.host import EXACT, STRAIN, HostModel
-from defectnet.crystal.pairs import expanded, fixing, reduced
+from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, reduced
 from defectnet.crystal.substitution import Substitution, with_sum_rule
 from defectnet.elements import INDEX
 from defectnet.errors import SimulationError
 from defectnet.hub.catalogue import bundled_root
 from defectnet.hub.remote import REPO, Remote, damaged, download
 from defectnet.potentials.folder import CARD, CONFIG, HOST, WEIGHTS, read_config, read_weights, write_folder
-from defectnet.potentials.force_constants import ForceConstants, aligned
+from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.supercells import Supercell
 from defectnet.potentials.symmetry import find_operations
@@ -58,9 +58,12 @@ FILES: Final = (CONFIG, WEIGHTS, CARD)
 LARGEST_SUPERCELL: Final = 1000
 """Most cells in the supercell of a pack."""
 
+FAR_KEEP: Final = 0.002
+"""Smallest block of what a substitution changes far away, eV/angstrom^2 of all cells together, that a pack keeps."""
+
 HOST_KEEP: Final = 0.0002
-"""Smallest block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives times the
-step of ln V that they come from."""
+"""Smallest norm of a block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives
+times the step of ln V that they come from."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,9 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
         "host_blocks": torch.from_numpy(means).to(torch.float32),
     }
     table: list[dict[str, Any]] = []
-    columns: dict[str, list[Any]] = {name: [] for name in ("pairs", "blocks", "rotations", "sizes")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("pairs", "blocks", "far_pairs", "far_blocks", "rotations", "sizes")
+    }
     for (dopant, site), one in sorted(pack.substitutions.items(), key=lambda item: (item[0][1], INDEX[item[0][0]])):
         group = fixing(host.operations, site, one.rotations)
         pairs, blocks = _local_pairs(one)
@@ -227,7 +232,10 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
         columns["pairs"].append(pairs[kept].astype(np.int8))
         columns["blocks"].append(means.astype(np.float16))
         columns["rotations"].append(one.rotations.astype(np.int8))
-        columns["sizes"].append([len(kept), len(one.rotations)])
+        far_pairs, far_blocks = _far_pairs(one.far, host)
+        columns["far_pairs"].append(far_pairs.astype(np.int8))
+        columns["far_blocks"].append(far_blocks.astype(np.float16))
+        columns["sizes"].append([len(kept), len(one.rotations), len(far_pairs)])
         table.append(
             {
                 "dopant": dopant,
@@ -243,20 +251,26 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
     tensors["pairs"] = torch.from_numpy(np.concatenate([np.zeros((0, 8), np.int8), *columns["pairs"]]))
     tensors["blocks"] = torch.from_numpy(np.concatenate([np.zeros((2, 0, 3, 3), np.float16), *columns["blocks"]], 1))
     tensors["rotations"] = torch.from_numpy(np.concatenate([np.zeros((0, 3, 3), np.int8), *columns["rotations"]]))
-    tensors["sizes"] = torch.tensor(columns["sizes"], dtype=torch.int32).reshape(-1, 2)
+    tensors["far_pairs"] = torch.from_numpy(np.concatenate([np.zeros((0, 8), np.int8), *columns["far_pairs"]]))
+    tensors["far_blocks"] = torch.from_numpy(np.concatenate([np.zeros((0, 3, 3), np.float16), *columns["far_blocks"]]))
+    tensors["sizes"] = torch.tensor(columns["sizes"], dtype=torch.int32).reshape(-1, 3)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, table
 
 
 def _host_pairs(parts: Sequence[ForceConstants]) -> tuple[IntArray, FloatArray]:
     """Return (B, 8) pairs and (3, B, 3, 3) blocks of a host, without the diagonal and without what is tiny."""
-    keys, found = aligned(parts)
-    first, second, shift = keys[:, 0].numpy(), keys[:, 1].numpy(), keys[:, 2:].numpy()
-    blocks = found.numpy()
-    sizes = np.abs(blocks).max((2, 3)) * np.array([1.0, STRAIN, 0.5 * STRAIN**2])[:, None]
-    kept = ((first != second) | (shift != 0).any(1)) & (sizes.max(0) > HOST_KEEP)
-    zeros = np.zeros((len(first), 3), dtype=np.int64)
-    pairs = np.column_stack([first, zeros, second, shift])
+    pairs, blocks = as_pairs(parts)
+    sizes = np.linalg.norm(blocks, axis=(2, 3)) * np.array([1.0, STRAIN, 0.5 * STRAIN**2])[:, None]
+    kept = sizes.max(0) > HOST_KEEP
     return pairs[kept], blocks[:, kept]
+
+
+def _far_pairs(far: ForceConstants, host: HostModel) -> tuple[IntArray, FloatArray]:
+    """Return (B, 8) pairs and (B, 3, 3) blocks of what a substitution changes far away, without what is tiny."""
+    pairs, blocks = as_pairs([far])
+    kept, means = reduced(pairs, blocks, host.operations, None)
+    large = np.linalg.norm(means[0], axis=(1, 2)) > FAR_KEEP
+    return pairs[kept[large]], means[0, large]
 
 
 def _local_pairs(one: Substitution) -> tuple[IntArray, FloatArray]:
@@ -278,7 +292,7 @@ def _unpacked(folder: Path) -> HostPack:
     found = expanded(
         tensors["host_pairs"].numpy().astype(np.int64), tensors["host_blocks"].double().numpy(), operations, None
     )
-    parts = [_host_part(len(primitive), found[0], block) for block in found[1]]
+    parts = from_pairs(len(primitive), *found)
     host = HostModel(
         config["id"],
         config["formula"],
@@ -308,29 +322,21 @@ def _supercell(form: dict[str, Any], folder: Path) -> IntArray:
     return matrix
 
 
-def _host_part(atoms: int, pairs: IntArray, blocks: FloatArray) -> ForceConstants:
-    whole = ForceConstants(
-        atoms,
-        torch.from_numpy(pairs[:, 0]),
-        torch.from_numpy(pairs[:, 4]),
-        torch.from_numpy(pairs[:, 5:] - pairs[:, 1:4]),
-        torch.from_numpy(blocks),
-    )
-    return whole.with_acoustic_sum_rule()
-
-
 def _substitutions(
     host: HostModel, table: list[dict[str, Any]], tensors: dict[str, torch.Tensor]
 ) -> dict[tuple[str, int], Substitution]:
     out = {}
-    at = turn = 0
+    at = turn = out_at = 0
     pairs, blocks = tensors["pairs"].numpy().astype(np.int64), tensors["blocks"].double().numpy()
     rotations = tensors["rotations"].numpy().astype(np.int64)
-    for row, (size, count) in zip(table, tensors["sizes"].tolist(), strict=True):
+    far_pairs, far_blocks = tensors["far_pairs"].numpy().astype(np.int64), tensors["far_blocks"].double().numpy()
+    for row, (size, count, more) in zip(table, tensors["sizes"].tolist(), strict=True):
         own = rotations[turn : turn + count]
         group = fixing(host.operations, row["site"], own)
         found, values = expanded(pairs[at : at + size], blocks[:, at : at + size], group, row["site"])
-        at, turn = at + size, turn + count
+        spread = slice(out_at, out_at + more)
+        far = expanded(far_pairs[spread], far_blocks[None, spread], host.operations, None)
+        at, turn, out_at = at + size, turn + count, out_at + more
         keys, place = np.unique(np.concatenate([found[:, :4], found[:, 4:]]), axis=0, return_inverse=True)
         m = len(keys)
         a, b = np.split(place.ravel(), 2)
@@ -344,6 +350,7 @@ def _substitutions(
             lattice=keys[:, 1:],
             change=change,
             by_volume=by_volume,
+            far=from_pairs(len(host.primitive), *far)[0],
             volume=row["volume_angstrom3"],
             far_volume=row["far_volume_angstrom3"],
             energy=row["energy_ev"],
@@ -372,8 +379,10 @@ def _checked(tensors: dict[str, torch.Tensor], folder: Path, config: dict[str, A
         "host_blocks": (torch.float32, (3, None, 3, 3)),
         "pairs": (torch.int8, (None, 8)),
         "blocks": (torch.float16, (2, None, 3, 3)),
+        "far_pairs": (torch.int8, (None, 8)),
+        "far_blocks": (torch.float16, (None, 3, 3)),
         "rotations": (torch.int8, (None, 3, 3)),
-        "sizes": (torch.int32, (None, 2)),
+        "sizes": (torch.int32, (None, 3)),
     }
     if set(tensors) != set(shapes):
         raise wrong(f"tensors are {', '.join(sorted(tensors))}")
@@ -386,12 +395,11 @@ def _checked(tensors: dict[str, torch.Tensor], folder: Path, config: dict[str, A
     sizes, rows = tensors["sizes"], config["substitutions"]
     if len(tensors["frac"]) != atoms or len(sizes) != len(rows) or bool((sizes < 0).any()):
         raise wrong("numbers of atoms or substitutions differ")
-    if sizes.sum(0).tolist() != [len(tensors["pairs"]), len(tensors["rotations"])]:
+    if sizes.sum(0).tolist() != [len(tensors[name]) for name in ("pairs", "rotations", "far_pairs")]:
         raise wrong("lengths of the substitutions do not add up")
-    if tensors["blocks"].shape[1] != len(tensors["pairs"]) or tensors["host_blocks"].shape[1] != len(
-        tensors["host_pairs"]
-    ):
-        raise wrong("pairs and blocks differ in number")
+    for name, axis in (("host_", 1), ("", 1), ("far_", 0)):
+        if tensors[f"{name}blocks"].shape[axis] != len(tensors[f"{name}pairs"]):
+            raise wrong(f"{name}pairs and {name}blocks differ in number")
     for number, row in enumerate(rows):
         where = f"{folder / CONFIG}: substitutions[{number}]"
         for key, kind in _FIELDS.items():

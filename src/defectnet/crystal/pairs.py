@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants, aligned
 from defectnet.potentials.symmetry import Operations
 
 FloatArray = NDArray[np.float64]
@@ -15,6 +17,25 @@ IntArray = NDArray[np.int64]
 
 REACH = 64
 """Lattice vectors of the primitive cell are shorter than this in each component."""
+
+
+def as_pairs(parts: Sequence[ForceConstants]) -> tuple[IntArray, FloatArray]:
+    """Return (B, 8) pairs and (K, B, 3, 3) blocks of K force constants of a crystal, without the diagonal."""
+    keys, blocks = aligned(parts)
+    first, second, shift = keys[:, 0].numpy(), keys[:, 1].numpy(), keys[:, 2:].numpy()
+    between = (first != second) | (shift != 0).any(1)
+    pairs = np.column_stack([first, np.zeros_like(shift), second, shift])
+    return pairs[between], blocks.numpy()[:, between]
+
+
+def from_pairs(atoms: int, pairs: IntArray, blocks: FloatArray) -> list[ForceConstants]:
+    """Return K force constants of a crystal, with the acoustic sum rule: the reverse of `as_pairs`."""
+    first, second = torch.from_numpy(pairs[:, 0].copy()), torch.from_numpy(pairs[:, 4].copy())
+    shift = torch.from_numpy(pairs[:, 5:] - pairs[:, 1:4])
+    return [
+        ForceConstants(atoms, first, second, shift, torch.from_numpy(block)).with_acoustic_sum_rule()
+        for block in blocks
+    ]
 
 
 def reduced(pairs: IntArray, blocks: FloatArray, group: Operations, site: int | None) -> tuple[IntArray, FloatArray]:

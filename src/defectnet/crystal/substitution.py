@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from defectnet.crystal.host import HostModel
-from defectnet.elements import INDEX, NUMBERS
+from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, reduced
+from defectnet.elements import INDEX, NUMBERS, element_index
 from defectnet.errors import SimulationError
-from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, unique_rows
+from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, total, unique_rows
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.reference import ReferencePotential
@@ -31,8 +34,11 @@ IntArray = NDArray[np.int64]
 RADIUS = 8.0
 """Angstrom from the substituted site within which atoms are displaced, where the potential is not exact."""
 
+CLOSE = 4.5
+"""The same for the derivative by the volume."""
+
 KEEP = 0.01
-"""Smallest change of a block, eV/angstrom^2, that is kept beside the change of volume."""
+"""Smallest norm of the change of a block, eV/angstrom^2, that is kept beside the change of volume."""
 
 TIE = 0.02
 """Images of a substitution whose distances from a pair of atoms differ by less, in angstrom, share what it changes."""
@@ -90,6 +96,8 @@ class Substitution:
         change: (3 m, 3 m) of the force constants, eV/angstrom^2, beside what the change of volume does; symmetric, with
             the acoustic sum rule.
         by_volume: (3 m, 3 m) its derivative by ln V; zero where it is not known.
+        far: What it changes of the pristine crystal's force constants farther away, of all primitive cells together:
+            one substitution in C cells changes each by a C-th.
         volume: Change of volume, cubic angstrom.
         far_volume: The part of it that atoms far away feel: volume of the supercell times their change of ln V.
         energy: Change of the supercell's energy, eV: of two sites of one element the lower is preferred.
@@ -105,6 +113,7 @@ class Substitution:
     lattice: IntArray
     change: FloatArray
     by_volume: FloatArray
+    far: ForceConstants
     volume: float
     far_volume: float
     energy: float
@@ -150,7 +159,9 @@ def substitute(
         tolerance: Largest force left, eV/angstrom.
 
     Raises:
-        SimulationError: The cell does not come to rest, or not as the same crystal, or not in a minimum.
+        FormulaError: The dopant is no element of the vocabulary.
+        SimulationError: There is no such site; or the cell does not come to rest, or not as the same crystal, or not
+            in a minimum.
     """
     task = _Task(potential, host, site, dopant, radius, keep, preconditioner, tolerance)
     relaxed = task.relax(task.ideal, "volume", task.site_symmetry)
@@ -175,33 +186,39 @@ def substitute(
     if volume_step:
         step = volume_step if relaxed.crystal.volume >= task.ideal.volume else -volume_step
         strained = task.relax(relaxed.crystal.strained(np.eye(3) * np.exp(step / 3.0)), "fixed", relaxed.operations)
-        there = task.localised(task.force_constants(strained), local)
+        there = task.localised(task.force_constants(strained, beside=(relaxed, found)), local)
         by_volume = (there.on(local) - local.change) / step
     atom = task.atom
+    group = task.kept(relaxed)
+    basis, lattice, change = local.basis, local.lattice, local.change
+    if len(group) > len(relaxed.operations):
+        basis, lattice, (change, by_volume) = _averaged(local, (change, by_volume), group, site)
     return Substitution(
         dopant=dopant,
         site=site,
-        basis=local.basis,
-        lattice=local.lattice,
-        change=local.change,
+        basis=basis,
+        lattice=lattice,
+        change=change,
         by_volume=by_volume,
+        far=local.far,
         volume=relaxed.crystal.volume - task.ideal.volume,
         far_volume=local.log_volume * task.ideal.volume,
         energy=relaxed.energy - host.energy * host.cell.repeats,
         displacement=float(np.linalg.norm(relaxed.displacement[atom])),
-        rotations=task.rotations(relaxed.operations),
-        orientations=len(task.site_symmetry) // len(relaxed.operations),
+        rotations=group.rotation,
+        orientations=len(host.operations.fixing(site)) // len(group),
     )
 
 
 @dataclass(frozen=True)
 class _Local:
-    """A change of force constants around a site, see `Substitution`, and the change of ln V that is felt far away."""
+    """A change of force constants around a site, see `Substitution`; far away, a change of ln V and what is left."""
 
     basis: IntArray
     lattice: IntArray
     change: FloatArray
     log_volume: float
+    far: ForceConstants
 
     def blocks(self) -> FloatArray:
         """Return the (m, m, 3, 3) blocks."""
@@ -242,7 +259,11 @@ class _Task:
         preconditioner: Potential | None,
         tolerance: float,
     ) -> None:
-        number = int(NUMBERS[INDEX[dopant]])
+        number = int(NUMBERS[element_index(dopant, field="dopant")])
+        if not 0 <= site < len(host.primitive):
+            raise SimulationError(
+                f"site is {site}", fix=f"Atoms of the primitive cell of {host.id} are 0 to {len(host.primitive) - 1}"
+            )
         if host.primitive.numbers[site] == number:
             raise SimulationError(f"{dopant} is on site {site} of {host.id} already", fix="Name another dopant")
         self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
@@ -290,23 +311,61 @@ class _Task:
         except SimulationError:
             return None
 
-    def force_constants(self, relaxed: Relaxed) -> ForceConstants:
-        """Compute the force constants of the supercell."""
+    def force_constants(self, relaxed: Relaxed, beside: tuple[Relaxed, ForceConstants] | None = None) -> ForceConstants:
+        """Compute the force constants of the supercell.
+
+        Args:
+            relaxed: The cell.
+            beside: The same cell at another volume and its force constants: where the potential is not exact, only
+                atoms close to the substitution are displaced again, others change as the host does.
+        """
         if self.potential.exact:
             return self.potential.force_constants(relaxed.crystal)
         assert isinstance(self.potential, ReferencePotential)
-        near = self._distance() < self.radius
-        fallback = self._host_at(relaxed.crystal).hessian().numpy()
+        radius, fallback = self.radius, self._host_at(relaxed.crystal)
+        if beside is not None:
+            radius = min(radius, CLOSE)
+            fallback = total([beside[1], fallback, self._host_at(beside[0].crystal) * -1.0])
         hessian = self.potential.hessian(
-            relaxed.crystal, relaxed.operations, atoms=np.flatnonzero(near), fallback=fallback
+            relaxed.crystal,
+            relaxed.operations,
+            atoms=np.flatnonzero(self._distance() < radius),
+            fallback=fallback.hessian().numpy(),
         )
         return ForceConstants.from_hessian(hessian, self.ideal)
 
-    def rotations(self, operations: Operations) -> IntArray:
-        """Return the (K, 3, 3) rotations of the supercell's operations in coordinates of the primitive cell."""
-        lattice = self.host.primitive.cell.T
-        found = np.linalg.inv(lattice) @ operations.cartesian @ lattice
-        return np.round(found).astype(np.int64)
+    def kept(self, relaxed: Relaxed) -> Operations:
+        """Return the crystal's operations that leave the substitution as it is.
+
+        A supercell may lack some of the crystal's symmetry. What lies nearer than half the way to the next image tells
+        then which operations the substitution itself has: those that it has lost to the shape of the supercell alone
+        must not depend on how the crystal is oriented.
+        """
+        host, cell = self.host, self.host.cell
+        site = host.operations.fixing(self.site)
+        if len(self.site_symmetry) >= len(site):
+            vectors = host.primitive.cell.T
+            found = np.linalg.inv(vectors) @ relaxed.operations.cartesian @ vectors
+            return fixing(host.operations, self.site, np.round(found).astype(np.int64))
+        reduced = minkowski_reduce(cell.crystal.cell)[0]  # type: ignore[no-untyped-call]
+        near = np.flatnonzero(self._distance() < 0.5 * np.linalg.norm(reduced, axis=1).min() - TIE)
+        place = np.full(len(cell), -1)
+        place[near] = np.arange(len(near))
+        basis, lattice = self._around(near)
+        image = np.stack([place[cell.find(*_turned(basis, lattice, op, self.site))[0]] for op in _each(site)])
+        displacement = relaxed.displacement[near]
+        local = Operations(site.rotation, site.translation, site.cartesian, image, site.shift)
+        kept = kept_by(displacement - displacement.mean(axis=0), local, SYMMETRIC)
+        return fixing(host.operations, self.site, kept.rotation)
+
+    def _around(self, atoms: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the atoms of the primitive cell and the lattice vectors of the images nearest to the site."""
+        cell = self.host.cell
+        frac = self.ideal.frac[atoms] - self.ideal.frac[self.atom]
+        base = -np.round(frac).astype(np.int64)
+        distance = np.linalg.norm((frac + base)[:, None] @ self.ideal.cell + IMAGES @ self.ideal.cell, axis=2)
+        shift = base + IMAGES[distance.argmin(axis=1)]
+        return cell.basis[atoms], cell.lattice[atoms] + shift @ cell.matrix - cell.lattice[self.atom]
 
     def _distance(self) -> FloatArray:
         """Return the distance of each atom's nearest image from the site."""
@@ -338,8 +397,9 @@ class _Task:
     def localised(self, found: ForceConstants, like: _Local | None = None) -> _Local:
         """Return what the substitution changes around it.
 
-        Far from it the crystal feels a change of volume, less than that of the supercell, and shear that has no mean.
-        So small blocks are left out, and the change of volume is the one that describes best what is left out.
+        Far from it the crystal feels a change of volume, less than that of the supercell, and shear that has no mean;
+        in a metal the electrons that came with the dopant, too. So small blocks are left out. The change of volume is
+        the one that describes them best, and of the rest the mean over the crystal is kept.
 
         Args:
             found: Force constants of the supercell.
@@ -358,9 +418,21 @@ class _Task:
             slope = (first + 0.5 * log_volume * second)[out]
             log_volume = float((slope * change[out]).sum() / (slope**2).sum())
             rest = change - log_volume * first - 0.5 * log_volume**2 * second
-            out = between & (np.abs(rest).max((1, 2)) < self.keep if like is None else ~around.among(like))
+            # The norm of a block, unlike its largest element, is the same for all that symmetry makes alike.
+            out = between & (np.linalg.norm(rest, axis=(1, 2)) < self.keep if like is None else ~around.among(like))
+        left = keys[out]
+        far = self._mean(ForceConstants(len(cell), left[:, 0], left[:, 1], left[:, 2:], torch.from_numpy(rest[out])))
         rest[out] = 0.0
-        return around.gathered(rest, cell, log_volume)
+        return around.gathered(rest, cell, log_volume, far)
+
+    def _mean(self, dropped: ForceConstants) -> ForceConstants:
+        """Return the sum over the cells of force constants of the supercell, with the symmetry of the crystal."""
+        found = self.host.cell.unfolded(dropped) * float(self.host.cell.repeats)
+        if len(found.first) == 0:
+            return found
+        pairs, blocks = as_pairs([found])
+        kept, means = reduced(pairs, blocks, self.host.operations, None)
+        return from_pairs(found.atoms, *expanded(pairs[kept], means, self.host.operations, None))[0]
 
 
 @dataclass(frozen=True)
@@ -410,7 +482,7 @@ class _Attributed:
         np.logical_or.at(out, self.pair, there)
         return out
 
-    def gathered(self, blocks: FloatArray, cell: Supercell, log_volume: float) -> _Local:
+    def gathered(self, blocks: FloatArray, cell: Supercell, log_volume: float, far: ForceConstants) -> _Local:
         """Return (B, 3, 3) blocks on the atoms around the one that made the change; pairs of zeros are left out."""
         kept = (blocks[self.pair] != 0.0).any((1, 2))
         ends = self.ends.reshape(2, -1, 4)[:, kept].reshape(-1, 4)
@@ -420,7 +492,44 @@ class _Attributed:
         out = np.zeros((m * m, 3, 3))
         np.add.at(out, a * m + b, blocks[self.pair[kept]] * self.share[kept, None, None])
         keys = found.numpy()
-        return _Local(keys[:, 0], keys[:, 1:], with_sum_rule(out.reshape(m, m, 3, 3)), log_volume)
+        return _Local(keys[:, 0], keys[:, 1:], with_sum_rule(out.reshape(m, m, 3, 3)), log_volume, far)
+
+
+def _each(operations: Operations) -> list[Operations]:
+    """Return operations one by one."""
+    return [operations.only(np.array([k])) for k in range(len(operations))]
+
+
+def _turned(basis: IntArray, lattice: IntArray, operation: Operations, site: int) -> tuple[IntArray, IntArray]:
+    """Return where one operation that leaves a site where it is puts (m,) atoms in (m, 3) cells."""
+    shift = operation.shift[0]
+    return operation.image[0, basis], lattice @ operation.rotation[0].T + shift[basis] - shift[site]
+
+
+def _averaged(
+    local: _Local, changes: Sequence[FloatArray], group: Operations, site: int
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return the mean of changes over the operations that a substitution has, and the atoms that it reaches.
+
+    Args:
+        local: Around the site; m atoms.
+        changes: K of (3 m, 3 m).
+        group: Operations that leave the site where it is.
+        site: In the cell at the origin.
+
+    Returns:
+        (M,) atoms of the primitive cell, (M, 3) their lattice vectors, and (K, 3 M, 3 M) changes.
+    """
+    atoms = [np.column_stack(_turned(local.basis, local.lattice, op, site)) for op in _each(group)]
+    found, number = unique_rows(torch.from_numpy(np.concatenate(atoms)))
+    m = len(local.basis)
+    blocks = np.stack(changes).reshape(-1, m, 3, m, 3).transpose(0, 1, 3, 2, 4)
+    out = np.zeros((len(blocks), len(found), len(found), 3, 3))
+    for rotation, place in zip(group.cartesian, number.numpy().reshape(len(group), m), strict=True):
+        turned = np.einsum("ab,kijbc,dc->kijad", rotation, blocks, rotation, optimize=True)
+        out[:, place[:, None], place[None, :]] += turned / len(group)
+    keys = found.numpy()
+    return keys[:, 0], keys[:, 1:], np.stack([with_sum_rule(part) for part in out])
 
 
 def with_sum_rule(blocks: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from defectnet.crystal.host import HostModel
 from defectnet.crystal.substitution import Substitution
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
-from defectnet.potentials.force_constants import ForceConstants
+from defectnet.potentials.force_constants import ForceConstants, total
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, modes_of
 from defectnet.potentials.supercells import Supercell
@@ -26,10 +27,18 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Placed:
-    """A substitution turned onto a site of the primitive cell, in the cell at the origin; see `Substitution`."""
+    """A substitution turned onto a site of the primitive cell, in the cell at the origin; see `Substitution`.
+
+    Attributes:
+        basis, lattice: m atoms.
+        first, second: (P,) pairs of these whose blocks change: few of all.
+        change, by_volume: (P, 3, 3) their blocks.
+    """
 
     basis: IntArray
     lattice: IntArray
+    first: IntArray
+    second: IntArray
     change: FloatArray
     by_volume: FloatArray
 
@@ -72,6 +81,7 @@ class Superposition:
         self.substitutions = dict(substitutions)
         self.cell = Supercell.of(host.primitive, matrix)
         self.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
+        self._spread: dict[tuple[str, int], NDArray[np.inexact]] = {}
         self._placed: dict[tuple[str, int, int], _Placed] = {}
         operations = host.operations
         orbits = operations.orbits()
@@ -120,6 +130,8 @@ class Superposition:
         log_volume = self._sum(occupation, "far_volume")
         pristine, first, second = self._pristine
         out = np.asarray(pristine + log_volume * first + (0.5 * log_volume**2) * second)
+        for (dopant, basis), count in self._counts(occupation).items():
+            out += (count / self.cell.repeats) * self._far(dopant, basis)
         for site, placed, change in self._changes(occupation, log_volume, rng):
             self._add(out, site, placed, change)
         return out
@@ -135,14 +147,15 @@ class Superposition:
             Pairs of atoms, whose blocks add up.
         """
         log_volume = self._sum(occupation, "far_volume")
-        pristine = self.cell.folded(self.host.at_volume(log_volume))
+        far = [
+            self.substitutions[key].far * (count / self.cell.repeats) for key, count in self._counts(occupation).items()
+        ]
+        pristine = self.cell.folded(total([self.host.at_volume(log_volume), *far]))
         parts = [[pristine.first, pristine.second, pristine.shift, pristine.block]]
         for site, placed, change in self._changes(occupation, log_volume, rng):
             index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
-            m = len(index)
-            blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
-            a, b = np.nonzero(blocks.any((2, 3)))
-            found = (index[a], index[b], shift[b] - shift[a], blocks[a, b])
+            apart = shift[placed.second] - shift[placed.first]
+            found = (index[placed.first], index[placed.second], apart, change)
             parts.append([torch.from_numpy(part) for part in found])
         first, second, shifts, block = (torch.cat(column) for column in zip(*parts, strict=True))
         return ForceConstants(len(self.cell), first, second, shifts, block)
@@ -150,12 +163,24 @@ class Superposition:
     def _changes(
         self, occupation: Occupation, log_volume: float, rng: np.random.Generator | None
     ) -> Iterator[tuple[int, _Placed, FloatArray]]:
-        """Yield each substituted site, the substitution turned onto it, and the change that it makes at this volume."""
+        """Yield each substituted site, the substitution turned onto it, and its blocks at this volume."""
         for site, dopant in zip(occupation.sites, occupation.dopants, strict=True):
             # The derivative counts from the volume that the substitution was made at.
             own = self._substitution(site, dopant).far_volume / self.host.cell.crystal.volume
             placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             yield site, placed, placed.change + (log_volume - own) * placed.by_volume
+
+    def _counts(self, occupation: Occupation) -> Counter[tuple[str, int]]:
+        orbits = self.host.operations.orbits()
+        sites = (int(orbits[self.cell.basis[site]]) for site in occupation.sites)
+        return Counter(zip(occupation.dopants, sites, strict=True))
+
+    def _far(self, dopant: str, site: int) -> NDArray[np.inexact]:
+        """Return what a substitution changes far away, in the supercell, of all cells together."""
+        if (dopant, site) not in self._spread:
+            found = self.cell.folded(self.substitutions[dopant, site].far).at(self.q_points).numpy()
+            self._spread[dopant, site] = found if np.iscomplexobj(self._pristine[0]) else found.real.copy()
+        return self._spread[dopant, site]
 
     def _substitution(self, site: int, dopant: str) -> Substitution:
         first = int(self.host.operations.orbits()[self.cell.basis[site]])
@@ -181,18 +206,18 @@ class Superposition:
 
     def _add(self, out: NDArray[np.inexact], site: int, placed: _Placed, change: FloatArray) -> None:
         index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
-        m = len(index)
-        targets, place = np.unique(index, return_inverse=True)
-        rows = (3 * targets[:, None] + np.arange(3)).ravel()
-        blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
-        for matrix, q in zip(out, self.q_points, strict=True):
+        n = len(self.cell)
+        first, second = index[placed.first], index[placed.second]
+        keys = first * n + second
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        for matrix, q in zip(out.reshape(-1, n, 3, n, 3), self.q_points, strict=True):
             phase = np.exp(2j * np.pi * (shift @ q))
             phase = phase if np.iscomplexobj(out) else phase.real
-            local = np.zeros((len(targets), len(targets), 3, 3), dtype=out.dtype)
-            # In a small cell several images of an atom are within reach.
-            factor = (phase.conj()[:, None] * phase[None, :])[..., None, None]
-            np.add.at(local, (place[:, None], place[None, :]), blocks * factor)
-            matrix[np.ix_(rows, rows)] += local.transpose(0, 2, 1, 3).reshape(len(rows), len(rows))
+            blocks = change * (phase.conj()[placed.first] * phase[placed.second])[:, None, None]
+            # In a small cell several images of an atom are within reach: their blocks add up.
+            there = order[starts]
+            matrix[first[there], :, second[there]] += np.add.reduceat(blocks[order], starts)
 
     def _modes(self, hessians: NDArray[np.inexact], numbers: IntArray) -> Modes:
         crystal = Crystal(numbers, self.cell.crystal.cell, self.cell.crystal.positions)
@@ -207,8 +232,7 @@ def turned(substitution: Substitution, operation: Operations, basis: int) -> _Pl
     lattice = substitution.lattice @ rotation.T + shift[substitution.basis] - shift[substitution.site]
     m = len(lattice)
 
-    def turn(change: FloatArray) -> FloatArray:
-        blocks = change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
-        return np.asarray((cartesian @ blocks @ cartesian.T).transpose(0, 2, 1, 3).reshape(3 * m, 3 * m))
-
-    return _Placed(image[substitution.basis], lattice, turn(substitution.change), turn(substitution.by_volume))
+    blocks = np.stack([substitution.change, substitution.by_volume]).reshape(2, m, 3, m, 3).transpose(0, 1, 3, 2, 4)
+    first, second = np.nonzero((blocks != 0.0).any((0, 3, 4)))
+    change, by_volume = cartesian @ blocks[:, first, second] @ cartesian.T
+    return _Placed(image[substitution.basis], lattice, first, second, change, by_volume)

@@ -1,9 +1,9 @@
-"""The LightningDataModule over a folder of shards."""
+"""The LightningDataModule over folders of shards and host packs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from defectnet.config import MODEL_GRID, Grid, ModelSpec
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
 from defectnet.data.dataset import Failure, Item, ShardDataset, ShardIndex, Stream, View, index_folder
+from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
 from defectnet.data.measurement import measurement_named
+from defectnet.data.packs import PackPairs, PairSettings, find_packs
 from defectnet.data.source import fetch, parse_source
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
@@ -29,11 +31,14 @@ class LoaderSettings:
         workers: Loader processes; 0 loads in the training process.
         buffer_rows: Rows that are shuffled among each other, held in memory by each worker.
         cache_rows: Rows that each worker keeps between epochs, about 5 kB each; 0 reads every time.
+        pack_workers: Further processes that make pairs from host packs, where the data name some: 5 to 50 rows a second
+            each, by the size of the cells.
     """
 
     workers: int = 0
     buffer_rows: int = 1024
     cache_rows: int = 4096
+    pack_workers: int = 1
 
 
 class ShardLoader(DataLoader[Item]):
@@ -85,6 +90,53 @@ class ShardLoader(DataLoader[Item]):
         self._given = (epoch, given)
 
 
+class MixedLoader:
+    """Batches that consist of rows of shards and of rows made from host packs.
+
+    Args:
+        shards: Its epochs are the epochs; None for rows of packs alone.
+        packs: Goes on from epoch to epoch.
+        batches: Batches in an epoch where there are no shards.
+    """
+
+    def __init__(self, shards: ShardLoader | None, packs: PackLoader, batches: int) -> None:
+        self.shards, self.packs = shards, packs
+        self._batches = batches
+        self._stream: Iterator[Item] | None = None
+        self._first = self._given = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch on this rank."""
+        return self._batches if self.shards is None else len(self.shards)
+
+    def __iter__(self) -> Iterator[Item]:
+        if self._stream is None:
+            self._stream = iter(self.packs)
+        first, self._first = self._first, 0
+        self._given = first
+        return self._mixed(self._stream, first)
+
+    def _mixed(self, stream: Iterator[Item], first: int) -> Iterator[Item]:
+        others = range(first, self._batches) if self.shards is None else self.shards
+        for other in others:
+            made = next(stream)
+            self._given += 1
+            yield made if isinstance(other, int) else joined([other, made])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the shards stand, the next rows of the packs, and the batches of this epoch."""
+        shards = None if self.shards is None else self.shards.state_dict()
+        return {"shards": shards, "packs": self.packs.state_dict(), "batches": self._given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; after the last batch, with the next epoch."""
+        if self.shards is not None and state["shards"] is not None:
+            self.shards.load_state_dict(state["shards"])
+        self.packs.load_state_dict(state["packs"])
+        self._stream = None
+        self._first = state["batches"] if self.shards is None and state["batches"] < self._batches else 0
+
+
 class SpectraDataModule(LightningDataModule):
     """Pairs of spectra from simulated shards, measured on the fly.
 
@@ -103,6 +155,11 @@ class SpectraDataModule(LightningDataModule):
             counts twice. Validation and test are of `folder` alone.
         blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
         projected: Whether training shows projected DOS too, for networks that learn from them (`net.resolved`).
+        packs: Share of each training batch that is made from host packs while training, by where the packs are: a
+            folder of packs, one pack, or ``bundled``. The rest comes from the shards. Hosts of other splits are left
+            out. No row comes twice.
+        pack_settings: How such pairs are drawn.
+        epoch_rows: Rows in an epoch where all are made from packs.
     """
 
     def __init__(
@@ -119,8 +176,12 @@ class SpectraDataModule(LightningDataModule):
         extra: Sequence[str] = (),
         blend: float = 0.0,
         projected: bool = False,
+        packs: Mapping[str, float] | None = None,
+        pack_settings: PairSettings = PairSettings(),  # noqa: B008
+        epoch_rows: int = 100_000,
     ) -> None:
         super().__init__()
+        self.packs, self.pack_settings, self.epoch_rows = _checked(packs or {}, epoch_rows), pack_settings, epoch_rows
         if isinstance(extra, str):
             raise ConfigError(f"data.extra is the text {extra!r}", fix="Give a list, such as [data/more]")
         self.extra = tuple(parse_source(name) for name in extra)
@@ -131,8 +192,8 @@ class SpectraDataModule(LightningDataModule):
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
         self._indices: dict[Split, ShardIndex] = {}
-        self._train: ShardLoader | None = None
-        self._position: dict[str, int] | None = None
+        self._train: ShardLoader | MixedLoader | None = None
+        self._position: dict[str, Any] | None = None
 
     @property
     def val_tracks(self) -> tuple[Track, ...]:
@@ -172,9 +233,14 @@ class SpectraDataModule(LightningDataModule):
         """Index the splits that the stage needs, so that a broken folder is named before anything runs."""
         needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in needed.get(stage, ()):
-            self.index(split)
+            if split != "train" or not self._packs_alone:
+                self.index(split)
 
-    def train_dataloader(self) -> ShardLoader:
+    @property
+    def _packs_alone(self) -> bool:
+        return sum(self.packs.values()) > 1.0 - 1e-9
+
+    def train_dataloader(self) -> ShardLoader | MixedLoader:
         """Return shuffled training batches; measurement and candidates change with every epoch."""
         track: Track = "mixed" if self.tracks.blind_share > 0 else "candidates"
         view = View(
@@ -186,10 +252,35 @@ class SpectraDataModule(LightningDataModule):
             blend=self.blend,
             projected=self.projected,
         )
-        self._train = self._loader("train", view, shuffle=True)
+        self._train = self._mixed(view) if self.packs else self._loader("train", view, shuffle=True)
         if self._position is not None:
+            if ("packs" in self._position) != bool(self.packs):
+                raise ConfigError(
+                    f"data.packs names {len(self.packs)} sets of packs, which the run that goes on had not"
+                    if self.packs
+                    else "data.packs is empty, the run that goes on had packs",
+                    fix="Use the data of that run, or start another",
+                )
             self._train.load_state_dict(self._position)
         return self._train
+
+    def _mixed(self, view: View) -> MixedLoader:
+        """Return training batches with rows made from packs."""
+        rank, ranks = self._rank
+        parts = [
+            PackPart(
+                PackPairs(find_packs(source), self.pack_settings).of_split("train"), round(share * self.batch_size)
+            )
+            for source, share in self.packs.items()
+        ]
+        left = self.batch_size - sum(part.rows for part in parts)
+        if not self._packs_alone and left < 1:
+            raise ConfigError("data.packs leaves no row of a batch to the shards", fix="Use a larger batch_size")
+        made = PackLoader(
+            PackDataset(parts, view, rank=rank, ranks=ranks), self.loader.pack_workers, pin_memory=self._cuda
+        )
+        shards = None if self._packs_alone else self._loader("train", view, shuffle=True, batch_size=left)
+        return MixedLoader(shards, made, max(1, self.epoch_rows // (self.batch_size * ranks)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands: the epoch, and the batches of it that were given out on this rank."""
@@ -222,8 +313,16 @@ class SpectraDataModule(LightningDataModule):
         chosen = measurement_named(measurement) if measurement else self.val_measurement
         return self._loader(split, View(self.grid, chosen, track, self.tracks), shuffle=False)
 
-    def _loader(self, split: Split, view: View, *, shuffle: bool) -> ShardLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    @property
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def _cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _loader(self, split: Split, view: View, *, shuffle: bool, batch_size: int | None = None) -> ShardLoader:
+        rank, ranks = self._rank
         index = self.index(split)
         if len(index) < ranks:
             raise ConfigError(
@@ -232,10 +331,28 @@ class SpectraDataModule(LightningDataModule):
             )
         workers = min(self.loader.workers, len(index) // ranks)
         stream = Stream(
-            self.batch_size, shuffle, self.seed, self.loader.buffer_rows, self.loader.cache_rows, rank, ranks, workers
+            batch_size or self.batch_size,
+            shuffle,
+            self.seed,
+            self.loader.buffer_rows,
+            self.loader.cache_rows,
+            rank,
+            ranks,
+            workers,
         )
         # The length is exact: every worker knows its share.
         warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return ShardLoader(ShardDataset(index, view, stream), workers, pin_memory=cuda)
+        return ShardLoader(ShardDataset(index, view, stream), workers, pin_memory=self._cuda)
+
+
+def _checked(packs: Mapping[str, float], epoch_rows: int) -> dict[str, float]:
+    """See that shares are shares."""
+    for source, share in packs.items():
+        if not 0.0 < share <= 1.0:
+            raise ConfigError(f"data.packs[{source!r}] is {share}", fix="Use a share of more than 0, at most 1")
+    if sum(packs.values()) > 1.0 + 1e-9:
+        raise ConfigError(f"data.packs: the shares add up to {sum(packs.values()):g}", fix="Use at most 1 in all")
+    if epoch_rows < 1:
+        raise ConfigError(f"data.epoch_rows is {epoch_rows}", fix="Use 1 or more")
+    return dict(packs)

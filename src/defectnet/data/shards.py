@@ -30,6 +30,9 @@ SCHEMA_VERSION = 1
 AS_IS = "as-is"
 """Variant of a row with the potential's own stiffness; every other variant is for training alone."""
 
+SIMULATED, SUPERPOSED = "simulated", "superposed"
+"""Sources of a row: a relaxation of the doped cell, or superposed force constants."""
+
 _VERSION_KEY = b"defectnet.schema_version"
 _EXTRA_KEY = b"defectnet.extra"
 
@@ -60,7 +63,7 @@ class Sample:
         qpoints: Number of q points that were sampled, after time reversal.
         imaginary_fraction: Share of imaginary modes in the doped cell.
         overflow: Share of the doped cell's DOS above the grid, counted into the last bin.
-        max_force_ev_per_angstrom: Largest force left after relaxation of the doped cell.
+        max_force_ev_per_angstrom: Largest force left after relaxation of the doped cell; 0 where none was relaxed.
         placement: ``random`` or ``clustered``.
         variant: ``as-is``, or the name of a randomised stiffness.
         potential: Name of the potential.
@@ -69,6 +72,9 @@ class Sample:
         host_numbers: Atomic numbers of the relaxed host cell.
         host_cell: 9 numbers, rows of the relaxed host cell in angstrom.
         host_frac: 3 n numbers, fractional coordinates of the relaxed host cell.
+        source: ``simulated``, or ``superposed`` from a host pack.
+        stratum: ``plausible`` if all dopants are among the likeliest on their sites, ``arbitrary`` if one is not; empty
+            for a control, and where no difference is made.
     """
 
     row_id: str
@@ -100,6 +106,8 @@ class Sample:
     host_numbers: tuple[int, ...]
     host_cell: tuple[float, ...]
     host_frac: tuple[float, ...]
+    source: str = SIMULATED
+    stratum: str = ""
 
     @property
     def concentrations(self) -> dict[str, float]:
@@ -172,6 +180,10 @@ _TYPES: dict[str, pa.DataType] = {
 SCHEMA = pa.schema(list(_TYPES.items()))
 """Column names and types of a shard, version `SCHEMA_VERSION`."""
 
+_MORE: dict[str, pa.DataType] = {"source": pa.string(), "stratum": pa.string()}
+FULL_SCHEMA = pa.schema(list((_TYPES | _MORE).items()))
+"""The same of a shard that does not hold simulated rows alone; both are read."""
+
 
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises where a file is damaged; page checksums are OSErrors, a damaged footer can be any of them."""
@@ -215,8 +227,8 @@ def write_shard(path: str | os.PathLike[str], samples: Sequence[Sample], extra: 
         samples: Rows, in order.
         extra: JSON-able notes kept in the file's metadata, for instance the rejected cells.
     """
-    columns = {name: [_encode(name, getattr(sample, name)) for sample in samples] for name in _TYPES}
-    _write(Path(path), pa.table(columns, schema=SCHEMA), extra)
+    schema = SCHEMA if all(_plain(sample) for sample in samples) else FULL_SCHEMA
+    _write(Path(path), pa.table(_encoded(samples, schema), schema=schema), extra)
 
 
 def merge_shards(path: str | os.PathLike[str], parts: Sequence[Path], extra: dict[str, Any]) -> None:
@@ -250,14 +262,29 @@ def _write(path: Path, table: pa.Table, extra: dict[str, Any]) -> None:
         )
 
 
+def _plain(sample: Sample) -> bool:
+    """Whether a row needs no more than the columns that all shards have."""
+    return sample.source == SIMULATED and not sample.stratum
+
+
+def _encoded(samples: Sequence[Sample], schema: pa.Schema) -> dict[str, list[Any]]:
+    return {name: [_encode(name, getattr(sample, name)) for sample in samples] for name in schema.names}
+
+
 def _encode(name: str, value: Any) -> Any:
     return quantise(value) if name in _DOS else list(value) if isinstance(value, tuple) else value
 
 
 def decoded(sample: Sample) -> Sample:
     """Return a row as it will be read again, with everything rounded that is rounded when it is stored."""
-    columns = {name: [_encode(name, getattr(sample, name))] for name in _TYPES}
-    return next(_samples(pa.RecordBatch.from_pydict(columns, schema=SCHEMA), Path("memory")))
+    batch = pa.RecordBatch.from_pydict(_encoded([sample], FULL_SCHEMA), schema=FULL_SCHEMA)
+    return next(_samples(batch, Path("memory")))
+
+
+def in_brief(samples: Sequence[Sample]) -> list[Row]:
+    """Return rows as a loader would read them from a shard."""
+    columns = _Columns(pa.RecordBatch.from_pydict(_encoded(samples, FULL_SCHEMA), schema=FULL_SCHEMA), Path("memory"))
+    return [columns.row(i) for i in range(len(samples))]
 
 
 def open_shard(path: str | os.PathLike[str]) -> pq.ParquetFile:
@@ -286,8 +313,8 @@ def open_shard(path: str | os.PathLike[str]) -> pq.ParquetFile:
             f"shard {path} has schema version {version.decode()}, this defectnet reads {SCHEMA_VERSION}",
             fix="Upgrade defectnet" if newer else "Simulate again with this version",
         )
-    if not schema.remove_metadata().equals(SCHEMA):
-        wrong = sorted(set(SCHEMA.names) ^ set(names)) or ["column types"]
+    if not any(schema.remove_metadata().equals(known) for known in (SCHEMA, FULL_SCHEMA)):
+        wrong = sorted((set(SCHEMA.names) ^ set(names)) - set(_MORE)) or ["column types"]
         raise ShardError(f"shard {path} has other columns than its schema version", why=", ".join(wrong), fix=rebuild)
     return file
 

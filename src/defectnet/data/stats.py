@@ -93,6 +93,8 @@ class Contents:
         settings = self.manifest.get("settings")
         inside = settings.get("hosts_per_shard") if isinstance(settings, dict) else None
         size = _count_or_none(inside or self.manifest.get("hosts_per_shard"))
+        if "packs" in self.manifest:
+            hosts, size = (_count_or_none(self.manifest.get(name)) for name in ("rows", "rows_per_shard"))
         return None if hosts is None or size is None else -(-hosts // size)
 
 
@@ -115,7 +117,7 @@ def read_contents(folder: str | Path) -> Contents:
         tables.append(_read_columns(path, COLUMNS))
         notes.append(read_extra(path))
     table = pa.concat_tables(tables)
-    tried = [host for note in notes for host in note.get("hosts", [])]
+    tried = list(dict.fromkeys(host for note in notes for host in note.get("hosts", [])))
     if not tried:  # a shard from elsewhere need not have notes
         tried = list(dict.fromkeys(table.column("host_id").to_pylist()))
     rejects = [reject for note in notes for reject in note.get("rejects", [])]
@@ -594,7 +596,7 @@ def describe(sample: Sample) -> dict[str, Any]:
     """
     plain = (
         "row_id", "host_id", "formula", "chemical_system", "split", "atoms", "qpoints", "placement", "variant",
-        "potential", "potential_sha256", "seed",
+        "potential", "potential_sha256", "seed", "source", "stratum",
     )  # fmt: skip
     reals = ("edge_mev", "max_force_ev_per_angstrom", "imaginary_fraction", "overflow")
     return {
@@ -630,6 +632,7 @@ def row_table(sample: Sample, shard: Path) -> Table:
         "above the grid": f"{sample.overflow:.2%} of the modes",
         "potential": f"{sample.potential} (sha256 {sample.potential_sha256[:12]})",
         "seed": str(sample.seed),
+        "source": ", ".join(filter(None, (sample.source, f"{sample.stratum} dopants" if sample.stratum else ""))),
         "shard": shard.name,
     }
     table = Table(box=None, pad_edge=False, show_header=False)

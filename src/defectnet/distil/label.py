@@ -16,6 +16,7 @@ import numpy as np
 import spglib
 from numpy.typing import NDArray
 
+from defectnet.crystal.doping import build, draw_recipe
 from defectnet.crystal.hosts import Host
 from defectnet.data.splits import split_of
 from defectnet.distil.labels import Record, read_labels, write_labels
@@ -29,7 +30,6 @@ from defectnet.potentials.potential import ManyPotential, Potential
 from defectnet.potentials.relax import CellMode, relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate.batching import BatchedPotential
-from defectnet.simulate.doping import build, draw_recipe
 
 LIGHT = ("Be", "B", "C", "N", "O", "F", "Si", "P", "S")
 """Dopants whose local modes lie above a host's band: labels of them are always too few."""

@@ -147,6 +147,8 @@ def aligned(parts: Sequence[ForceConstants]) -> tuple[Tensor, Tensor]:
 
 def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sorted unique rows of (B, C) integers, and (B,) the place of each row among them."""
+    if not len(rows):
+        return rows, rows.new_zeros(0)
     low = rows.amin(0)
     span = rows.amax(0) - low + 1
     factors = torch.cat([torch.flip(torch.cumprod(torch.flip(span[1:], [0]), 0), [0]), span.new_ones(1)])

@@ -163,7 +163,7 @@ def relax(
         size = 3 * len(crystal) + len(problem.strains)
         try:
             problem.gradient(np.zeros(size))
-            if not problem.last.converged:
+            if not problem.last.converged and np.isfinite(problem.last.max_force):
                 _minimise(problem, problem.preconditioner(preconditioner or potential), evaluations)
         except _Collapsed:
             return Relaxation(crystal, False, np.inf, np.inf, spent + problem.evaluations)

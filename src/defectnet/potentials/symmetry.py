@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,9 +65,12 @@ def find_operations(crystal: Crystal, tolerance: float) -> Operations:
         SimulationError: spglib finds none, not even the identity.
     """
     frac = crystal.frac
+    found = None
     with warnings.catch_warnings():  # spglib announces another way of reporting errors
         warnings.simplefilter("ignore", DeprecationWarning)
-        found = spglib.get_symmetry((crystal.cell.tolist(), frac.tolist(), crystal.numbers.tolist()), symprec=tolerance)
+        cell = crystal.cell.tolist(), frac.tolist(), crystal.numbers.tolist()
+        with suppress(Exception):  # which one depends on spglib's version; older ones return None
+            found = spglib.get_symmetry(cell, symprec=tolerance)
     if found is None:
         raise SimulationError("the symmetry of the crystal cannot be found", fix="Check for atoms on top of each other")
     rotation = np.asarray(found["rotations"], dtype=np.int64)

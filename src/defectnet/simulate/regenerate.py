@@ -21,6 +21,7 @@ from defectnet.data.shards import Sample, check_shard, decoded, read_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
+from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
 
@@ -126,26 +127,37 @@ _CLOSE: Final[dict[str, Callable[[Any, Any], bool]]] = {
 
 
 def verify(
-    folder: str | Path, potential: str, *, rows: int = 10, seed: int = 0, preconditioner: str | None = None
+    folder: str | Path,
+    potential: str,
+    *,
+    rows: int = 10,
+    seed: int = 0,
+    preconditioner: str | None = None,
+    packs: str | Path | None = None,
 ) -> dict[str, Verified]:
     """Make random rows of a data set again, on one thread, as the workers did.
 
     Args:
         folder: Folder of shards with its ``dataset.json``.
-        potential: Path or name of the one it was made with.
+        potential: Path or name of the one it was made with; without a meaning if it was made from packs.
         rows: How many.
         seed: Chooses the rows.
         preconditioner: The one that it was made with, if any.
+        packs: Where the host packs are that it was made from, if it was.
 
     Returns:
         Row id -> what was found.
 
     Raises:
         ShardError: No shard is there, or a shard is damaged.
-        SimulationError: Another potential or preconditioner; a row cannot be made again.
+        SimulationError: Another potential, preconditioner or pack; a row cannot be made again.
     """
     folder = Path(folder)
-    settings = Settings.read(folder / MANIFEST)
+    if is_from_packs(folder) != (packs is not None):
+        raise SimulationError(
+            f"{folder} was made from {'host packs' if packs is None else 'a potential, not from host packs'}",
+            fix="Give them with --packs" if packs is None else "Leave out --packs",
+        )
     places = [(path, i) for path in sorted(folder.glob("shard-*.parquet")) for i in range(check_shard(path)["rows"])]
     if not places:
         raise ShardError(f"{folder} holds no rows", fix="Give a folder that `defectnet simulate` wrote")
@@ -155,17 +167,30 @@ def verify(
     torch.set_num_threads(1)  # sums split over threads end in other last digits
     try:
         with threadpool_limits(1):
-            tools = ToolNames(potential, preconditioner).load()
-            _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
+            again_of = _maker(folder, potential, preconditioner) if packs is None else _pack_maker(folder, packs)
             for path, number in (places[i] for i in chosen):
                 sample = next(islice(read_shard(path), number, None))
-                again = regenerate(sample, tools.potential, settings, tools.preconditioner)
+                again = again_of(sample)
                 found[sample.row_id] = Verified(
                     identical=not differences(sample, again, exact=True), differs=tuple(differences(sample, again))
                 )
     finally:
         torch.set_num_threads(threads)
     return found
+
+
+def _maker(folder: Path, potential: str, preconditioner: str | None) -> Callable[[Sample], Sample]:
+    """Return what simulates a row of a data set again."""
+    settings = Settings.read(folder / MANIFEST)
+    tools = ToolNames(potential, preconditioner).load()
+    _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
+    return lambda sample: regenerate(sample, tools.potential, settings, tools.preconditioner)
+
+
+def _pack_maker(folder: Path, packs: str | Path) -> Callable[[Sample], Sample]:
+    """Return what makes a row of a data set from packs again."""
+    pairs = pairs_of(folder, packs)
+    return lambda sample: regenerate_pair(sample, pairs)
 
 
 def _check_preconditioner(folder: Path, name: str | None) -> None:

@@ -13,18 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.crystal.hosts import Host
-from defectnet.data.shards import Sample
-from defectnet.data.splits import split_of
-from defectnet.elements import NUMBERS, VOCABULARY
-from defectnet.errors import SimulationError
-from defectnet.potentials.force_constants import ForceConstants
-from defectnet.potentials.neighbours import Crystal
-from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
-from defectnet.potentials.potential import Potential
-from defectnet.potentials.relax import Relaxation, relax
-from defectnet.potentials.supercells import supercell, supercell_matrix
-from defectnet.simulate.doping import (
+from defectnet.crystal.doping import (
     CONTROLS,
     HIGHEST,
     LOWEST,
@@ -34,20 +23,26 @@ from defectnet.simulate.doping import (
     draw_recipe,
     split_dopant,
 )
+from defectnet.crystal.hosts import Host
+from defectnet.data.sample import Doping, HostSpectrum, make_sample
+from defectnet.data.shards import AS_IS, Sample
+from defectnet.data.splits import split_of
+from defectnet.errors import SimulationError
+from defectnet.potentials.force_constants import ForceConstants
+from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
+from defectnet.potentials.potential import Potential
+from defectnet.potentials.relax import Relaxation, relax
+from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate.stiffness import StiffnessFactors, scaled
 
 FloatArray = NDArray[np.float64]
-AS_IS = "as-is"
-"""Variant of a row with the potential's own stiffness."""
-
 INTERPOLATED_LIMIT = 0.06
 """Largest share of imaginary modes where finite displacements of one cell are interpolated to other wave vectors: some
 soft acoustic ones are artefacts of the small cell. At Gamma, where it is exact, the limits of the settings hold."""
 
 LATER = ("highest", "controls", "dopants")
 """Settings that the first data sets do not have: left out where they are at their default, so that these go on."""
-
-_SYMBOL = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
 
 
 @dataclass(frozen=True)
@@ -379,38 +374,21 @@ class HostSimulation:
         if variant != AS_IS:
             force_constants = scaled(force_constants, self._stiffness(variant).of(crystal.numbers))
         phonons = self._stable_modes(force_constants, crystal, points, self.settings.imaginary_limit, "doped cell")
-        doped_dos, overflow = projected_dos(phonons, crystal, edge_mev, STORAGE_GRID)
-        dopants = tuple(dict.fromkeys(cell.symbols))
-        elements = np.unique(crystal.numbers)
-        relaxed = self.relaxed
-        return Sample(
-            row_id=row_id if variant == AS_IS else f"{row_id}/{variant}",
-            host_id=self.host.id,
-            formula=self.host.formula,
-            chemical_system=self.host.chemical_system,
-            split=self.split,
-            host_elements=tuple(_SYMBOL[int(z)] for z in np.unique(relaxed.numbers)),
-            host_dos=host_dos.astype(np.float32),
-            doped_elements=tuple(_SYMBOL[int(z)] for z in elements),
-            doped_counts=tuple(int((crystal.numbers == z).sum()) for z in elements),
-            doped_dos=doped_dos.astype(np.float32),
-            edge_mev=edge_mev,
-            dopants=dopants,
-            dopant_counts=tuple(cell.symbols.count(symbol) for symbol in dopants),
-            sites=tuple(int(site) for site in cell.sites),
-            site_dopants=cell.symbols,
-            atoms=len(crystal),
-            supercell=tuple(int(v) for v in cell.supercell.ravel()),
+        return make_sample(
+            row_id if variant == AS_IS else f"{row_id}/{variant}",
+            HostSpectrum(
+                Host(self.host.id, self.host.formula, self.relaxed),
+                cell.supercell,
+                edge_mev,
+                host_dos,
+                self.potential.name,
+                self.potential.sha256,
+            ),
+            Doping(cell.sites, cell.symbols, cell.placement),
+            crystal.numbers,
+            phonons,
             qpoints=len(points),
-            imaginary_fraction=phonons.imaginary_fraction,
-            overflow=overflow,
-            max_force_ev_per_angstrom=result.max_force,
-            placement=cell.placement,
-            variant=variant,
-            potential=self.potential.name,
-            potential_sha256=self.potential.sha256,
             seed=self.settings.seed,
-            host_numbers=tuple(int(z) for z in relaxed.numbers),
-            host_cell=tuple(float(v) for v in relaxed.cell.ravel()),
-            host_frac=tuple(float(v) for v in relaxed.frac.astype(np.float32).ravel()),
+            max_force=result.max_force,
+            variant=variant,
         )

@@ -7,13 +7,13 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -103,6 +103,23 @@ class Shard:
     path: Path
     hosts: tuple[Host, ...]
 
+    def __len__(self) -> int:
+        return len(self.hosts)
+
+
+class Unit(Protocol):
+    """A shard to be written, of so many hosts or rows."""
+
+    @property
+    def path(self) -> Path:
+        """Where it goes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+Work = TypeVar("Work", bound=Unit)
+
 
 def simulate(
     hosts: Sequence[Host],
@@ -142,17 +159,65 @@ def simulate(
     for host in hosts:
         tools.check(host.crystal)
     out.mkdir(parents=True, exist_ok=True)
-    _write_manifest(out, hosts, tools, settings)
-    planned = plan(hosts, out, settings.hosts_per_shard)
+    write_manifest(out, _identity(hosts, tools, settings), ("keep_hessians",))
+    shards = run_shards(
+        plan(hosts, out, settings.hosts_per_shard),
+        out,
+        ShardWork(names, settings),
+        whole=lambda shard: _whole(shard, settings) is not None,
+        executor=executor,
+        only=only,
+        deaths=(DEADLY + 1) * settings.hosts_per_shard,
+        units="hosts",
+    )
+    for shard in shards:  # left over where a kill came after a shard was written
+        shutil.rmtree(out / PARTS / shard.path.stem, ignore_errors=True)
+    with suppress(OSError):  # others may be at work on other shards
+        (out / PARTS).rmdir()
+    totals: Counter[str] = Counter()
+    for shard in shards:
+        totals.update(counts(read_extra(shard.path)))
+    return totals
+
+
+def run_shards(
+    planned: Sequence[Work],
+    out: Path,
+    work: Callable[[Work], Counter[str]],
+    *,
+    whole: Callable[[Work], bool],
+    executor: Executor | None,
+    only: range | None,
+    deaths: int,
+    units: str,
+) -> Sequence[Work]:
+    """Write the shards of a data set that are not there yet.
+
+    Args:
+        planned: All shards, in order.
+        out: Their folder.
+        work: Writes one and returns its numbers of rows and rejects; travels to other processes.
+        whole: Whether a shard is there and whole.
+        executor: By default one process beside this one.
+        only: Numbers of the shards to make; all by default.
+        deaths: See `Executor.run`.
+        units: What shards hold, for the progress bar.
+
+    Returns:
+        The shards that were asked for.
+
+    Raises:
+        SimulationError: The folder holds other shards, or shards could not be made; the others are made first.
+    """
     shards = planned if only is None else planned[only.start : only.stop]
     if not shards:
         raise SimulationError(
-            f"no shard is numbered {only.start} to {only.stop - 1}" if only else "there are no hosts",
+            f"no shard is numbered {only.start} to {only.stop - 1}" if only else f"there are no {units}",
             fix=f"The data set has shards 0 to {len(planned) - 1}",
         )
     for leftover in (path for shard in shards for path in out.glob(f".{shard.path.name}*.tmp")):
         leftover.unlink()
-    todo = [shard for shard in shards if _whole(shard, settings) is None]
+    todo = [shard for shard in shards if not whole(shard)]
     unexpected = sorted({path.name for path in out.glob("shard-*.parquet")} - {shard.path.name for shard in planned})
     if unexpected:
         raise SimulationError(
@@ -160,14 +225,11 @@ def simulate(
         )
     failures: dict[str, Failure] = {}
     with _progress() as bar:
-        asked = sum(len(shard.hosts) for shard in shards)
-        task = bar.add_task("hosts", total=asked, completed=asked - sum(len(shard.hosts) for shard in todo))
-        run = (executor or LocalExecutor()).run(
-            ShardWork(names, settings), todo, deaths=(DEADLY + 1) * settings.hosts_per_shard
-        )
-        with closing(run):
+        asked = sum(len(shard) for shard in shards)
+        task = bar.add_task(units, total=asked, completed=asked - sum(len(shard) for shard in todo))
+        with closing((executor or LocalExecutor()).run(work, todo, deaths=deaths)) as run:
             for shard, outcome in run:
-                bar.update(task, advance=len(shard.hosts))
+                bar.update(task, advance=len(shard))
                 if isinstance(outcome, Failure):
                     failures[shard.path.name] = outcome
                 elif not bar.console.is_terminal:
@@ -179,14 +241,7 @@ def simulate(
             why=f"{name}: {failure.why}",
             fix="Run the same command again: it goes on with what is missing",
         )
-    for shard in shards:  # left over where a kill came after a shard was written
-        shutil.rmtree(out / PARTS / shard.path.stem, ignore_errors=True)
-    with suppress(OSError):  # others may be at work on other shards
-        (out / PARTS).rmdir()
-    totals: Counter[str] = Counter()
-    for shard in shards:
-        totals.update(_counts(read_extra(shard.path)))
-    return totals
+    return shards
 
 
 @dataclass(frozen=True)
@@ -253,7 +308,7 @@ def make_shard(tools: Tools, shard: Shard, settings: Settings) -> Counter[str]:
     shutil.rmtree(folder)
     with suppress(OSError):  # the last one to leave
         folder.parent.rmdir()
-    return _counts(extra)
+    return counts(extra)
 
 
 def _make_part(tools: Tools, host: Host, path: Path, settings: Settings) -> dict[str, Any]:
@@ -326,10 +381,11 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, Rejected) else f"{type(error).__name__}: {str(error)[:100]}"
 
 
-def _counts(extra: dict[str, Any]) -> Counter[str]:
-    counts = Counter(reject["reason"] for reject in extra["rejects"])
-    counts["rows"] = extra["rows"]
-    return counts
+def counts(extra: dict[str, Any]) -> Counter[str]:
+    """Return the numbers of rows and of rejects by reason from the notes of a shard."""
+    found = Counter(reject["reason"] for reject in extra["rejects"])
+    found["rows"] = extra["rows"]
+    return found
 
 
 # -- what is there already ---------------------------------------------------------------------------------
@@ -357,9 +413,8 @@ def _of_rows(settings: Any) -> Any:
     return {k: v for k, v in settings.items() if k != "keep_hessians"} if isinstance(settings, dict) else settings
 
 
-def _write_manifest(out: Path, hosts: Sequence[Host], tools: Tools, settings: Settings) -> None:
-    """Write the data set's identity, or check that the folder has the same."""
-    identity = {
+def _identity(hosts: Sequence[Host], tools: Tools, settings: Settings) -> dict[str, Any]:
+    return {
         "schema_version": SCHEMA_VERSION,
         "potential": tools.potential.name,
         "potential_sha256": tools.potential.sha256,
@@ -368,6 +423,19 @@ def _write_manifest(out: Path, hosts: Sequence[Host], tools: Tools, settings: Se
         "hosts_sha256": _hosts_sha256(hosts),
         "settings": settings.to_dict(),
     }
+
+
+def write_manifest(out: Path, identity: dict[str, Any], free: Sequence[str] = ()) -> None:
+    """Write the data set's identity, or check that the folder has the same.
+
+    Args:
+        out: Folder of the data set.
+        identity: Plain values, ``settings`` among them.
+        free: Settings that may differ.
+
+    Raises:
+        SimulationError: The folder has another one.
+    """
     path = out / MANIFEST
     if path.exists():
         try:
@@ -376,7 +444,8 @@ def _write_manifest(out: Path, hosts: Sequence[Host], tools: Tools, settings: Se
             raise SimulationError(f"{path} is no JSON", fix="Use an empty --out folder") from error
         if not isinstance(found, dict):
             raise SimulationError(f"{path} is no JSON object", fix="Use an empty --out folder")
-        different = _differences(found, {**identity, "settings": _of_rows(identity["settings"])})
+        fixed = {key: value for key, value in identity["settings"].items() if key not in free}
+        different = _differences(found, {**identity, "settings": fixed})
         if different:
             raise SimulationError(
                 f"{path} describes another data set",

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.crystal.doping import build, draw_recipe
 from defectnet.crystal.hosts import Host
 from defectnet.data.splits import split_of
 from defectnet.errors import SimulationError
@@ -23,7 +24,6 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import modes
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.supercells import supercell_matrix
-from defectnet.simulate.doping import build, draw_recipe
 from defectnet.simulate.physics.cells import Failed, pristine, settle
 from defectnet.simulate.physics.curves import Curve, coarse, from_modes, shape_distance
 from defectnet.simulate.rows import row_generator

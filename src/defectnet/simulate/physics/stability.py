@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from defectnet.crystal.doping import build, draw_recipe
 from defectnet.crystal.hosts import Host
 from defectnet.errors import SimulationError
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.supercells import supercell_matrix
-from defectnet.simulate.doping import build, draw_recipe
 from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
 from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
 from defectnet.simulate.rows import row_generator

@@ -194,11 +194,7 @@ def _substitute(
         return np.zeros(0, dtype=np.int64), ()
     total = int(np.clip(round(recipe.total * atoms), count, max(count, int(HIGHEST * atoms))))
     extra = rng.multinomial(total - count, recipe.shares)
-    # Where dopants go first: anywhere, or near one of a few centres that all of them share.
-    order = rng.permutation(atoms)
-    if recipe.placement == "clustered":
-        clusters = int(rng.integers(1, max(1, total // CLUSTER_SIZE) + 1))
-        order = order[np.argsort(_distance_to_nearest(pristine, order[:clusters])[order], kind="stable")]
+    order = site_order(pristine, recipe.placement, total, rng)
     free = np.ones(atoms, dtype=bool)
     sites: list[int] = []
     symbols: list[str] = []
@@ -211,6 +207,18 @@ def _substitute(
         sites += [int(site) for site in chosen]
         symbols += [symbol] * wished
     return np.array(sites, dtype=np.int64), tuple(symbols)
+
+
+def site_order(crystal: Crystal, placement: Placement, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the (N,) atoms of a crystal in the order in which `count` dopants take them.
+
+    Anywhere, or near one of a few centres that dopants of all kinds share.
+    """
+    order = rng.permutation(len(crystal))
+    if placement == "clustered":
+        clusters = int(rng.integers(1, max(1, count // CLUSTER_SIZE) + 1))
+        order = order[np.argsort(_distance_to_nearest(crystal, order[:clusters])[order], kind="stable")]
+    return order
 
 
 def _distance_to_nearest(crystal: Crystal, centres: NDArray[np.int64]) -> FloatArray:
