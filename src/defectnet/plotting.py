@@ -1,4 +1,4 @@
-"""Figures: an answer (two spectra, their difference, what the model says), and a simulated row of a data set."""
+"""Figures: an answer (two spectra, their difference, what the model says), a row of a data set, host packs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
+from defectnet.elements import VOCABULARY, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
 from defectnet.prediction import Prediction
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from defectnet.crystal.pack import HostPack
+    from defectnet.crystal.spectra import DopedSpectrum
     from defectnet.data.shards import Sample
 
 HOST_COLOUR = "#5b6470"
@@ -28,6 +31,7 @@ ABSENT_COLOUR = "#c3ccd4"
 GRID_POINTS = 1024
 MOST_ELEMENTS = 8
 DOPANT_COLOURS = ("#c1440e", "#1f6f8b", "#7a5195", "#c58b00", "#3f7d3a", "#d45087")
+SITE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito
 BROADENING = 0.02  # of the edge: a supercell has few modes, which as lines hide the shape
 LEAST_ROWS = 6  # so that two bars are not drawn as two blocks
 
@@ -103,6 +107,159 @@ def plot_row(sample: Sample, path: str | Path | None = None) -> Figure:
         if path is not None:
             _save(figure, Path(path))
     return figure
+
+
+def plot_pack(pack: HostPack, path: str | Path | None = None) -> Figure:
+    """Draw a host pack: the host's projected DOS, and a periodic table of what is substituted.
+
+    Args:
+        pack: Host and substitutions.
+        path: As in `plot_pair`.
+
+    Returns:
+        The figure, independent of pyplot's state.
+
+    Raises:
+        ConfigError: As `plot_pair`.
+    """
+    _check_installed()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    sites = list(dict.fromkeys(pack.replaced(int(site)) for site in pack.host.sites))
+    colours = {symbol: SITE_COLOURS[k % len(SITE_COLOURS)] for k, symbol in enumerate(sites)}
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11.0, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.5))
+        _draw_host(left, pack, colours)
+        _draw_table(right, pack, colours)
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def _draw_host(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
+    from defectnet.crystal.spectra import host_dos
+
+    edge = pack.host.band_edge_mev
+    elements, dos = host_dos(pack, BROADENING * edge)
+    energy, curves = STORAGE_GRID.centres * edge, dos / edge
+    axes.stackplot(energy, curves, colors=[colours[s] for s in elements], labels=elements, alpha=0.75, linewidth=0)
+    axes.plot(energy, curves.sum(0), color="0.25", linewidth=0.9)
+    axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
+    _mark_edge(axes, edge)
+    axes.set_xlim(0.0, 1.3 * edge)
+    axes.set_ylim(0.0, 1.12 * float(curves.sum(0).max()))
+    axes.set_xlabel(f"Energy (meV); Gaussian of {BROADENING * edge:.1f} meV FWHM")
+    axes.set_ylabel("Projected DOS, stacked (meV$^{-1}$)")
+    axes.set_title(f"{pack.host.id}, {pack.host.potential}")
+    axes.legend(loc="upper left", fontsize=8, borderaxespad=0.2, handlelength=1.2)
+
+
+def _draw_table(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
+    from matplotlib.patches import Patch, Rectangle
+
+    made: dict[str, set[str]] = {}
+    failed: dict[str, set[str]] = {}
+    for dopant, atom in pack.substitutions:
+        made.setdefault(dopant, set()).add(pack.replaced(atom))
+    for failure in pack.failures:
+        failed.setdefault(failure.dopant, set()).add(pack.replaced(failure.site))
+    off = {dopant for (dopant, _), one in pack.substitutions.items() if one.off_centre}
+    groups, periods = properties("group"), properties("period")
+    for symbol, x, y in zip(VOCABULARY, groups, periods, strict=True):
+        stripes = [site for site in colours if site in made.get(symbol, set()) | failed.get(symbol, set())]
+        own = symbol in colours
+        for k, site in enumerate(stripes):
+            place, width = (x - 0.46 + 0.92 * k / len(stripes), y - 0.46), 0.92 / len(stripes)
+            if site in made.get(symbol, set()):
+                axes.add_patch(Rectangle(place, width, 0.92, facecolor=colours[site], linewidth=0))
+            else:
+                style: Any = {"facecolor": "white", "edgecolor": colours[site], "hatch": "/////", "linewidth": 0.6}
+                axes.add_patch(Rectangle(place, width, 0.92, **style))
+        if not stripes:
+            style = {"edgecolor": colours[symbol], "linewidth": 1.8} if own else {"edgecolor": "0.88", "linewidth": 0.6}
+            axes.add_patch(Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, facecolor="white", **style))
+        whole = len(stripes) == 1 and stripes[0] in made.get(symbol, set())
+        colour = _on_colour(colours[stripes[0]]) if whole else "0.1" if own or stripes else "0.6"
+        label = axes.text(x, y, symbol, ha="center", va="center", fontsize=8, color=colour)
+        if stripes and not whole:
+            label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.8})
+        if symbol in off:
+            axes.plot(x + 0.33, y - 0.33, "o", color="black", markeredgecolor="white", markersize=3.5)
+    handles: list[Any] = [Patch(facecolor=colours[site], label=f"on {site}") for site in colours]
+    handles.append(Patch(facecolor="white", edgecolor="0.3", hatch="/////", label="failed"))
+    handles.append(Patch(facecolor="white", edgecolor="0.88", label="not made"))
+    if off:
+        handles.append(axes.plot([], [], "o", color="black", markersize=3.5, linestyle="", label="off its site")[0])
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), fontsize=8, ncols=6)
+    axes.set_xlim(0.4, 17.6)
+    axes.set_ylim(6.6, 1.4)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.set_title(f"{len(pack.substitutions)} substitutions; host outlined")
+
+
+def _on_colour(colour: str) -> str:
+    """Return the colour of a text that can be read on a colour."""
+    from matplotlib.colors import to_rgb
+
+    return "black" if float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114))) > 0.45 else "white"
+
+
+def plot_doped(found: DopedSpectrum, path: str | Path | None = None, *, kind: str = "total") -> Figure:
+    """Draw spectra from a host pack: host, doped sample with its standard error, and their difference.
+
+    Args:
+        found: What `HostPack.spectrum` returns.
+        path: As in `plot_pair`.
+        kind: total or neutron-weighted.
+
+    Returns:
+        The figure, independent of pyplot's state.
+
+    Raises:
+        ConfigError: As `plot_pair`.
+    """
+    _check_installed()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1.0))
+        _draw_doped(top, bottom, found, kind)
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def _draw_doped(top: Axes, bottom: Axes, found: DopedSpectrum, kind: Any) -> None:
+    host, doped, error = found.host_spectrum(kind), found.doped_spectrum(kind), found.doped_error(kind)
+    energy, edge = found.energy_mev, found.edge_mev
+    top.fill_between(energy, host.dos, color=HOST_COLOUR, alpha=0.13, linewidth=0)
+    top.plot(energy, host.dos, color=HOST_COLOUR, linewidth=1.2, label=f"host, {found.formula}")
+    top.fill_between(energy, doped.dos - error, doped.dos + error, color=DOPED_COLOUR, alpha=0.3, linewidth=0)
+    reached = ", ".join(f"{symbol} {100 * share:.2f}" for symbol, share in found.concentrations.items())
+    top.plot(energy, doped.dos, color=DOPED_COLOUR, linewidth=1.2, label=f"{reached} at.%" if reached else "no dopants")
+    for axes in (top, bottom):
+        axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
+    _mark_edge(top, edge)
+    top.set_ylabel("DOS (meV$^{-1}$)")
+    top.set_ylim(0.0, 1.12 * max(float(host.dos.max()), float(doped.dos.max())))
+    top.legend(loc="upper left", fontsize=8, borderaxespad=0.2, handlelength=1.4)
+    top.set_title(
+        f"{found.host}, {found.potential} ({kind}, unit area): {len(found.cells)} cells of {found.atoms} atoms"
+    )
+    difference = doped.dos - host.dos
+    bottom.axhline(0.0, color="0.35", linewidth=0.8)
+    bottom.fill_between(energy, difference - error, difference + error, color=DOPED_COLOUR, alpha=0.3, linewidth=0)
+    bottom.plot(energy, difference, color=DOPED_COLOUR, linewidth=0.9)
+    bottom.set_ylabel("doped $-$ host\n$\\pm$ one error")
+    bottom.set_xlabel(
+        "Energy (meV)" + ("" if found.fwhm_mev is None else f"; Gaussian of {found.fwhm_mev:.2g} meV FWHM")
+    )
+    bottom.set_xlim(0.0, _shown_up_to((host, doped), edge))
 
 
 def _check_installed() -> None:

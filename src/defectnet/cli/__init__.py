@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from defectnet.cli.data import data_measure, data_show, data_stats, data_verify, simulate
+from defectnet.cli.host import host_list, host_make, host_push, host_show, host_spectra
 from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
 from defectnet.cli.publish import checkpoints, data_push, push
 from defectnet.cli.training import benchmark, export, finetune
@@ -29,6 +30,14 @@ _DESCRIPTION = (
 
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "identify": identify,
+    "host": {
+        "_help": "Host packs: a crystal's force constants and how dopants change them; spectra of any composition.",
+        "make": host_make,
+        "show": host_show,
+        "spectra": host_spectra,
+        "list": host_list,
+        "push": host_push,
+    },
     "simulate": simulate,
     "data": {
         "_help": "Data sets: their numbers, one row, whether rows come out again; to measure or publish one.",

@@ -292,9 +292,9 @@ class _Build:
 
     def progress(self, item: Item) -> Progress:
         """Return how far the pack is."""
-        items = self.items()
-        there = sum(self._part(one).exists() for one in items)
-        return Progress(self.host.id, there, len(items), f"{item[0]}@{self._pristine().replaced(item[1])}")
+        total = len(self.items())
+        last = f"{item[0]}@{self._pristine().replaced(item[1])}"
+        return Progress(self.host.id, total - len(self.missing()), total, last)
 
     def finish(self) -> None:
         """Put the parts together and leave the pack."""

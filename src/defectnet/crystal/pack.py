@@ -18,7 +18,8 @@ from defectnet.crystal.substitution import Substitution, with_sum_rule
 from defectnet.elements import INDEX
 from defectnet.errors import SimulationError
 from defectnet.hub.catalogue import bundled_root
-from defectnet.potentials.folder import CONFIG, HOST, WEIGHTS, read_config, read_weights, write_folder
+from defectnet.hub.remote import REPO, Remote, damaged, download
+from defectnet.potentials.folder import CARD, CONFIG, HOST, WEIGHTS, read_config, read_weights, write_folder
 from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.supercells import Supercell
@@ -50,6 +51,9 @@ _FIELDS: Final = {
     "orientations": int,
 }
 _AGAIN: Final = "Make the pack again with `defectnet host make`, or copy or download it again"
+
+FILES: Final = (CONFIG, WEIGHTS, CARD)
+"""What a pack's folder holds, and all that is ever downloaded."""
 
 LARGEST_SUPERCELL: Final = 1000
 """Most cells in the supercell of a pack."""
@@ -126,13 +130,37 @@ class HostPack:
         write_folder(folder, tensors, config, card=_card(self))
 
     @classmethod
-    def load(cls, source: str | Path) -> HostPack:
-        """Load a pack by the name of a bundled one, or from a folder.
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        force_download: bool = False,
+    ) -> HostPack:
+        """Load a pack by the name of a bundled one, from a folder, or from ``org/repo`` on the Hugging Face Hub.
+
+        Args:
+            source: One of the three, see `find_pack`.
+            revision: Branch, tag or commit of a repository; a full commit that is in the cache costs no request.
+            token: For a private repository; by default the one of ``hf auth login`` or HF_TOKEN.
+            force_download: Fetch the files of a repository although they are in the cache.
 
         Raises:
             SimulationError: There is none; or it is damaged, unknown, or not of this schema.
         """
-        return _unpacked(find_pack(source))
+        folder = find_pack(source, revision=revision, token=token, force_download=force_download)
+        try:
+            return _unpacked(folder)
+        except SimulationError as error:
+            wrong = damaged(folder) if folder.parent.name == "snapshots" else []
+            if not wrong:
+                raise
+            raise SimulationError(
+                f"{wrong[0]} is damaged",
+                why="in the cache; its hash is not the one that the Hub gave it",
+                fix=f"Fetch it again: HostPack.load({str(source)!r}, force_download=True)",
+            ) from error
 
 
 def bundled_packs() -> dict[str, Path]:
@@ -142,14 +170,34 @@ def bundled_packs() -> dict[str, Path]:
     return {folder.name: folder for folder in found if not folder.name.startswith(".")}
 
 
-def find_pack(source: str | Path) -> Path:
-    """Return the folder of a pack, by the name of a bundled one in any case, or by its path.
+def find_pack(
+    source: str | Path, *, revision: str | None = None, token: str | None = None, force_download: bool = False
+) -> Path:
+    """Return the folder of a pack, fetching it if need be.
+
+    In this order: the name of a bundled pack, in any case; a folder; ``org/repo`` on the Hugging Face Hub. With a
+    revision it is a repository.
+
+    Args:
+        source: See `HostPack.load`, as all others.
+        revision: Of a repository.
+        token: For a private one.
+        force_download: Whether to fetch it again.
 
     Raises:
         SimulationError: There is none.
     """
     known = {name.lower(): folder for name, folder in bundled_packs().items()}
-    folder = known.get(str(source).lower(), Path(source))
+    folder = known.get(str(source).lower(), Path(source).expanduser())
+    remote = isinstance(source, str) and REPO.fullmatch(source) is not None
+    if remote and (revision is not None or force_download or not folder.is_dir()):
+        place = Remote(str(source), "model", SimulationError)
+        return download(place, FILES, revision=revision, token=token, force_download=force_download)
+    if revision is not None or force_download:
+        raise SimulationError(
+            f"revision or force_download is given with {str(source)!r}, which has none",
+            fix="Leave it out; it belongs to repositories (org/repo) only",
+        )
     if not folder.is_dir():
         raise SimulationError(
             f"no host pack is called {str(source)!r}, and there is no such folder",

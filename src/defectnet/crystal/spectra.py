@@ -218,6 +218,21 @@ def pack_spectrum(
     )
 
 
+def host_dos(pack: HostPack, fwhm_mev: float, *, points: int = 1000) -> tuple[tuple[str, ...], FloatArray]:
+    """Return the elements of a host and its (H, L) projected DOS on `STORAGE_GRID`, from a fine mesh of wave vectors.
+
+    Args:
+        pack: The host's.
+        fwhm_mev: Width of a Gaussian to broaden with.
+        points: About how many wave vectors.
+    """
+    primitive = pack.host.primitive
+    matrix = supercell_matrix(primitive.cell, 1, points, (points // 2, 2 * points))
+    found = modes(pack.host.force_constants, primitive, folded(matrix, np.full(3, 0.25)))
+    dos = _projected(found, primitive, pack.host.band_edge_mev, fwhm_mev)[0]
+    return _elements(primitive.numbers, Composition(())), dos
+
+
 def _check_settings(cells: int, atoms: int, seed: int, fwhm_mev: float | None) -> None:
     if cells < 2:
         raise SimulationError(f"cells is {cells}", fix="Use 2 or more: their spread is the error")
