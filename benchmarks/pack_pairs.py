@@ -3,8 +3,9 @@
     python benchmarks/pack_pairs.py --packs DIR --rows 16 > benchmarks/pack-pairs.json
 
 Packs are made with the potential first if the folder does not exist. Prints JSON. One process on one thread; times are
-those of the processor. The same cells are then relaxed and simulated in full with that potential; the spectra differ by
-what superposition leaves out.
+those of the processor. Each host is visited for eight rows, and its pack loaded for them, as with many packs. Some of
+the cells are then relaxed and simulated in full with that potential; the spectra differ by what superposition leaves
+out.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def timed(seconds: Counter[str], stage: str, plain: Callable[..., Any]) -> Calla
 
 def superposed(pairs: PackPairs, rows: int) -> tuple[list[Sample], dict[str, Any]]:
     """Make rows; returns them, and seconds by stage."""
+    in_brief([PackPairs(pairs.packs, pairs.settings).row(0)])  # what is done once in a process
     seconds: Counter[str] = Counter()
     stages = [
         (Superposition, "hessians", "assembly"),

@@ -324,6 +324,8 @@ def test_show_as_json(folder, capsys):
         "imaginary_fraction": 0.0,
         "overflow": 0.0,
         "seed": 0,
+        "source": "simulated",
+        "stratum": "",
         "shard": "shard-00001.parquet",
     }
 

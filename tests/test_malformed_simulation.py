@@ -18,7 +18,7 @@ from defectnet.errors import SimulationError
 from defectnet.potentials.nep_file import read_nep
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.rows import Settings, atom_range
-from defectnet.simulate.runner import Tools, _write_manifest
+from defectnet.simulate.runner import Tools, identity_of, write_manifest
 from make_potential import write_morse_nep, write_tiny_nep
 
 
@@ -255,7 +255,8 @@ def test_other_arguments_into_the_same_folder(option, difference, inputs, comman
     settings = Settings(spectra_per_host=1, smallest=13, largest=19)
     path = tmp_path / "out" / "dataset.json"
     path.parent.mkdir()
-    _write_manifest(path.parent, read_hosts(inputs[0]), Tools(load_potential(inputs[1]), None), settings)
+    tools = Tools(load_potential(inputs[1]), None)
+    write_manifest(path.parent, identity_of(read_hosts(inputs[0]), tools, settings))
     manifest = json.loads(path.read_text())
     found = command(**option)
     assert f"describes another data set ({difference})" in found

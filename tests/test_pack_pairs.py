@@ -407,7 +407,8 @@ def test_a_changed_row_is_found(undisturbed, folder, tmp_path):
     assert {row_id for row_id, one in found.items() if one.differs} == changed
 
 
-def test_the_command_line(undisturbed, folder, tmp_path, capsys):
+def test_the_command_line(undisturbed, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(LocalExecutor, "run", _Here.run)  # its processes: the test of workers above
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(SETTINGS.to_dict()))
     out = tmp_path / "out"

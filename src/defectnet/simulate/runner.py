@@ -159,7 +159,7 @@ def simulate(
     for host in hosts:
         tools.check(host.crystal)
     out.mkdir(parents=True, exist_ok=True)
-    write_manifest(out, _identity(hosts, tools, settings), ("keep_hessians",))
+    write_manifest(out, identity_of(hosts, tools, settings), ("keep_hessians",))
     shards = run_shards(
         plan(hosts, out, settings.hosts_per_shard),
         out,
@@ -413,7 +413,8 @@ def _of_rows(settings: Any) -> Any:
     return {k: v for k, v in settings.items() if k != "keep_hessians"} if isinstance(settings, dict) else settings
 
 
-def _identity(hosts: Sequence[Host], tools: Tools, settings: Settings) -> dict[str, Any]:
+def identity_of(hosts: Sequence[Host], tools: Tools, settings: Settings) -> dict[str, Any]:
+    """Return what a data set is made from, as plain values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "potential": tools.potential.name,
