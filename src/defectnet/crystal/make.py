@@ -22,6 +22,7 @@ from defectnet.crystal.substitution import KEEP, RADIUS, substitute
 from defectnet.elements import INDEX, VOCABULARY, element_index
 from defectnet.errors import SimulationError
 from defectnet.files import replacing
+from defectnet.potentials.folder import CONFIG
 from defectnet.potentials.potential import Potential, load_potential
 
 EXACT_ATOMS, DISPLACED_ATOMS = 130, 100
@@ -192,6 +193,13 @@ def _potentials(name: str, device: str) -> tuple[Potential, Potential | None]:
     return potential, None if potential.exact else load_potential(FASTER)
 
 
+@lru_cache(maxsize=2)
+def _loaded(folder: Path, written: int) -> HostPack:
+    """Load a pack once, as long as it is not written anew."""
+    del written
+    return HostPack.load(folder)
+
+
 @dataclass(frozen=True)
 class _Build:
     """One pack in the making: parts in a folder beside it, until all are there."""
@@ -250,7 +258,8 @@ class _Build:
 
     def _pristine(self) -> HostPack:
         """Return the host as it is kept: a pack does not depend on where its making was interrupted."""
-        return HostPack.load(self.folder if self.folder.is_dir() else self.parts / "host")
+        folder = self.folder if self.folder.is_dir() else self.parts / "host"
+        return _loaded(folder, (folder / CONFIG).stat().st_mtime_ns)
 
     def items(self) -> list[Item]:
         """Return all substitutions that are wanted."""

@@ -51,13 +51,13 @@ def reduced(pairs: IntArray, blocks: FloatArray, group: Operations, site: int | 
     Returns:
         (b,) positions of the kept pairs, and (K, b, 3, 3) their blocks.
     """
-    keys = _encoded(pairs)
+    keys = encoded(pairs)
     order = np.argsort(keys)
     least = keys.copy()
     total = np.zeros_like(blocks)
     count = np.zeros(len(keys))
     for image, rotation, turned_over in _images(pairs, group, site):
-        found = _encoded(image)
+        found = encoded(image)
         least = np.minimum(least, found)
         place = order[np.minimum(np.searchsorted(keys[order], found), len(keys) - 1)]
         there = keys[place] == found
@@ -78,7 +78,7 @@ def expanded(pairs: IntArray, blocks: FloatArray, group: Operations, site: int |
         images.append(image)
         turned.append(block)
     everything = np.concatenate(images)
-    keys, first, place = np.unique(_encoded(everything), return_index=True, return_inverse=True)
+    keys, first, place = np.unique(encoded(everything), return_index=True, return_inverse=True)
     out = np.zeros((len(blocks), len(keys), 3, 3))
     for k, values in enumerate(np.concatenate(turned, axis=1)):
         np.add.at(out[k], place, values)
@@ -110,7 +110,7 @@ def _home(atoms: IntArray, origin: IntArray) -> IntArray:
     return np.column_stack([atoms[:, :1], atoms[:, 1:] - origin[:, 1:]])
 
 
-def _encoded(pairs: IntArray) -> IntArray:
+def encoded(pairs: IntArray) -> IntArray:
     """Return (B,) one number for each pair."""
     if len(pairs) and (np.abs(pairs) >= REACH).any():
         raise SimulationError("force constants reach too far", fix=f"Use a cell of fewer than {REACH} atoms")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from defectnet.crystal.host import HostModel
-from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, reduced
+from defectnet.crystal.pairs import as_pairs, encoded, expanded, fixing, from_pairs, reduced
 from defectnet.elements import INDEX, NUMBERS, element_index
 from defectnet.errors import SimulationError
 from defectnet.potentials.force_constants import IMAGES, ForceConstants, aligned, total, unique_rows
@@ -229,10 +229,11 @@ class _Local:
         """Return the atom of the primitive cell and the lattice vector of each atom."""
         return [(int(b), *map(int, v)) for b, v in zip(self.basis, self.lattice, strict=True)]
 
-    def pairs(self) -> set[tuple[int, ...]]:
-        """Return the pairs of atoms with a block that is not zero, as keys one after the other."""
-        keys = self.keys()
-        return {(*keys[a], *keys[b]) for a, b in np.argwhere((self.blocks() != 0.0).any((2, 3)))}
+    def pairs(self) -> IntArray:
+        """Return the (B, 8) pairs of atoms with a block that is not zero."""
+        first, second = np.nonzero((self.blocks() != 0.0).any((2, 3)))
+        atoms = np.column_stack([self.basis, self.lattice])
+        return np.concatenate([atoms[first], atoms[second]], axis=1)
 
     def on(self, other: _Local) -> FloatArray:
         """Return the change on the atoms of another."""
@@ -243,6 +244,22 @@ class _Local:
         out = np.zeros((len(keys), len(keys), 3, 3))
         out[np.ix_(mine, mine)] = self.blocks()[np.ix_(theirs, theirs)]
         return with_sum_rule(out)
+
+
+class _Stiffness:
+    """The host's force constants as preconditioner of a relaxation; forces are those of a potential."""
+
+    exact = True
+
+    def __init__(self, potential: Potential, force_constants: ForceConstants) -> None:
+        self.name, self.sha256 = potential.name, potential.sha256
+        self.check, self.evaluate = potential.check, potential.evaluate
+        self._force_constants = force_constants
+
+    def force_constants(self, crystal: Crystal) -> ForceConstants:
+        """Return the host's force constants, whatever the crystal."""
+        del crystal
+        return self._force_constants
 
 
 class _Task:
@@ -269,6 +286,7 @@ class _Task:
         self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
         self.radius, self.keep = radius, keep
         self.preconditioner, self.tolerance = preconditioner, tolerance
+        self.stiffness = _Stiffness(preconditioner or potential, host.cell.folded(host.force_constants))
         self.atom = int(host.cell.find(np.array([site]), np.zeros((1, 3), dtype=np.int64))[0][0])
         numbers = host.cell.crystal.numbers.copy()
         numbers[self.atom] = number
@@ -278,7 +296,20 @@ class _Task:
 
     def relax(self, start: Crystal, cell: CellMode, symmetry: Operations) -> Relaxed:
         """Relax a cell and put it on symmetric places; `_settled` says when that fails."""
-        found = relax(self.potential, start, cell=cell, tolerance=self.tolerance, preconditioner=self.preconditioner)
+        # Most of the crystal is the host, whose force constants are known: a dopant that differs much needs its own.
+        found = relax(
+            self.potential,
+            start,
+            cell=cell,
+            tolerance=self.tolerance,
+            preconditioner=self.stiffness,
+            rounds=1,
+            evaluations=30,
+        )
+        if not found.converged and np.isfinite(found.max_force):
+            found = relax(
+                self.potential, found.crystal, cell=cell, tolerance=self.tolerance, preconditioner=self.preconditioner
+            )
         return self._settled(found, symmetry)
 
     def _settled(self, found: Relaxation, symmetry: Operations) -> Relaxed:
@@ -475,9 +506,7 @@ class _Attributed:
 
     def among(self, local: _Local) -> NDArray[np.bool_]:
         """Return (B,) whether a pair is one of those whose blocks a local change holds."""
-        held = local.pairs()
-        first, second = np.split(self.ends, 2)
-        there = [(*map(int, a), *map(int, b)) in held for a, b in zip(first, second, strict=True)]
+        there = np.isin(encoded(np.concatenate(np.split(self.ends, 2), axis=1)), encoded(local.pairs()))
         out = np.zeros(len(self.distance), dtype=bool)
         np.logical_or.at(out, self.pair, there)
         return out
