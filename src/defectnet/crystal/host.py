@@ -38,7 +38,7 @@ VOLUME_CHANGE = 0.2
 IMAGINARY = 1e-3
 """Largest share of imaginary modes at Gamma of the supercell in a host that counts as stable."""
 
-EDGES_MEV = (1.0, 250.0)
+EDGES_MEV = (2.0, 250.0)
 """Lowest and highest believable band edge: below, atoms do not touch; above, they sit on each other."""
 
 SUPERCELL_ATOMS = 80
