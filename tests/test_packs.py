@@ -201,7 +201,7 @@ def test_a_pack_is_made(undisturbed):
 
 def test_making_it_again_does_nothing(undisturbed, monkeypatch):
     folder, _ = undisturbed
-    before = contents(folder)
+    before, written = contents(folder), folder.stat().st_ino
 
     def never(*_, **__):
         raise AssertionError("nothing is to be made")
@@ -210,6 +210,7 @@ def test_making_it_again_does_nothing(undisturbed, monkeypatch):
     monkeypatch.setattr(make, "make_host", never)
     assert make_packs([job(folder)], SETTINGS) == {}
     assert contents(folder) == before
+    assert folder.stat().st_ino == written
 
 
 class Interruption(BaseException):
