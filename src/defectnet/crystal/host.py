@@ -38,8 +38,8 @@ VOLUME_CHANGE = 0.2
 IMAGINARY = 1e-3
 """Largest share of imaginary modes at Gamma of the supercell in a host that counts as stable."""
 
-HIGHEST_EDGE_MEV = 250.0
-"""Highest believable band edge: above, atoms sit on each other."""
+EDGES_MEV = (2.0, 250.0)
+"""Lowest and highest believable band edge: below, atoms do not touch; above, they sit on each other."""
 
 SUPERCELL_ATOMS = 80
 """Most atoms of the supercell in which substitutions are made, where the host's cell allows it."""
@@ -109,9 +109,10 @@ class HostModel:
                 why=f"{share:.1%} of its modes are imaginary, the lowest at {self._gamma.energy_mev.min():.1f} meV",
                 fix="Give the structure of the phase that is stable at 0 K, or take another potential",
             )
-        if self.band_edge_mev > HIGHEST_EDGE_MEV:
+        if not EDGES_MEV[0] < self.band_edge_mev < EDGES_MEV[1]:
             raise SimulationError(
-                f"host {self.id}: phonons reach {self.band_edge_mev:.0f} meV", fix="Check the structure for short bonds"
+                f"host {self.id}: phonons reach {self.band_edge_mev:.0f} meV",
+                fix="Check the structure for bonds that are too short, or for atoms that do not touch",
             )
 
 
@@ -143,7 +144,13 @@ def make_host(
     def rest(crystal: Crystal, cell: CellMode) -> Crystal:
         found = relax(potential, crystal, cell=cell, tolerance=tolerance, preconditioner=preconditioner)
         change = found.crystal.volume / start.volume - 1.0
-        if not np.isfinite(found.max_force) or abs(change) > VOLUME_CHANGE:
+        if not np.isfinite(found.max_force):
+            raise SimulationError(
+                f"host {host.id} does not hold together with {potential.name}",
+                why="it collapses or flies apart, or its forces are not finite",
+                fix="Check the structure for atoms on top of each other, or take another potential",
+            )
+        if abs(change) > VOLUME_CHANGE:
             raise SimulationError(
                 f"host {host.id}: {potential.name} changes its volume by {change:+.0%}",
                 fix="Check the structure, or take another potential",

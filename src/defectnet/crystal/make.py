@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from defectnet.crystal.hosts import Host
 from defectnet.crystal.pack import Failure, HostPack
 from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.substitution import KEEP, RADIUS, substitute
-from defectnet.elements import INDEX, VOCABULARY, element_index
+from defectnet.elements import INDEX, NUMBERS, VOCABULARY, element_index
 from defectnet.errors import SimulationError
 from defectnet.files import replacing
 from defectnet.potentials.folder import CONFIG
@@ -60,12 +62,14 @@ class MakeSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, least, most in (("atoms", 0, 1000), ("starts", 0, 100), ("volume_step", 0.0, 0.2)):
-            if not least <= getattr(self, name) <= most:
-                raise SimulationError(f"{name} is {getattr(self, name)}", fix=f"Use {least} to {most}")
-        for name in ("radius", "keep"):
-            if not 0.0 <= getattr(self, name) < np.inf:
-                raise SimulationError(f"{name} is {getattr(self, name)}", fix="Use a number from 0 on")
+        for name, least, most in (("atoms", 0, 1000), ("starts", 0, 100)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise SimulationError(f"{name} is {value!r}", fix=f"Use a whole number, {least} to {most}")
+        for name, low, high in (("volume_step", 0.0, 0.2), ("radius", 1.0, 100.0), ("keep", 0.0, 1.0)):
+            number = getattr(self, name)
+            if type(number) not in (int, float) or not low <= number <= high:
+                raise SimulationError(f"{name} is {number!r}", fix=f"Use {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def choose_dopants(host: Host, wanted: Sequence[str]) -> list[tuple[str, str]]:
         SimulationError: A name is no element of the vocabulary, or is in the host already; or the site is not.
     """
     symbols = _symbols(host)
+    if isinstance(wanted, str) or not all(isinstance(text, str) for text in wanted):
+        raise SimulationError(f"dopants are {wanted!r}", fix="Give a list of names, such as ['Al@Ga', 'In']")
     out: list[tuple[str, str]] = []
     for text in wanted:
         if text == "plausible":
@@ -115,8 +121,6 @@ def choose_dopants(host: Host, wanted: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _symbols(host: Host) -> list[str]:
-    from defectnet.elements import NUMBERS
-
     known = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
     return sorted({known[int(z)] for z in host.crystal.numbers}, key=INDEX.__getitem__)
 
@@ -142,9 +146,13 @@ def make_packs(
     Raises:
         SimulationError: A folder holds something else, or a pack of another host, potential or settings.
     """
-    if workers < 1:
-        raise SimulationError(f"workers is {workers}", fix="Use 1 or more")
+    if type(workers) is not int or workers < 1:
+        raise SimulationError(f"workers is {workers!r}", fix="Use a whole number, 1 or more")
     builds = [_Build(host, tuple(pairs), Path(folder).resolve(), settings) for host, pairs, folder in jobs]
+    folders = [build.folder for build in builds]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise SimulationError(f"{folder} is named for two packs", fix="Give each its own folder")
     for build in builds:
         build.check()
     failed: dict[str, str] = {}
@@ -215,27 +223,55 @@ class _Build:
 
     def check(self) -> None:
         """See that what is there belongs to this pack."""
+        wanted = self.made_with()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise SimulationError(f"{self.folder} is a file", fix="Give a new folder")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        wanted = {"host": _fingerprint(self.host), **asdict(replace(self.settings, device="cpu"))}
         if self.folder.exists() and any(self.folder.iterdir()):
             pack = HostPack.load(self.folder)
-            potential, _ = _potentials(self.settings.potential, self.settings.device)
-            if (pack.host.id, pack.host.potential_sha256) != (self.host.id, potential.sha256):
+            if (pack.host.id, pack.host.potential_sha256) != (self.host.id, wanted["potential_sha256"]):
                 raise SimulationError(
                     f"{self.folder} is the pack of {pack.host.id} with {pack.host.potential}", fix="Give a new folder"
                 )
+            if pack.made_with:
+                self._compare(pack.made_with, wanted, self.folder)
         path = self.parts / "settings.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found != wanted:
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError, OSError) as error:
                 raise SimulationError(
-                    f"{self.parts} holds parts of another pack, or made with other settings",
-                    fix="Use the same arguments as before, or another --out",
-                )
+                    f"{path} is not valid JSON", why=str(error)[:120], fix=f"Remove {self.parts}"
+                ) from error
+            self._compare(found, wanted, self.parts)
         else:
             self.parts.mkdir(exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(wanted), encoding="utf-8")
+
+    def made_with(self) -> dict[str, Any]:
+        """Return what a pack depends on beside its dopants; paths and devices are no part of it."""
+        potential, _ = _potentials(self.settings.potential, self.settings.device)
+        settings = asdict(self.settings)
+        del settings["potential"], settings["device"]
+        fingerprint = json.dumps(_fingerprint(self.host)).encode()
+        return {
+            "structure_sha256": hashlib.sha256(fingerprint).hexdigest(),
+            "potential_sha256": potential.sha256,
+            **settings,
+        }
+
+    @staticmethod
+    def _compare(found: Any, wanted: dict[str, Any], where: Path) -> None:
+        """See that what is there was made with the same settings."""
+        found = found if isinstance(found, dict) else {}
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            raise SimulationError(
+                f"{where} was made with another {other[0]}",
+                why=f"{found.get(other[0])} there, {wanted[other[0]]} here",
+                fix="Use the same arguments as before, or another --out",
+            )
 
     def run(self, report: Callable[[Progress], None]) -> Iterator[None]:
         """Make everything in this process."""
@@ -254,7 +290,7 @@ class _Build:
         atoms = self.settings.atoms or (EXACT_ATOMS if potential.exact else DISPLACED_ATOMS)
         model = make_host(potential, self.host, atoms=atoms, preconditioner=faster)
         model.check_stable()
-        HostPack(model, {}).save(self.parts / "host")
+        HostPack(model, {}, made_with=self.made_with()).save(self.parts / "host")
 
     def _pristine(self) -> HostPack:
         """Return the host as it is kept: a pack does not depend on where its making was interrupted."""
@@ -295,7 +331,11 @@ class _Build:
             )
             part = HostPack(pack.host, {item: found})
         except broken as error:
-            reason = error.what if isinstance(error, SimulationError) else f"{type(error).__name__}: {error}"[:120]
+            reason = (
+                error.what
+                if isinstance(error, SimulationError)
+                else " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            )
             part = HostPack(pack.host, {}, (Failure(dopant, site, reason),))
         part.save(self._part(item))
 
@@ -308,13 +348,16 @@ class _Build:
     def finish(self) -> None:
         """Put the parts together and leave the pack."""
         pack = self._pristine()
-        substitutions, failures = dict(pack.substitutions), list(pack.failures)
-        for item in self.items():
-            if self._part(item).is_dir():
-                part = HostPack.load(self._part(item))
-                substitutions |= part.substitutions
-                failures += part.failures
-        HostPack(pack.host, substitutions, tuple(failures)).save(self.folder)
+        substitutions = dict(pack.substitutions)
+        failures = {(failure.dopant, failure.site): failure for failure in pack.failures}
+        known = {*substitutions, *failures}
+        fresh = [item for item in self.items() if item not in known and self._part(item).is_dir()]
+        for item in fresh:
+            part = HostPack.load(self._part(item))
+            substitutions |= part.substitutions
+            failures |= {(failure.dopant, failure.site): failure for failure in part.failures}
+        if fresh or not self.folder.is_dir():  # a pack with nothing new stays as it is, to the last byte
+            HostPack(pack.host, substitutions, tuple(failures.values()), self.made_with()).save(self.folder)
         shutil.rmtree(self.parts)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from defectnet.crystal.host import EXACT, STRAIN, HostModel
 from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, reduced
 from defectnet.crystal.substitution import Substitution, with_sum_rule
-from defectnet.elements import INDEX
+from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import SimulationError
 from defectnet.hub.catalogue import bundled_root
 from defectnet.hub.remote import REPO, Remote, damaged, download
@@ -23,7 +23,7 @@ from defectnet.potentials.folder import CARD, CONFIG, HOST, WEIGHTS, read_config
 from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.supercells import Supercell
-from defectnet.potentials.symmetry import find_operations
+from defectnet.potentials.symmetry import Operations, find_operations
 
 if TYPE_CHECKING:
     from defectnet.crystal.spectra import DopedSpectrum
@@ -50,6 +50,7 @@ _FIELDS: Final = {
     "displacement_angstrom": float,
     "orientations": int,
 }
+_FAILURE_FIELDS: Final = {"dopant": str, "site": int, "reason": str}
 _AGAIN: Final = "Make the pack again with `defectnet host make`, or copy or download it again"
 
 FILES: Final = (CONFIG, WEIGHTS, CARD)
@@ -64,6 +65,10 @@ FAR_KEEP: Final = 0.002
 HOST_KEEP: Final = 0.0002
 """Smallest norm of a block of the host's force constants, eV/angstrom^2, that a pack keeps; and of their derivatives
 times the step of ln V that they come from."""
+
+
+NOISE: Final = 1e-9
+"""Elements of blocks, eV/angstrom^2, that are zero but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,13 @@ class HostPack:
         host: The pristine crystal.
         substitutions: By (dopant, inequivalent site of the primitive cell).
         failures: What could not be made.
+        made_with: Settings of the making, plain values; a pack is gone on with by the same alone.
     """
 
     host: HostModel
     substitutions: dict[tuple[str, int], Substitution]
     failures: tuple[Failure, ...] = field(default=())
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dopants(self) -> tuple[str, ...]:
@@ -125,7 +132,11 @@ class HostPack:
             "energy_ev": self.host.energy,
             "band_edge_mev": round(self.host.band_edge_mev, 4),
             "substitutions": table,
-            "failures": [{"dopant": f.dopant, "site": f.site, "reason": f.reason} for f in self.failures],
+            "failures": [
+                {"dopant": f.dopant, "site": f.site, "reason": f.reason}
+                for f in sorted(self.failures, key=lambda f: (f.site, INDEX[f.dopant]))
+            ],
+            "made_with": self.made_with,
         }
         write_folder(folder, tensors, config, card=_card(self))
 
@@ -187,6 +198,8 @@ def find_pack(
     Raises:
         SimulationError: There is none.
     """
+    if not isinstance(source, (str, Path)):
+        raise SimulationError(f"a host pack is a folder, not a {type(source).__name__}", fix="Give a name or a path")
     known = {name.lower(): folder for name, folder in bundled_packs().items()}
     folder = known.get(str(source).lower(), Path(source).expanduser())
     remote = isinstance(source, str) and REPO.fullmatch(source) is not None
@@ -217,9 +230,9 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
     tensors = {
         "numbers": torch.from_numpy(host.primitive.numbers.astype(np.uint8)),
         "cell": torch.from_numpy(host.primitive.cell),
-        "frac": torch.from_numpy(host.primitive.frac),
+        "frac": torch.from_numpy(np.round(host.primitive.frac, 12) + 0.0),  # the same bytes every time
         "host_pairs": torch.from_numpy(pairs[kept].astype(np.int8)),
-        "host_blocks": torch.from_numpy(means).to(torch.float32),
+        "host_blocks": torch.from_numpy(_without_noise(means)).to(torch.float32),
     }
     table: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {
@@ -230,11 +243,11 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
         pairs, blocks = _local_pairs(one)
         kept, means = reduced(pairs, blocks, group, site)
         columns["pairs"].append(pairs[kept].astype(np.int8))
-        columns["blocks"].append(means.astype(np.float16))
+        columns["blocks"].append(_without_noise(means).astype(np.float16))
         columns["rotations"].append(one.rotations.astype(np.int8))
         far_pairs, far_blocks = _far_pairs(one.far, host)
         columns["far_pairs"].append(far_pairs.astype(np.int8))
-        columns["far_blocks"].append(far_blocks.astype(np.float16))
+        columns["far_blocks"].append(_without_noise(far_blocks).astype(np.float16))
         columns["sizes"].append([len(kept), len(one.rotations), len(far_pairs)])
         table.append(
             {
@@ -255,6 +268,11 @@ def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any
     tensors["far_blocks"] = torch.from_numpy(np.concatenate([np.zeros((0, 3, 3), np.float16), *columns["far_blocks"]]))
     tensors["sizes"] = torch.tensor(columns["sizes"], dtype=torch.int32).reshape(-1, 3)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, table
+
+
+def _without_noise(blocks: FloatArray) -> FloatArray:
+    """Return blocks with zeros where rounding has left something, of either sign: the same bytes every time."""
+    return np.where(np.abs(blocks) < NOISE, 0.0, blocks)
 
 
 def _host_pairs(parts: Sequence[ForceConstants]) -> tuple[IntArray, FloatArray]:
@@ -284,7 +302,15 @@ def _local_pairs(one: Substitution) -> tuple[IntArray, FloatArray]:
 
 def _unpacked(folder: Path) -> HostPack:
     config = read_config(folder, HOST, _KEYS)
+    _check_config(config, folder)
     tensors = _checked(read_weights(folder, config)[0], folder, config)
+    try:
+        return _built(config, tensors, _supercell(config["form"], folder))
+    except SimulationError as error:
+        raise SimulationError(f"{folder}: {error.what}", why=error.why, fix=_AGAIN) from error
+
+
+def _built(config: dict[str, Any], tensors: dict[str, torch.Tensor], supercell: IntArray) -> HostPack:
     numbers = tensors["numbers"].numpy().astype(np.int64)
     cell = tensors["cell"].numpy()
     primitive = Crystal(numbers, cell, tensors["frac"].numpy() @ cell)
@@ -298,7 +324,7 @@ def _unpacked(folder: Path) -> HostPack:
         config["formula"],
         config["potential"],
         config["potential_sha256"],
-        Supercell.of(primitive, _supercell(config["form"], folder)),
+        Supercell.of(primitive, supercell),
         parts[0],
         (parts[1], parts[2]),
         config["energy_ev"],
@@ -307,6 +333,7 @@ def _unpacked(folder: Path) -> HostPack:
         host,
         _substitutions(host, config["substitutions"], tensors),
         tuple(Failure(f["dopant"], f["site"], f["reason"]) for f in config["failures"]),
+        config.get("made_with", {}),
     )
 
 
@@ -316,6 +343,8 @@ def _supercell(form: dict[str, Any], folder: Path) -> IntArray:
     rows = found if isinstance(found, list) and len(found) == 3 else [[]]
     if not all(isinstance(row, list) and len(row) == 3 and all(type(v) is int for v in row) for row in rows):
         raise SimulationError(f"{folder / CONFIG}: form.supercell is no matrix of 3 x 3 integers", fix=_AGAIN)
+    if max(abs(v) for row in rows for v in row) > LARGEST_SUPERCELL:
+        raise SimulationError(f"{folder / CONFIG}: form.supercell has no believable size", fix=_AGAIN)
     matrix = np.array(rows, dtype=np.int64)
     if not 1 <= round(float(np.linalg.det(matrix))) <= LARGEST_SUPERCELL:
         raise SimulationError(f"{folder / CONFIG}: form.supercell has no believable size", fix=_AGAIN)
@@ -333,6 +362,7 @@ def _substitutions(
     for row, (size, count, more) in zip(table, tensors["sizes"].tolist(), strict=True):
         own = rotations[turn : turn + count]
         group = fixing(host.operations, row["site"], own)
+        _check_site(host, row, group)
         found, values = expanded(pairs[at : at + size], blocks[:, at : at + size], group, row["site"])
         spread = slice(out_at, out_at + more)
         far = expanded(far_pairs[spread], far_blocks[None, spread], host.operations, None)
@@ -359,6 +389,44 @@ def _substitutions(
             orientations=row["orientations"],
         )
     return out
+
+
+def _check_site(host: HostModel, row: dict[str, Any], group: Operations) -> None:
+    """See that a substitution fits the host that the numbers make."""
+    site, name = row["site"], f"{row['dopant']} on site {row['site']}"
+    if site not in host.sites:
+        raise SimulationError(f"{name}: the sites are {', '.join(map(str, host.sites))}", fix=_AGAIN)
+    if row["replaces"] != _symbols(host.primitive)[site]:
+        raise SimulationError(f"{name}: there is no {row['replaces']} on it", fix=_AGAIN)
+    if row["orientations"] < 1 or len(host.operations.fixing(site)) % (row["orientations"] * len(group)):
+        raise SimulationError(f"{name} has no {row['orientations']} orientations", fix=_AGAIN)
+
+
+def _check_config(config: dict[str, Any], folder: Path) -> None:
+    """See that the tables of a config are whole and its numbers finite.
+
+    Raises:
+        SimulationError: They are not.
+    """
+    path = folder / CONFIG
+    if not np.isfinite(config["energy_ev"]):
+        raise SimulationError(f"{path}: energy_ev is {config['energy_ev']}", fix=_AGAIN)
+    if not isinstance(config.get("made_with", {}), dict):
+        raise SimulationError(f"{path}: made_with is no object", fix=_AGAIN)
+    named: set[tuple[str, int]] = set()
+    for table, fields in (("substitutions", _FIELDS), ("failures", _FAILURE_FIELDS)):
+        for number, row in enumerate(config[table]):
+            where = f"{path}: {table}[{number}]"
+            for key, kind in fields.items():
+                if not isinstance(row, dict) or type(row.get(key)) is not kind:
+                    raise SimulationError(f"{where}: {key} is missing or no {kind.__name__}", fix=_AGAIN)
+                if kind is float and not np.isfinite(row[key]):
+                    raise SimulationError(f"{where}: {key} is {row[key]}", fix=_AGAIN)
+            if row["dopant"] not in INDEX:
+                raise SimulationError(f"{where} names an unknown element", fix=_AGAIN)
+            if (row["dopant"], row["site"]) in named:
+                raise SimulationError(f"{where}: {row['dopant']} on site {row['site']} comes twice", fix=_AGAIN)
+            named.add((row["dopant"], row["site"]))
 
 
 def _checked(tensors: dict[str, torch.Tensor], folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -393,20 +461,25 @@ def _checked(tensors: dict[str, torch.Tensor], folder: Path, config: dict[str, A
             raise wrong(f"{name} is {found.dtype} of shape {tuple(found.shape)}")
     atoms = len(tensors["numbers"])
     sizes, rows = tensors["sizes"], config["substitutions"]
-    if len(tensors["frac"]) != atoms or len(sizes) != len(rows) or bool((sizes < 0).any()):
+    if not atoms or not bool(np.isin(tensors["numbers"].numpy(), NUMBERS).all()):
+        raise wrong("numbers are not those of known elements")
+    if abs(float(torch.linalg.det(tensors["cell"]))) < 1.0:
+        raise wrong("the cell has no volume")
+    for name in ("host_pairs", "pairs", "far_pairs"):
+        ends = tensors[name][:, [0, 4]]
+        if bool(((ends < 0) | (ends >= atoms)).any()):
+            raise wrong(f"{name} names atoms that are not there")
+    if len(tensors["frac"]) != atoms or len(sizes) != len(rows) or bool((sizes < torch.tensor([0, 1])).any()):
         raise wrong("numbers of atoms or substitutions differ")
     if sizes.sum(0).tolist() != [len(tensors[name]) for name in ("pairs", "rotations", "far_pairs")]:
         raise wrong("lengths of the substitutions do not add up")
     for name, axis in (("host_", 1), ("", 1), ("far_", 0)):
         if tensors[f"{name}blocks"].shape[axis] != len(tensors[f"{name}pairs"]):
             raise wrong(f"{name}pairs and {name}blocks differ in number")
-    for number, row in enumerate(rows):
-        where = f"{folder / CONFIG}: substitutions[{number}]"
-        for key, kind in _FIELDS.items():
-            if not isinstance(row, dict) or type(row.get(key)) is not kind:
-                raise SimulationError(f"{where}: {key} is missing or no {kind.__name__}", fix=_AGAIN)
-        if row["dopant"] not in INDEX or not 0 <= row["site"] < atoms:
-            raise SimulationError(f"{where} names an unknown element or site", fix=_AGAIN)
+    for number, row in enumerate([*rows, *config["failures"]]):
+        if not 0 <= row["site"] < atoms:
+            table = "substitutions" if number < len(rows) else "failures"
+            raise SimulationError(f"{folder / CONFIG}: {table}: site {row['site']} is not in the host", fix=_AGAIN)
     return tensors
 
 

@@ -108,15 +108,33 @@ class Superposition:
 
     def numbers(self, occupation: Occupation) -> IntArray:
         """Return the (N,) atomic numbers of a doped supercell."""
+        self._check(occupation)
         numbers = self.cell.crystal.numbers.copy()
         numbers[list(occupation.sites)] = [NUMBERS[INDEX[symbol]] for symbol in occupation.dopants]
         return numbers
+
+    def _check(self, occupation: Occupation) -> None:
+        """See that each site is there, once, and that its substitution is known."""
+        sites, dopants = occupation.sites, occupation.dopants
+        if len(sites) != len(dopants):
+            raise SimulationError(
+                f"{len(sites)} sites have {len(dopants)} dopants", fix="Name one dopant for each site"
+            )
+        for site, dopant in zip(sites, dopants, strict=True):
+            if not 0 <= site < len(self.cell):
+                raise SimulationError(
+                    f"site {site} is not in the supercell", fix=f"Its atoms are 0 to {len(self.cell) - 1}"
+                )
+            if sites.count(site) > 1:
+                raise SimulationError(f"site {site} is substituted twice", fix="Name each site once")
+            self._substitution(site, dopant)
 
     def volume_change(self, occupation: Occupation) -> float:
         """Return the relative change of volume of a doped supercell: volumes of substitutions add up."""
         return self._sum(occupation, "volume")
 
     def _sum(self, occupation: Occupation, name: str) -> float:
+        self._check(occupation)
         found = (self._substitution(s, x) for s, x in zip(occupation.sites, occupation.dopants, strict=True))
         return float(sum(getattr(one, name) for one in found) / self.cell.crystal.volume)
 
@@ -126,6 +144,9 @@ class Superposition:
         Args:
             occupation: Which atoms are substituted.
             rng: Chooses among orientations of dopants off their sites; the first one without.
+
+        Raises:
+            SimulationError: A site is not in the supercell, or comes twice, or its substitution is not known.
         """
         log_volume = self._sum(occupation, "far_volume")
         pristine, first, second = self._pristine

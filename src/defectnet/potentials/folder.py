@@ -206,7 +206,7 @@ def read_config(
         raise SimulationError(f"{path.parent} holds no {CONFIG}", fix=fix)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SimulationError(f"{path} is not valid JSON", why=str(error)[:120], fix=AGAIN) from error
     if not isinstance(config, dict):
         raise SimulationError(f"{path} holds a {type(config).__name__}, not an object", fix=AGAIN)
@@ -215,6 +215,8 @@ def read_config(
         raise SimulationError(
             f"{path} has schema version {schema}, this defectnet reads up to {SCHEMA_VERSION}", fix="Upgrade defectnet"
         )
+    if type(schema) is int and schema < 1:
+        raise SimulationError(f"{path} has schema version {schema}; the first is 1", fix=AGAIN)
     found = config.get("architecture", STUDENT)
     if architecture is not None and found != architecture:
         raise SimulationError(f"{path} describes a {found}, not a {architecture}", fix=fix)

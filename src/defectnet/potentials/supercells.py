@@ -18,6 +18,9 @@ from defectnet.potentials.neighbours import Crystal
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+LARGEST_ATOMS = 20_000
+"""Most atoms of a supercell."""
+
 
 @dataclass(frozen=True)
 class Supercell:
@@ -37,12 +40,17 @@ class Supercell:
 
     @classmethod
     def of(cls, primitive: Crystal, matrix: IntArray) -> Supercell:
-        """Repeat a crystal."""
+        """Repeat a crystal.
+
+        Raises:
+            SimulationError: The matrix is none of 3 x 3 integers, or makes no cell, or one beyond `LARGEST_ATOMS`.
+        """
+        matrix = _checked(matrix, len(primitive))
         crystal = supercell(primitive, matrix)
         frac = np.linalg.solve(primitive.cell.T, crystal.positions.T).T
         repeats = len(crystal) // len(primitive)
         lattice = np.round(frac - np.repeat(primitive.frac, repeats, axis=0)).astype(np.int64)
-        return cls(primitive, np.asarray(matrix, dtype=np.int64), crystal, lattice)
+        return cls(primitive, matrix, crystal, lattice)
 
     def __len__(self) -> int:
         return len(self.crystal)
@@ -113,6 +121,20 @@ class Supercell:
             torch.from_numpy(shift.reshape(-1, 3)),
             force_constants.block[:, None].expand(pairs, self.repeats, 3, 3).reshape(-1, 3, 3),
         )
+
+
+def _checked(matrix: IntArray, atoms: int) -> IntArray:
+    """Return a supercell's matrix, if it is one."""
+    found = np.asarray(matrix)
+    if found.shape != (3, 3) or not np.array_equal(found, np.round(found)):
+        raise SimulationError(f"supercell {found.tolist()} is no matrix of 3 x 3 integers", fix="Give one")
+    size = abs(float(np.linalg.det(found.astype(float)))) * atoms
+    if not atoms / 2 < size <= LARGEST_ATOMS:
+        raise SimulationError(
+            f"supercell {found.tolist()} has {size:.3g} atoms",
+            fix=f"Give three vectors that are not in a plane, for {atoms} to {LARGEST_ATOMS} atoms",
+        )
+    return found.astype(np.int64)
 
 
 def supercell(host: Crystal, matrix: IntArray) -> Crystal:

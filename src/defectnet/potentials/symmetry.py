@@ -62,8 +62,11 @@ def find_operations(crystal: Crystal, tolerance: float) -> Operations:
         tolerance: How far atoms may be from symmetric places, angstrom.
 
     Raises:
-        SimulationError: spglib finds none, not even the identity.
+        SimulationError: spglib finds none, not even the identity; or the crystal holds NaN or infinity, or no volume.
     """
+    values = np.concatenate([crystal.cell, crystal.positions])
+    if not np.isfinite(values).all() or crystal.volume == 0.0:  # spglib would end the process
+        raise SimulationError("the crystal holds NaN or infinity, or has no volume", fix="Check the structure")
     frac = crystal.frac
     found = None
     with warnings.catch_warnings():  # spglib announces another way of reporting errors
