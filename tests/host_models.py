@@ -70,3 +70,10 @@ def crystal_of(atoms: Atoms):
 
 def largest(values: np.ndarray) -> float:
     return float(np.abs(values).max())
+
+
+def dense(placed) -> np.ndarray:
+    """Return the (m, m, 3, 3) change of a placed substitution, of which only blocks that are not zero are kept."""
+    out = np.zeros((len(placed.basis), len(placed.basis), 3, 3))
+    np.add.at(out, (placed.first, placed.second), placed.change)
+    return out

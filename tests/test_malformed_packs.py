@@ -259,11 +259,18 @@ PACKS: dict[str, tuple[Damage, str]] = {
     "pairs of no atom": (put("pairs", (0, 0), -1), "pairs names atoms that are not there"),
     "pairs that reach too far": (put("pairs", (0, 1), 100), "force constants reach too far"),
     "pairs and blocks differ": (tensor("pairs", lambda t: t[1:]), "lengths of the substitutions do not add up"),
-    "host pairs and blocks differ": (tensor("host_pairs", lambda t: t[1:]), "pairs and blocks differ in number"),
+    "far pairs of no atom": (
+        tensor("far_pairs", lambda t: torch.cat([t[:-1], t[-1:] + 100])),
+        "names atoms that are not",
+    ),
+    "host pairs and blocks differ": (
+        tensor("host_pairs", lambda t: t[1:]),
+        "host_pairs and host_blocks differ in number",
+    ),
     "sizes below zero": (put("sizes", (0, 0), -1), "numbers of atoms or substitutions differ"),
     "sizes that do not add up": (put("sizes", (0, 0), 1), "lengths of the substitutions do not add up"),
     "no rotation": (
-        weights(lambda t: t.update(sizes=t["sizes"] - torch.tensor([[0, t["sizes"][0, 1]], [0, 0]]).int())),
+        weights(lambda t: t.update(sizes=t["sizes"] - torch.tensor([[0, t["sizes"][0, 1], 0], [0, 0, 0]]).int())),
         "numbers of atoms or substitutions differ",
     ),
     "a rotation that the host does not have": (

@@ -133,10 +133,10 @@ def test_bundled_network_says_what_it_is(published):
 
 
 def test_what_needs_a_nep_refuses_it(tmp_path, capsys):
-    with pytest.raises(SimulationError, match="is a nequix, not a student"):
+    with pytest.raises(SimulationError, match="describes a nequix, not a student"):
         load_nep("nequix")
     assert distil(["export", "--run", "nequix", "--out", str(tmp_path / "out")]) == 2
-    assert "is a nequix, not a student" in capsys.readouterr().err
+    assert "describes a nequix, not a student" in capsys.readouterr().err
 
 
 # -- any network -------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def _cut(folder):
         (lambda f: (f / CONFIG).unlink(), "holds no config.json"),
         (lambda f: _config(f, schema_version=99), "schema version 99"),
         (lambda f: _config(f, schema_version=None), "schema_version is missing"),
-        (lambda f: _config(f, architecture="mace"), "is a mace"),
+        (lambda f: _config(f, architecture="mace"), "describes a mace"),
         (lambda f: _config(f, source=None), "source is missing"),
         (lambda f: _form(f, cutoff=None), r"form\.cutoff is missing"),
         (lambda f: _form(f, cutoff=-1.0), r"form\.cutoff is -1"),

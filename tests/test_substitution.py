@@ -15,7 +15,7 @@ from defectnet.crystal.superposition import Occupation, Superposition, turned
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.potentials.nep import EnergyForcesStress
 from defectnet.potentials.reference import ReferencePotential
-from host_models import host_of, largest, model, nep, single, site_of
+from host_models import dense, host_of, largest, model, nep, single, site_of
 
 
 def aligned_changes(one, other) -> tuple[np.ndarray, np.ndarray]:
@@ -26,7 +26,8 @@ def aligned_changes(one, other) -> tuple[np.ndarray, np.ndarray]:
     for blocks, mine, x in zip(out, atoms, (one, other), strict=True):
         place = np.array([keys[key] for key in mine])
         m = len(mine)
-        blocks[np.ix_(place, place)] = x.change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
+        whole = dense(x) if hasattr(x, "first") else x.change.reshape(m, 3, m, 3).transpose(0, 2, 1, 3)
+        blocks[np.ix_(place, place)] = whole
     return out[0], out[1]
 
 

@@ -17,7 +17,7 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, modes
 from defectnet.potentials.relax import relax
 from defectnet.potentials.supercells import Supercell
-from host_models import host_of, largest, model, nep, number, single, site_of
+from host_models import dense, host_of, largest, model, nep, number, single, site_of
 
 GAMMA = np.zeros(3)
 Q = [GAMMA, np.array([0.25, 0.25, 0.25]), np.array([0.13, -0.41, 0.27])]
@@ -239,9 +239,8 @@ def test_how_a_crystal_is_written_changes_no_spectrum(name, dopant, replaced, at
 
 def towards(placed, cell: np.ndarray) -> tuple[float, ...]:
     """The direction in which the blocks between a dopant and its neighbours, on a lattice alike, are large."""
-    m = len(placed.basis)
     (own,) = np.flatnonzero((placed.basis == 0) & (placed.lattice == 0).all(1))
-    sizes = np.linalg.norm(placed.change.reshape(m, 3, m, 3)[own], axis=(0, 2))
+    sizes = np.linalg.norm(dense(placed)[own], axis=(1, 2))
     like = placed.basis == 0
     return tuple((np.sign(np.round(sizes[like] @ placed.lattice[like] @ cell, 3)) + 0.0).tolist())
 

@@ -469,7 +469,7 @@ def _checked(tensors: dict[str, torch.Tensor], folder: Path, config: dict[str, A
         ends = tensors[name][:, [0, 4]]
         if bool(((ends < 0) | (ends >= atoms)).any()):
             raise wrong(f"{name} names atoms that are not there")
-    if len(tensors["frac"]) != atoms or len(sizes) != len(rows) or bool((sizes < torch.tensor([0, 1])).any()):
+    if len(tensors["frac"]) != atoms or len(sizes) != len(rows) or bool((sizes < torch.tensor([0, 1, 0])).any()):
         raise wrong("numbers of atoms or substitutions differ")
     if sizes.sum(0).tolist() != [len(tensors[name]) for name in ("pairs", "rotations", "far_pairs")]:
         raise wrong("lengths of the substitutions do not add up")
