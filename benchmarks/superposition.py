@@ -188,7 +188,7 @@ class HostRun:
             "imaginary": [round(full.imaginary_fraction, 5), round(superposed.imaginary_fraction, 5)],
             "volume_change": [relaxed.crystal.volume / sites.volume - 1.0, self.cell.volume_change(occupation)],
             "largest_displacement": float(np.linalg.norm(apart - apart.mean(0), axis=1).max()),
-            "misfit": self.cell.misfit(occupation),
+            "overlap": self.cell.overlap(occupation),
             "seconds": [middle - start, end - middle],
         }
 

@@ -357,3 +357,17 @@ def test_supercells_that_cannot_be(matrix):
     with pytest.raises(SimulationError, match="supercell") as error:
         superposed("GaAs", matrix=matrix)
     assert error.value.fix
+
+
+# -- how far it can be trusted -----------------------------------------------------------------------------------------
+
+
+def test_crowded_dopants_overlap_and_are_expected_to_fail():
+    found = superposed("MgO", ("Ca", "Mg"), matrix=np.diag([3, 3, 3]), q=[GAMMA])
+    mg = [int(k) for k in np.flatnonzero(found.cell.crystal.numbers == 12)]
+    alone, few, many = (Occupation(tuple(mg[:k]), ("Ca",) * k) for k in (1, 3, 12))
+    assert found.overlap(alone) == pytest.approx(0.0, abs=0.05)  # only with its own images
+    assert found.overlap(alone) < found.overlap(few) < found.overlap(many)
+    assert found.overlap(Occupation((), ())) == 0.0
+    assert found.expected_unexplained(alone) < found.expected_unexplained(few) < found.expected_unexplained(many)
+    assert found.expected_unexplained(few) < found.expected_unexplained(few, imaginary=0.05) <= 1.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.compositions import Composition, draw_occupation, parse_composition
 from defectnet.crystal.substitution import Substitution
-from defectnet.crystal.superposition import Occupation, Superposition
+from defectnet.crystal.superposition import EXPECTED_SPREAD, Occupation, Superposition
 from defectnet.elements import INDEX, NEUTRON_WEIGHT, NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
 from defectnet.potentials.kernel_polynomial import broadened, dynamical_matrix_sparse, kernel_polynomial_dos
@@ -66,6 +66,8 @@ class DopedSpectrum:
         imaginary: Mean share of imaginary modes of the cells, which are not in the DOS. host_imaginary: The host's.
         left_out: Number of cells that were unstable, and are not among the C, see `UNSTABLE`.
         volume_change: Relative change of volume, mean of the cells.
+        expected_unexplained: Share of the change of the DOS that superposition is expected to leave unexplained, see
+            `Superposition.expected_unexplained`; geometric mean of the cells.
         remarks: What a reader of the numbers must know; sentences.
     """
 
@@ -88,6 +90,7 @@ class DopedSpectrum:
     host_imaginary: float
     left_out: int
     volume_change: float
+    expected_unexplained: float
     remarks: tuple[str, ...]
 
     @property
@@ -194,6 +197,11 @@ def pack_spectrum(
             why=f"{np.mean([cell.imaginary for cell in found]):.1%} of their modes are imaginary",
             fix="Use lower concentrations; the sum of single substitutions fails in crowded cells",
         )
+    beyond = [max(0.0, cell.imaginary - host_modes.imaginary_fraction) for cell in stable]
+    shares = [
+        superposition.expected_unexplained(cell.occupation, share) for cell, share in zip(stable, beyond, strict=True)
+    ]
+    expected = float(np.exp(np.mean(np.log(shares))))
     return DopedSpectrum(
         host=pack.host.id,
         formula=pack.host.formula,
@@ -214,7 +222,8 @@ def pack_spectrum(
         host_imaginary=host_modes.imaginary_fraction,
         left_out=cells - len(stable),
         volume_change=float(np.mean([superposition.volume_change(cell.occupation) for cell in stable])),
-        remarks=_remarks(pack, wished, stable, cells, host_modes.imaginary_fraction),
+        expected_unexplained=expected,
+        remarks=_remarks(pack, wished, stable, cells, host_modes.imaginary_fraction, expected),
     )
 
 
@@ -340,13 +349,18 @@ def _reached(cells: list[_Cell], wished: Composition, atoms: int) -> dict[str, f
 
 
 def _remarks(
-    pack: HostPack, wished: Composition, stable: list[_Cell], cells: int, host_imaginary: float
+    pack: HostPack, wished: Composition, stable: list[_Cell], cells: int, host_imaginary: float, expected: float
 ) -> tuple[str, ...]:
     out = list(wished.remarks)
     if len(stable) < cells:
         out.append(f"{cells - len(stable)} of {cells} cells are unstable and left out")
     if host_imaginary > 0.0:
         out.append(f"{host_imaginary:.2%} of the host's modes are imaginary at these wave vectors")
+    if expected > DOUBTFUL:
+        out.append(
+            f"dopants crowd each other: single substitutions are expected to leave {expected:.0%} of the change "
+            f"unexplained, {min(1.0, expected * EXPECTED_SPREAD):.0%} in a bad case"
+        )
     above = max(cell.above for cell in stable)
     if above > 0.0:
         out.append(f"{above:.2%} of the modes lie above {STORAGE_GRID.reach:g} times the edge, and are put there")

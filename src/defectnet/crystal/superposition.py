@@ -25,6 +25,14 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+EXPECTED = (-5.048, 0.638, 1.793, 5.686)
+"""Logarithm of the unexplained share: constant, and factors of the logarithm of the overlap plus 0.03, of the root of
+the relative change of volume, and of the root of the share of imaginary modes. Fitted, see `expected_unexplained`."""
+
+EXPECTED_SPREAD = 4.4
+"""Standard deviation of what is measured about what is expected, as a factor, on hosts that were left out of the fit."""
+
+
 @dataclass(frozen=True)
 class _Placed:
     """A substitution turned onto a site of the primitive cell, in the cell at the origin; see `Substitution`.
@@ -191,23 +199,42 @@ class Superposition:
             placed = self._turned(dopant, int(self.cell.basis[site]), rng)
             yield site, placed, placed.change + (log_volume - own) * placed.by_volume
 
-    def misfit(self, occupation: Occupation) -> float:
+    def overlap(self, occupation: Occupation) -> float:
         """Return how much the changes of different substitutions overlap: what superposition cannot know.
 
         Where two dopants change the same pair of atoms, their changes need not add up. This is the mean number of
         other substitutions that have a part in a block that is changed, weighted by the squared norm of the change;
-        0 for a single dopant, and small where dopants are far apart. Benchmarks relate it to what is left unexplained.
+        0 for a single dopant, and small where dopants are far apart.
         """
         n = len(self.cell)
-        both, alone = np.zeros(n * n), np.zeros(n * n)
+        pairs, norms = [], []
         for site, placed, change in self._changes(occupation, self._sum(occupation, "far_volume"), None):
             index, _ = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
-            norm = np.linalg.norm(change, axis=(1, 2))
-            keys = index[placed.first] * n + index[placed.second]
-            off = index[placed.first] != index[placed.second]
-            both += np.bincount(keys[off], norm[off], n * n)
-            alone += np.bincount(keys[off], norm[off] ** 2, n * n)
-        return float((both**2 - alone).sum() / max(alone.sum(), 1e-12))
+            first, second = index[placed.first], index[placed.second]
+            pairs.append((first * n + second)[first != second])
+            norms.append(np.linalg.norm(change, axis=(1, 2))[first != second])
+        if not pairs:
+            return 0.0
+        size = np.concatenate(norms)
+        _, place = np.unique(np.concatenate(pairs), return_inverse=True)
+        alone = float((size**2).sum())
+        return float(((np.bincount(place, size) ** 2).sum() - alone) / alone)
+
+    def expected_unexplained(self, occupation: Occupation, imaginary: float = 0.0) -> float:
+        """Return the share of the change of the DOS that superposition is expected to leave unexplained.
+
+        The square of the error over the square of the true change, at a resolution of a twentieth of the edge; known
+        from the pack alone, by a fit to full simulations (`benchmarks/superposition.py`): a median, with a factor of
+        about `EXPECTED_SPREAD` up or down. Above 0.1 the sum of single substitutions should not be trusted.
+
+        Args:
+            occupation: Which atoms are substituted.
+            imaginary: Share of imaginary modes of the superposed cell beyond the host's.
+        """
+        constant, overlap, volume, unstable = EXPECTED
+        found = constant + overlap * np.log(self.overlap(occupation) + 0.03)
+        found += volume * np.sqrt(abs(self.volume_change(occupation))) + unstable * np.sqrt(max(imaginary, 0.0))
+        return float(min(np.exp(found), 1.0))
 
     def _counts(self, occupation: Occupation) -> Counter[tuple[str, int]]:
         orbits = self.host.operations.orbits()
