@@ -46,6 +46,10 @@ RESOLUTION: Final = 0.01
 _SYMBOL: Final = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
 
 
+DOUBTFUL: Final = 0.05
+"""Expected unexplained share from which on a spectrum says that it is doubtful."""
+
+
 @dataclass(frozen=True, eq=False)
 class DopedSpectrum:
     """Projected DOS of a host and of doped cells of it, on `STORAGE_GRID`; C cells, E elements, L bins.

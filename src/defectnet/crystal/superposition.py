@@ -30,7 +30,7 @@ EXPECTED = (-5.048, 0.638, 1.793, 5.686)
 the relative change of volume, and of the root of the share of imaginary modes. Fitted, see `expected_unexplained`."""
 
 EXPECTED_SPREAD = 4.4
-"""Standard deviation of what is measured about what is expected, as a factor, on hosts that were left out of the fit."""
+"""Standard deviation of what is measured over what is expected, as a factor, in hosts that were left out of the fit."""
 
 
 @dataclass(frozen=True)
