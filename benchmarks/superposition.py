@@ -14,6 +14,7 @@ training.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -80,7 +81,7 @@ class Case:
 def choose(host: Host) -> tuple[list[str], list[str]]:
     """Return plausible and arbitrary dopants, as ``Al@Ga``."""
     likely = list(plausible_dopants(host.crystal, PLAUSIBLE))
-    rng = np.random.default_rng(int.from_bytes(host.id.encode()[:8], "big"))
+    rng = row_generator(host.id)
     symbols = sorted({one.partition("@")[2] for one in plausible_dopants(host.crystal, 40)})
     taken = {one.partition("@")[0] for one in likely} | set(symbols)
     free = [x for x in VOCABULARY if x not in taken]
@@ -115,6 +116,11 @@ def draw(cell: Superposition, names: Sequence[str], case: Case, rng: np.random.G
         sites += [int(k) for k in chosen]
         dopants += [dopant] * len(chosen)
     return Occupation(tuple(sites), tuple(dopants))
+
+
+def row_generator(key: str) -> np.random.Generator:
+    """Return the random generator of a row: it depends on its name alone."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
 
 
 class HostRun:
@@ -160,7 +166,7 @@ class HostRun:
         names = [n for n in (self.likely if case.plausible else self.arbitrary) if n not in self.failed]
         if not names:
             return {"rejected": "no dopant"}
-        rng = np.random.default_rng([int.from_bytes(case.key.encode(), "big") % 2**63, 7])
+        rng = row_generator(case.key)
         occupation = draw(self.cell, names, case, rng)
         numbers = self.cell.numbers(occupation)
         sites = self.cell.cell.crystal
