@@ -570,7 +570,7 @@ def test_folders_of_other_things_are_not_replaced(name, tmp_path, capsys):
     assert main(["export", "--run", "defectnet-nep", "--out", str(tmp_path / "precious")]) == 2
     (tmp_path / "file").write_text("kept")
     assert main(["export", "--run", "defectnet-nep", "--out", str(tmp_path / "file" / "below")]) == 2
-    assert "precious exists and is no potential's folder" in capsys.readouterr().err
+    assert "precious exists and holds other files" in capsys.readouterr().err
     assert (tmp_path / "precious" / name).read_text() == "mine"
 
 
