@@ -31,8 +31,9 @@ from defectnet.potentials.symmetry import (
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-RADIUS = 8.0
-"""Angstrom from the substituted site within which atoms are displaced, where the potential is not exact."""
+RADIUS = 12.0
+"""Angstrom from the substituted site within which atoms are displaced, where the potential is not exact: all atoms of
+the usual supercells. In GaAs (128 atoms) 8 leave 0.012 of the change unexplained, 6.5 leave 0.2; in MgO 5.5 are enough."""
 
 CLOSE = 4.5
 """The same for the derivative by the volume."""
