@@ -33,7 +33,7 @@ IntArray = NDArray[np.int64]
 
 RADIUS = 12.0
 """Angstrom from the substituted site within which atoms are displaced, where the potential is not exact: all atoms of
-the usual supercells. In GaAs (128 atoms) 8 leave 0.012 of the change unexplained, 6.5 leave 0.2; in MgO 5.5 are enough."""
+the usual supercells. In GaAs (128 atoms) 8 leave 0.012 of the change unexplained, 6.5 leave 0.2; in MgO 5.5 will do."""
 
 CLOSE = 4.5
 """The same for the derivative by the volume."""
