@@ -425,6 +425,8 @@ def test_the_command_line(undisturbed, folder, tmp_path, capsys, monkeypatch):
     assert (stats["rows"], stats["hosts"], stats["yield"]["all"]["hosts_tried"]) == (ROWS, 2, 2)
     for words, message in (
         (["--from", str(folder), "--hosts", "x"], "--from and --hosts are both given"),
+        (["--from", str(folder), "--device", "cuda"], "--from and --device are both given"),
+        (["--from", str(folder), "--spectra-per-host", "3"], "--from and --spectra-per-host are both given"),
         ([], "--hosts is missing"),
         (["--from", str(folder), "--rows", "0"], "rows is 0"),
     ):

@@ -77,8 +77,17 @@ def simulate(
     )
     only = None if shards is None else shard_range(shards)
     if from_ is not None:
-        foreign = {"hosts": hosts, "potential": potential, "dopants": dopants, "preconditioner": preconditioner}
-        given = [name for name, value in foreign.items() if value is not None]
+        foreign = {
+            "hosts": hosts is not None,
+            "potential": potential is not None,
+            "dopants": dopants is not None,
+            "preconditioner": preconditioner is not None,
+            "spectra-per-host": spectra_per_host != 6,
+            "device": device != "cpu",
+            "batch": batch != 1,
+            "precision": precision != 64,
+        }
+        given = [name for name, there in foreign.items() if there]
         if given:
             raise SimulationError(f"--from and --{given[0]} are both given", fix="A data set is of packs or of hosts")
         totals = _simulate_packs(from_, Path(out), rows, atoms, seed, recipe, workforce, only)

@@ -63,14 +63,14 @@ def _read(source: Path) -> list[Host]:
         files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
         hosts = [host for path in files for host in _read_structures(path)]
     else:
-        entries = _json_list(source)
+        entries = json_list(source)
         hosts = _read_structures(source) if entries is None else [_entry(e, i, source) for i, e in enumerate(entries)]
     if not hosts:
         raise SimulationError(f"hosts: {source} holds no structure", fix="Give a JSON list or structure files")
     return hosts
 
 
-def _json_list(path: Path) -> list[Any] | None:
+def json_list(path: Path) -> list[Any] | None:
     """Return the entries if the file is the project's own list, None if it is something else."""
     if not path.name.endswith((".json", ".json.xz")):
         return None

@@ -11,7 +11,7 @@ from typing import Final
 from ase import Atoms
 
 from defectnet.crystal.host import SYMMETRY
-from defectnet.crystal.hosts import Host, _json_list, read_hosts
+from defectnet.crystal.hosts import Host, json_list, read_hosts
 from defectnet.crystal.make import choose_dopants
 from defectnet.crystal.structures import read_structure
 from defectnet.elements import NUMBERS, VOCABULARY
@@ -59,7 +59,7 @@ def read_requests(source: str | Path, dopants: Sequence[str]) -> list[Request]:
 
 def _crystals(source: Path) -> tuple[list[Host], dict[str, list[str]]]:
     """Return the crystals, and the dopants that entries of a list name, by id."""
-    entries = _json_list(source) if source.is_file() else None
+    entries = json_list(source) if source.is_file() else None
     if entries is not None:
         hosts = [_reduced(host) for host in read_hosts(source)]
         return hosts, {str(one["id"]): _names(one["dopants"], one, source) for one in entries if "dopants" in one}
