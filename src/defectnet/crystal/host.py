@@ -88,13 +88,19 @@ class HostModel:
         return total([self.force_constants, first * log_volume, second * (0.5 * log_volume**2)])
 
     @cached_property
+    def in_supercell(self) -> tuple[ForceConstants, ForceConstants, ForceConstants]:
+        """Force constants and their two derivatives by ln V, of the supercell."""
+        first, second = self.by_volume
+        return self.cell.folded(self.force_constants), self.cell.folded(first), self.cell.folded(second)
+
+    @cached_property
     def band_edge_mev(self) -> float:
         """Highest phonon energy at Gamma of the supercell, meV."""
         return band_edge(self._gamma)
 
     @cached_property
     def _gamma(self) -> Modes:
-        return modes(self.cell.folded(self.force_constants), self.cell.crystal, [np.zeros(3)])
+        return modes(self.in_supercell[0], self.cell.crystal, [np.zeros(3)])
 
     def check_stable(self) -> None:
         """See that the crystal is a minimum of the energy, and that its edge can be believed.

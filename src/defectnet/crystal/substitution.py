@@ -287,7 +287,7 @@ class _Task:
         self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
         self.radius, self.keep = radius, keep
         self.preconditioner, self.tolerance = preconditioner, tolerance
-        self.stiffness = _Stiffness(preconditioner or potential, host.cell.folded(host.force_constants))
+        self.stiffness = _Stiffness(preconditioner or potential, host.in_supercell[0])
         self.atom = int(host.cell.find(np.array([site]), np.zeros((1, 3), dtype=np.int64))[0][0])
         numbers = host.cell.crystal.numbers.copy()
         numbers[self.atom] = number
@@ -423,7 +423,7 @@ class _Task:
         """Whether the dopant is held much less than the atom that it replaces."""
         there = found.hessian().numpy()
         own = slice(3 * self.atom, 3 * self.atom + 3)
-        pristine = self.host.cell.folded(self.host.force_constants).hessian().numpy()[own, own]
+        pristine = self.host.in_supercell[0].hessian().numpy()[own, own]
         return bool(np.linalg.eigvalsh(there[own, own])[0] < SOFT * np.linalg.eigvalsh(pristine)[0])
 
     def localised(self, found: ForceConstants, like: _Local | None = None) -> _Local:
@@ -437,13 +437,14 @@ class _Task:
             found: Force constants of the supercell.
             like: What was found at another volume: the same blocks are kept.
         """
-        cell, parts = self.host.cell, (self.host.force_constants, *self.host.by_volume)
-        keys, blocks = aligned([found, *(cell.folded(part) for part in parts)])
+        cell = self.host.cell
+        keys, blocks = aligned([found, *self.host.in_supercell])
         around = _Attributed.of(keys.numpy(), cell, self.atom)
         change, first, second = (blocks[0] - blocks[1]).numpy(), blocks[2].numpy(), blocks[3].numpy()
         between = ((keys[:, 0] != keys[:, 1]) | (keys[:, 2:] != 0).any(1)).numpy()
         out = between & (around.distance > FAR * around.distance.max())
-        log_volume = 0.0
+        held = None if like is None else around.among(like)
+        log_volume, rest = 0.0, change
         for _ in range(5):
             if not out.any():
                 break
@@ -451,7 +452,7 @@ class _Task:
             log_volume = float((slope * change[out]).sum() / (slope**2).sum())
             rest = change - log_volume * first - 0.5 * log_volume**2 * second
             # The norm of a block, unlike its largest element, is the same for all that symmetry makes alike.
-            out = between & (np.linalg.norm(rest, axis=(1, 2)) < self.keep if like is None else ~around.among(like))
+            out = between & (np.linalg.norm(rest, axis=(1, 2)) < self.keep if held is None else ~held)
         left = keys[out]
         far = self._mean(ForceConstants(len(cell), left[:, 0], left[:, 1], left[:, 2:], torch.from_numpy(rest[out])))
         rest[out] = 0.0
