@@ -33,6 +33,9 @@ INDEX: Final[dict[str, int]] = {symbol: i for i, symbol in enumerate(VOCABULARY)
 NUMBERS: Final = np.array([int(row["number"]) for row in _TABLE])
 """(62,) atomic numbers."""
 
+SYMBOLS: Final[dict[int, str]] = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
+"""Atomic number -> symbol."""
+
 PROPERTIES: Final[tuple[str, ...]] = tuple(key for key in _TABLE[0] if key not in ("symbol", "number"))
 """Names of the tabulated properties, with units."""
 

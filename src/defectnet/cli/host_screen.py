@@ -37,7 +37,8 @@ def packages() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(f"host packs need {error.name}", fix="Install it: pip install 'defectnet[sim]'") from error
+        package = (error.name or "").partition(".")[0]  # what is missing may be a module of it
+        raise ConfigError(f"host packs need {package}", fix="Install it: pip install 'defectnet[sim]'") from error
 
 
 def say_made(pack: HostPack, folder: Path) -> None:

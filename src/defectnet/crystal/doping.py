@@ -10,7 +10,7 @@ import numpy as np
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from defectnet.elements import INDEX, NUMBERS, VOCABULARY, properties
+from defectnet.elements import INDEX, NUMBERS, SYMBOLS, VOCABULARY, properties
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.supercells import supercell
@@ -230,10 +230,9 @@ def _distance_to_nearest(crystal: Crystal, centres: NDArray[np.int64]) -> FloatA
 
 
 def _symbols(host: Crystal) -> tuple[str, ...]:
-    by_number = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
-    unknown = sorted({int(z) for z in host.numbers} - set(by_number))
+    unknown = sorted({int(z) for z in host.numbers} - set(SYMBOLS))
     if unknown:
         raise SimulationError(
             f"the host holds the element with Z = {unknown[0]}, which is outside the vocabulary", fix="Leave it out"
         )
-    return tuple(by_number[int(z)] for z in np.unique(host.numbers))
+    return tuple(SYMBOLS[int(z)] for z in np.unique(host.numbers))

@@ -21,7 +21,7 @@ from defectnet.crystal.hosts import Host
 from defectnet.crystal.pack import Failure, HostPack
 from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.substitution import KEEP, RADIUS, substitute
-from defectnet.elements import INDEX, NUMBERS, VOCABULARY, element_index
+from defectnet.elements import INDEX, SYMBOLS, VOCABULARY, element_index
 from defectnet.errors import SimulationError
 from defectnet.files import replacing
 from defectnet.potentials.folder import CONFIG
@@ -121,8 +121,7 @@ def choose_dopants(host: Host, wanted: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _symbols(host: Host) -> list[str]:
-    known = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
-    return sorted({known[int(z)] for z in host.crystal.numbers}, key=INDEX.__getitem__)
+    return sorted({SYMBOLS[int(z)] for z in host.crystal.numbers}, key=INDEX.__getitem__)
 
 
 def make_packs(

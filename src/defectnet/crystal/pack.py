@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from ase import Atoms
 from numpy.typing import NDArray
 
 from defectnet.crystal.host import EXACT, STRAIN, HostModel
 from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, reduced
 from defectnet.crystal.substitution import Substitution, with_sum_rule
-from defectnet.elements import INDEX, NUMBERS
+from defectnet.elements import INDEX, NUMBERS, SYMBOLS
 from defectnet.errors import SimulationError
 from defectnet.hub.catalogue import bundled_root
 from defectnet.hub.remote import REPO, Remote, damaged, download
@@ -104,7 +103,7 @@ class HostPack:
 
     def replaced(self, site: int) -> str:
         """Return the symbol of an atom of the primitive cell."""
-        return _symbols(self.host.primitive)[site]
+        return SYMBOLS[int(self.host.primitive.numbers[site])]
 
     def spectrum(self, composition: str | Mapping[str, float], **settings: Any) -> DopedSpectrum:
         """Return the DOS of this host with dopants, such as ``Al=0.03,In@Ga=0.01``; see `spectra.pack_spectrum`."""
@@ -217,10 +216,6 @@ def find_pack(
             fix="`defectnet host list` shows the bundled ones; `defectnet host make` makes others",
         )
     return folder
-
-
-def _symbols(crystal: Crystal) -> list[str]:
-    return list(Atoms(crystal.numbers).symbols)
 
 
 def _packed(pack: HostPack) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -396,7 +391,7 @@ def _check_site(host: HostModel, row: dict[str, Any], group: Operations) -> None
     site, name = row["site"], f"{row['dopant']} on site {row['site']}"
     if site not in host.sites:
         raise SimulationError(f"{name}: the sites are {', '.join(map(str, host.sites))}", fix=_AGAIN)
-    if row["replaces"] != _symbols(host.primitive)[site]:
+    if row["replaces"] != SYMBOLS[int(host.primitive.numbers[site])]:
         raise SimulationError(f"{name}: there is no {row['replaces']} on it", fix=_AGAIN)
     if row["orientations"] < 1 or len(host.operations.fixing(site)) % (row["orientations"] * len(group)):
         raise SimulationError(f"{name} has no {row['orientations']} orientations", fix=_AGAIN)

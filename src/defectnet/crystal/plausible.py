@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from defectnet.elements import INDEX, NUMBERS, VOCABULARY, properties
+from defectnet.elements import INDEX, SYMBOLS, VOCABULARY, properties
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 
@@ -290,11 +290,10 @@ def _valence(symbol: str) -> int:
 
 
 def _composition(host: Crystal) -> dict[str, int]:
-    by_number = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
     counts = Counter(host.numbers.tolist())
-    unknown = sorted(set(counts) - set(by_number))
+    unknown = sorted(set(counts) - set(SYMBOLS))
     if unknown:
         raise SimulationError(
             f"the host holds the element with Z = {unknown[0]}, which is outside the vocabulary", fix="Leave it out"
         )
-    return {by_number[number]: counts[number] for number in sorted(counts)}
+    return {SYMBOLS[number]: counts[number] for number in sorted(counts)}

@@ -14,7 +14,7 @@ from defectnet.crystal.host import SYMMETRY
 from defectnet.crystal.hosts import Host, json_list, read_hosts
 from defectnet.crystal.make import choose_dopants
 from defectnet.crystal.structures import read_structure
-from defectnet.elements import NUMBERS, VOCABULARY
+from defectnet.elements import SYMBOLS
 from defectnet.errors import SimulationError
 from defectnet.potentials.symmetry import find_operations
 
@@ -99,7 +99,6 @@ def _listed(host: Host, listed: dict[str, list[str]], source: Path) -> list[str]
 
 
 def _count(host: Host, pairs: Sequence[tuple[str, str]]) -> int:
-    symbols = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
     orbits = find_operations(host.crystal, SYMMETRY).orbits()
-    sites = Counter(symbols[int(host.crystal.numbers[site])] for site in set(orbits.tolist()))
+    sites = Counter(SYMBOLS[int(host.crystal.numbers[site])] for site in set(orbits.tolist()))
     return sum(sites[replaced] for _, replaced in pairs)

@@ -14,7 +14,7 @@ from defectnet.config import STORAGE_GRID
 from defectnet.crystal.compositions import Composition, draw_occupation, parse_composition
 from defectnet.crystal.substitution import Substitution
 from defectnet.crystal.superposition import EXPECTED_SPREAD, Occupation, Superposition
-from defectnet.elements import INDEX, NEUTRON_WEIGHT, NUMBERS, VOCABULARY
+from defectnet.elements import INDEX, NEUTRON_WEIGHT, SYMBOLS
 from defectnet.errors import SimulationError
 from defectnet.potentials.kernel_polynomial import broadened, dynamical_matrix_sparse, kernel_polynomial_dos
 from defectnet.potentials.neighbours import Crystal
@@ -42,8 +42,6 @@ that of full simulations. Below, imaginary modes are left out of the DOS."""
 
 RESOLUTION: Final = 0.01
 """FWHM, in units of the host's edge, of the DOS of large cells where none is given."""
-
-_SYMBOL: Final = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
 
 
 DOUBTFUL: Final = 0.05
@@ -334,13 +332,13 @@ def _projected(phonons: Modes, crystal: Crystal, edge_mev: float, fwhm_mev: floa
 
 def _elements(numbers: IntArray, wished: Composition) -> tuple[str, ...]:
     """Return the symbols of a doped crystal, by atomic number."""
-    there = {_SYMBOL[int(z)] for z in numbers} | {one.dopant for one in wished.components}
+    there = {SYMBOLS[int(z)] for z in numbers} | {one.dopant for one in wished.components}
     return tuple(sorted(there, key=INDEX.__getitem__))
 
 
 def _on(elements: tuple[str, ...], numbers: IntArray, dos: FloatArray) -> FloatArray:
     """Return the (E, L) DOS of all elements, zero for those that a cell does not hold."""
-    rows = [elements.index(_SYMBOL[int(z)]) for z in np.unique(numbers)]
+    rows = [elements.index(SYMBOLS[int(z)]) for z in np.unique(numbers)]
     out = np.zeros((len(elements), dos.shape[1]))
     out[rows] = dos
     return out

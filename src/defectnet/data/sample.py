@@ -12,13 +12,11 @@ from defectnet.crystal.doping import Placement
 from defectnet.crystal.hosts import Host
 from defectnet.data.shards import AS_IS, SIMULATED, Sample
 from defectnet.data.splits import split_of
-from defectnet.elements import NUMBERS, VOCABULARY
+from defectnet.elements import SYMBOLS
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, projected_dos
 
 FloatArray = NDArray[np.float64]
-
-_SYMBOL = dict(zip(NUMBERS.tolist(), VOCABULARY, strict=True))
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,9 @@ def make_sample(
         formula=host.formula,
         chemical_system=host.chemical_system,
         split=split_of(host.chemical_system),
-        host_elements=tuple(_SYMBOL[int(z)] for z in np.unique(relaxed.numbers)),
+        host_elements=tuple(SYMBOLS[int(z)] for z in np.unique(relaxed.numbers)),
         host_dos=pristine.dos.astype(np.float32),
-        doped_elements=tuple(_SYMBOL[int(z)] for z in elements),
+        doped_elements=tuple(SYMBOLS[int(z)] for z in elements),
         doped_counts=tuple(int((numbers == z).sum()) for z in elements),
         doped_dos=dos.astype(np.float32),
         edge_mev=pristine.edge_mev,
