@@ -152,7 +152,8 @@ class HostRun:
         n = len(self.model.primitive)
         bounds = (TRUTH_ATOMS[0], max(TRUTH_ATOMS[1], 2 * n))
         matrix = supercell_matrix(self.model.primitive.cell, n, 64, bounds)
-        points = q_mesh(n * round(abs(np.linalg.det(matrix))))
+        # Finite displacements in one cell tell its Hessian at Gamma; other wave vectors would be interpolated.
+        points = q_mesh(n * round(abs(np.linalg.det(matrix)))) if potential.exact else np.zeros((1, 3))
         self.cell = Superposition(self.model, self.substitutions, matrix, points)
         self.pristine = self._pristine()
 

@@ -15,6 +15,7 @@ from defectnet.crystal.superposition import Occupation, Superposition, turned
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.potentials.nep import EnergyForcesStress
 from defectnet.potentials.reference import ReferencePotential
+from defectnet.potentials.supercells import Supercell
 from host_models import dense, host_of, largest, model, nep, single, site_of
 
 
@@ -264,3 +265,23 @@ def test_by_finite_displacements_it_is_nearly_the_exact_one():
         for one_host, one in ((model("GaAs"), exact), (host, found))
     ]
     assert largest(hessians[0] - hessians[1]) < 2e-3 * largest(hessians[0])
+
+
+def test_the_host_is_displaced_in_a_larger_cell_and_differences_are_of_one_cell():
+    """Force constants that reach beyond the cell of the substitution are the host's; they cancel in what changes."""
+    host = make_host(Slow(), host_of("GaAs"), atoms=16, host_atoms=(16, 64), preconditioner=nep(), tolerance=1e-4)
+    narrow = make_host(Slow(), host_of("GaAs"), atoms=16, host_atoms=(16, 16), preconditioner=nep(), tolerance=1e-4)
+    exact = model("GaAs")
+
+    def off(one):
+        """How far the host's Hessian is off in a cell that none of them was made in."""
+        other = Supercell.of(exact.primitive, np.diag([3, 3, 3]))
+        return largest(other.folded(one.force_constants).hessian() - other.folded(exact.force_constants).hessian())
+
+    assert len(host.cell) == len(narrow.cell) == 16
+    assert off(host) < 0.5 * off(narrow)
+
+    found = substitute(Slow(), host, 0, "In", volume_step=0.0, keep=0.0, tolerance=1e-4, preconditioner=nep())
+    again = substitute(Slow(), narrow, 0, "In", volume_step=0.0, keep=0.0, tolerance=1e-4, preconditioner=nep())
+    # Both are differences of the same two cells.
+    assert largest(found.change - again.change) < 1e-6 * largest(found.change)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from defectnet.crystal.hosts import Host
 from defectnet.errors import SimulationError
+from defectnet.potentials.finite_displacements import plan_displacements
 from defectnet.potentials.force_constants import ForceConstants, total
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, modes
@@ -41,8 +44,23 @@ IMAGINARY = 1e-3
 EDGES_MEV = (2.0, 250.0)
 """Lowest and highest believable band edge: below, atoms do not touch; above, they sit on each other."""
 
+WITH_SYMMETRY = 1.3
+"""Worth of a supercell with the crystal's symmetry, as a factor of the distance of its images: it saves most
+displacements, and does not tear apart what reaches beyond the cell."""
+
+SHORT = np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if any(v)])[:, None, :]
+"""(26, 1, 3) lattice vectors among which the shortest one is guessed."""
+
 SUPERCELL_ATOMS = 80
 """Most atoms of the supercell in which substitutions are made, where the host's cell allows it."""
+
+
+HOST_ATOMS = (200, 500)
+"""Fewest and most atoms of the supercell in which a host's own atoms are displaced, where the potential is not exact:
+Nequix's force constants of GaAs reach 13 angstrom. Derivatives by the volume take the smaller."""
+
+HOST_WORK = 3000
+"""Displacements times atoms of that supercell: the more symmetric the crystal, the more atoms are affordable."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,9 @@ class HostModel:
     force_constants: ForceConstants
     by_volume: tuple[ForceConstants, ForceConstants]
     energy: float
+    _at_gamma: tuple[ForceConstants, ForceConstants, ForceConstants] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def primitive(self) -> Crystal:
@@ -92,6 +113,25 @@ class HostModel:
         """Force constants and their two derivatives by ln V, of the supercell."""
         first, second = self.by_volume
         return self.cell.folded(self.force_constants), self.cell.folded(first), self.cell.folded(second)
+
+    def at_gamma(
+        self, potential: Potential, preconditioner: Potential | None = None
+    ) -> tuple[ForceConstants, ForceConstants, ForceConstants]:
+        """Return what displacements in the pristine supercell itself tell of `in_supercell`.
+
+        What a substitution changes is the difference of two cells of one shape. Where the potential is not exact,
+        images of a pair are not told apart in either, nor is what reaches beyond the cell; it cancels.
+        """
+        if potential.exact:
+            return self.in_supercell
+        if self._at_gamma is None:
+            rest = _Rest(potential, self.id, self.operations, self.primitive.volume, preconditioner)
+            crystals = (self.primitive, *rest.strained(self.primitive))
+            parts = [_displaced(potential, c, self.cell.matrix, self.operations) for c in crystals]
+            middle, first, second = map(self.cell.at_gamma, _by_volume(parts))
+            object.__setattr__(self, "_at_gamma", (middle, first, second))
+        assert self._at_gamma is not None
+        return self._at_gamma
 
     @cached_property
     def band_edge_mev(self) -> float:
@@ -122,11 +162,59 @@ class HostModel:
             )
 
 
+@dataclass(frozen=True)
+class _Rest:
+    """Brings a host to rest.
+
+    Attributes:
+        potential, preconditioner, tolerance: See `make_host`.
+        host: Its name.
+        symmetry: That it must keep.
+        volume: That it must nearly keep, cubic angstrom.
+    """
+
+    potential: Potential
+    host: str
+    symmetry: Operations
+    volume: float
+    preconditioner: Potential | None
+    tolerance: float = 0.001
+
+    def __call__(self, crystal: Crystal, cell: CellMode) -> Crystal:
+        """Relax a crystal and put it on symmetric places; errors as `make_host`."""
+        name = self.potential.name
+        found = relax(self.potential, crystal, cell=cell, tolerance=self.tolerance, preconditioner=self.preconditioner)
+        change = found.crystal.volume / self.volume - 1.0
+        if not np.isfinite(found.max_force):
+            raise SimulationError(
+                f"host {self.host} does not hold together with {name}",
+                why="it collapses or flies apart, or its forces are not finite",
+                fix="Check the structure for atoms on top of each other, or take another potential",
+            )
+        if abs(change) > VOLUME_CHANGE:
+            raise SimulationError(
+                f"host {self.host}: {name} changes its volume by {change:+.0%}",
+                fix="Check the structure, or take another potential",
+            )
+        if not found.converged:
+            raise SimulationError(
+                f"host {self.host} does not come to rest with {name}",
+                why=f"forces of {found.max_force:.3f} eV/angstrom are left",
+                fix="Check the structure, or take another potential",
+            )
+        return symmetrised(found.crystal, self.symmetry)
+
+    def strained(self, primitive: Crystal) -> list[Crystal]:
+        """Return a primitive cell at V0 exp(+-STRAIN)."""
+        return [self(primitive.strained(np.eye(3) * np.exp(step / 3.0)), "fixed") for step in (STRAIN, -STRAIN)]
+
+
 def make_host(
     potential: Potential,
     host: Host,
     *,
     atoms: int = SUPERCELL_ATOMS,
+    host_atoms: tuple[int, int] = HOST_ATOMS,
     preconditioner: Potential | None = None,
     tolerance: float = 0.001,
 ) -> HostModel:
@@ -136,6 +224,7 @@ def make_host(
         potential: What computes it.
         host: Its primitive cell, as `read_structure` returns it.
         atoms: See `SUPERCELL_ATOMS`.
+        host_atoms: See `HOST_ATOMS`.
         preconditioner: See `relax`.
         tolerance: Largest force left, eV/angstrom.
 
@@ -146,60 +235,45 @@ def make_host(
     potential.check(host.crystal)
     symmetry = find_operations(host.crystal, SYMMETRY)
     start = symmetrised(host.crystal, symmetry)
-
-    def rest(crystal: Crystal, cell: CellMode) -> Crystal:
-        found = relax(potential, crystal, cell=cell, tolerance=tolerance, preconditioner=preconditioner)
-        change = found.crystal.volume / start.volume - 1.0
-        if not np.isfinite(found.max_force):
-            raise SimulationError(
-                f"host {host.id} does not hold together with {potential.name}",
-                why="it collapses or flies apart, or its forces are not finite",
-                fix="Check the structure for atoms on top of each other, or take another potential",
-            )
-        if abs(change) > VOLUME_CHANGE:
-            raise SimulationError(
-                f"host {host.id}: {potential.name} changes its volume by {change:+.0%}",
-                fix="Check the structure, or take another potential",
-            )
-        if not found.converged:
-            raise SimulationError(
-                f"host {host.id} does not come to rest with {potential.name}",
-                why=f"forces of {found.max_force:.3f} eV/angstrom are left",
-                fix="Check the structure, or take another potential",
-            )
-        return symmetrised(found.crystal, symmetry)
-
+    rest = _Rest(potential, host.id, symmetry, start.volume, preconditioner, tolerance)
     primitive = rest(start, "full")
-    matrix = choose_supercell(primitive, symmetry, atoms)
-    repeated = Supercell.of(primitive, matrix)
-    found = _force_constants(potential, repeated)
-    strained = []
-    for step in (STRAIN, -STRAIN):
-        crystal = rest(primitive.strained(np.eye(3) * np.exp(step / 3.0)), "fixed")
-        strained.append(_force_constants(potential, Supercell.of(crystal, matrix)))
-    # Least squares through the middle: an odd and an even part.
-    odd = total([strained[0], strained[1] * -1.0]) * (0.5 / STRAIN)
-    even = total([strained[0], strained[1], found * -2.0]) * (1.0 / STRAIN**2)
+    repeated = Supercell.of(primitive, choose_supercell(primitive, symmetry, atoms))
+    crystals = (primitive, *rest.strained(primitive))
+    if potential.exact:
+        found = by_volume = [potential.force_constants(crystal).with_acoustic_sum_rule() for crystal in crystals]
+    else:
+        fewest, most = host_atoms
+        symmetry = find_operations(primitive, EXACT)
+        plan = plan_displacements(primitive, symmetry, np.arange(len(primitive)), both_directions=True)
+        count = min(most, max(fewest, HOST_WORK // len(plan.atoms)))
+        few, many = (choose_supercell(primitive, symmetry, n) for n in (fewest, count))
+        by_volume = [_displaced(potential, crystal, few, symmetry) for crystal in crystals]
+        found = [_displaced(potential, primitive, many, symmetry) if count > fewest else by_volume[0]]
+    _, first, second = _by_volume(by_volume)
     return HostModel(
         host.id,
         host.formula,
         potential.name,
         potential.sha256,
         repeated,
-        found,
-        (odd, even),
+        found[0],
+        (first, second),
         potential.evaluate(primitive).energy,
     )
 
 
-def _force_constants(potential: Potential, repeated: Supercell) -> ForceConstants:
-    """Return the force constants of a primitive cell, by its supercell where the potential is not exact."""
-    if potential.exact:
-        return potential.force_constants(repeated.primitive).with_acoustic_sum_rule()
+def _displaced(potential: Potential, primitive: Crystal, matrix: IntArray, symmetry: Operations) -> ForceConstants:
+    """Return the force constants of a primitive cell by displacements in a supercell."""
     assert isinstance(potential, ReferencePotential)
-    operations = find_operations(repeated.crystal, EXACT)
-    hessian = potential.hessian(repeated.crystal, operations)
-    return repeated.unfolded(ForceConstants.from_hessian(hessian, repeated.crystal)).with_acoustic_sum_rule()
+    return potential.primitive_force_constants(Supercell.of(primitive, matrix), symmetry)
+
+
+def _by_volume(parts: Sequence[ForceConstants]) -> tuple[ForceConstants, ForceConstants, ForceConstants]:
+    """Return force constants and their two derivatives by ln V from those at V0 and at V0 exp(+-STRAIN)."""
+    middle, wide, narrow = parts
+    first = total([wide, narrow * -1.0]) * (0.5 / STRAIN)
+    second = total([wide, narrow, middle * -2.0]) * (1.0 / STRAIN**2)
+    return middle, first, second
 
 
 def choose_supercell(primitive: Crystal, symmetry: Operations, most: int) -> IntArray:
@@ -214,21 +288,22 @@ def choose_supercell(primitive: Crystal, symmetry: Operations, most: int) -> Int
     most = most if 2 * n <= most else 2 * most
     if n > most:
         return np.eye(3, dtype=np.int64)
-    best: tuple[float, IntArray] | None = None
-    for matrix in supercell_candidates(primitive.cell, n, most):
-        count = round(abs(float(np.linalg.det(matrix))))
-        if not 1 <= count <= most // n:
-            continue
-        vectors = matrix @ primitive.cell
-        apart = float(np.linalg.norm(minkowski_reduce(vectors)[0], axis=1).min())  # type: ignore[no-untyped-call]
-        inverse = np.linalg.inv(matrix)
-        # Rows transform with the inverse transpose of what columns of fractional coordinates do.
-        turned = np.einsum("ab,gcb,cd->gad", matrix, symmetry.rotation, inverse)
-        whole = bool((np.abs(turned - np.round(turned)) < 1e-6).all())
-        # With the symmetry most displacements are saved, and what reaches beyond the cell is not torn apart by it.
-        score = apart * (1.3 if whole else 1.0) - 0.002 * count * n
-        if best is None or score > best[0] + 1e-9:
-            best = score, np.asarray(matrix, dtype=np.int64)
-    if best is None:
-        return np.eye(3, dtype=np.int64)
-    return best[1] if np.linalg.det(best[1]) > 0 else -best[1]
+    matrices = supercell_candidates(primitive.cell, n, most)
+    vectors = matrices @ primitive.cell
+    count = np.abs(np.linalg.det(matrices)).round()
+    # The shortest of some lattice vectors is no shorter than the shortest of all, which takes longer to find.
+    apart = np.linalg.norm(SHORT @ vectors[:, None], axis=-1).reshape(len(matrices), -1).min(axis=1)
+    size = 0.002 * count * n
+    best: tuple[float, int] | None = None
+    for k in np.argsort(size - WITH_SYMMETRY * apart, kind="stable"):
+        if best is not None and WITH_SYMMETRY * apart[k] - size[k] < best[0] - 1e-9:
+            break
+        exact = float(np.linalg.norm(minkowski_reduce(vectors[k])[0], axis=1).min())  # type: ignore[no-untyped-call]
+        whole = len(Supercell.of(primitive, matrices[k]).keeping(symmetry)) == len(symmetry)
+        score = exact * (WITH_SYMMETRY if whole else 1.0) - size[k]
+        # Of equally good ones the first is taken, on every machine.
+        if best is None or score > best[0] + 1e-9 or (score > best[0] - 1e-9 and k < best[1]):
+            best = score, int(k)
+    assert best is not None
+    matrix = np.asarray(matrices[best[1]], dtype=np.int64)
+    return matrix if np.linalg.det(matrix) > 0 else -matrix

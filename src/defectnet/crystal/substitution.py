@@ -287,7 +287,8 @@ class _Task:
         self.potential, self.host, self.site, self.dopant = potential, host, site, dopant
         self.radius, self.keep = radius, keep
         self.preconditioner, self.tolerance = preconditioner, tolerance
-        self.stiffness = _Stiffness(preconditioner or potential, host.in_supercell[0])
+        self._pristine = host.at_gamma(potential, preconditioner)
+        self.stiffness = _Stiffness(preconditioner or potential, self._pristine[0])
         self.atom = int(host.cell.find(np.array([site]), np.zeros((1, 3), dtype=np.int64))[0][0])
         numbers = host.cell.crystal.numbers.copy()
         numbers[self.atom] = number
@@ -408,7 +409,9 @@ class _Task:
 
     def _host_at(self, crystal: Crystal) -> ForceConstants:
         """Return the host's force constants in the supercell at the volume of a crystal."""
-        return self.host.cell.folded(self.host.at_volume(float(np.log(crystal.volume / self.ideal.volume))))
+        log_volume = float(np.log(crystal.volume / self.ideal.volume))
+        middle, first, second = self._pristine
+        return total([middle, first * log_volume, second * (0.5 * log_volume**2)])
 
     def softest(self, found: ForceConstants) -> tuple[float, FloatArray]:
         """Return the lowest curvature beside those of translations, eV/angstrom^2, and its (N, 3) direction."""
@@ -423,7 +426,7 @@ class _Task:
         """Whether the dopant is held much less than the atom that it replaces."""
         there = found.hessian().numpy()
         own = slice(3 * self.atom, 3 * self.atom + 3)
-        pristine = self.host.in_supercell[0].hessian().numpy()[own, own]
+        pristine = self._pristine[0].hessian().numpy()[own, own]
         return bool(np.linalg.eigvalsh(there[own, own])[0] < SOFT * np.linalg.eigvalsh(pristine)[0])
 
     def localised(self, found: ForceConstants, like: _Local | None = None) -> _Local:
@@ -438,7 +441,7 @@ class _Task:
             like: What was found at another volume: the same blocks are kept.
         """
         cell = self.host.cell
-        keys, blocks = aligned([found, *self.host.in_supercell])
+        keys, blocks = aligned([found, *self._pristine])
         around = _Attributed.of(keys.numpy(), cell, self.atom)
         change, first, second = (blocks[0] - blocks[1]).numpy(), blocks[2].numpy(), blocks[3].numpy()
         between = ((keys[:, 0] != keys[:, 1]) | (keys[:, 2:] != 0).any(1)).numpy()

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from defectnet.potentials.force_constants import ForceConstants, nearest_images, total
 from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.supercells import Supercell
 from defectnet.potentials.symmetry import Operations
 
 FloatArray = NDArray[np.float64]
@@ -125,7 +128,8 @@ def displaced_hessian(
     orbits = operations.orbits()
     for first in np.unique(orbits[wanted]):
         mine = np.flatnonzero(cells == first)
-        row = _row(forces[mine], shifts[mine], operations.fixing(int(first)))
+        site = operations.fixing(int(first))
+        row = _row(forces[mine], shifts[mine], site.image, site.cartesian)
         for image, rotation in zip(operations.image, operations.cartesian, strict=True):
             target = image[first]
             if not done[target]:
@@ -134,16 +138,64 @@ def displaced_hessian(
     return _completed(blocks, done, fallback)
 
 
-def _row(forces: FloatArray, shifts: FloatArray, site: Operations) -> FloatArray:
+def displaced_primitive(
+    displaced_forces: DisplacedForces,
+    cell: Supercell,
+    operations: Operations,
+    *,
+    distance: float = 0.01,
+) -> ForceConstants:
+    """Compute the force constants of a primitive cell from forces on atoms displaced in a supercell.
+
+    Only atoms of the cell at the origin are displaced, and no list of the supercell's operations is needed, which has
+    thousands of entries. Pairs are attributed to their nearest images, see `ForceConstants.from_hessian`.
+
+    Args:
+        displaced_forces: Evaluates displaced cells.
+        cell: The supercell, of N atoms.
+        operations: Of the primitive cell, met to rounding. Those that the supercell lacks are not used.
+        distance: Of a displacement, angstrom; both ways.
+
+    Returns:
+        Of the primitive cell, with the acoustic sum rule.
+    """
+    operations = cell.keeping(operations)
+    primitive, home, orbits = cell.primitive, cell.home, operations.orbits()
+    plan = plan_displacements(primitive, operations, np.arange(len(primitive)), both_directions=True)
+    shifts = plan.directions * distance
+    atoms = [0, *home[plan.atoms].tolist()]
+    found = displaced_forces(cell.crystal, atoms, np.concatenate([np.zeros((1, 3)), shifts]))
+    forces = np.array(found[1:]) - found[0]
+    rows = np.zeros((len(primitive), len(cell), 3, 3))
+    for first in np.unique(orbits):
+        mine = plan.atoms == first
+        images = cell.images(operations, int(first))
+        target = operations.image[:, first]
+        site = target == first
+        row = _row(forces[mine], shifts[mine], images[site], operations.cartesian[site])
+        for atom in np.flatnonzero(orbits == first):
+            one = int(np.flatnonzero(target == atom)[0])
+            rotation = operations.cartesian[one]
+            rows[atom, images[one]] = rotation @ row @ rotation.T
+    first, second, shift, share = nearest_images(cell.crystal, home)
+    lattice = cell.lattice[second] - cell.lattice[home[first]] + shift @ cell.matrix
+    block = rows[first, second] * (0.5 * share)[:, None, None]
+    there = ForceConstants(len(primitive), *map(torch.from_numpy, (first, cell.basis[second], lattice, block)))
+    back = ForceConstants(len(primitive), there.second, there.first, -there.shift, there.block.mT)
+    return total([there, back]).with_acoustic_sum_rule()
+
+
+def _row(forces: FloatArray, shifts: FloatArray, images: IntArray, cartesian: FloatArray) -> FloatArray:
     """Return the (N, 3, 3) force constants of an atom: shift of the atom, then force on each other, by least squares.
 
     Args:
         forces: (D, N, 3) eV/angstrom.
         shifts: (D, 3) angstrom.
-        site: Operations that leave the atom where it is; each makes further equations of every displacement.
+        images: (S, N) atoms onto which operations that leave the atom where it is map each, and
+        cartesian: (S, 3, 3) their rotations: each makes further equations of every displacement.
     """
     turned_shifts, turned_forces = [], []
-    for image, rotation in zip(site.image, site.cartesian, strict=True):
+    for image, rotation in zip(images, cartesian, strict=True):
         turned_shifts.append(shifts @ rotation.T)
         turned = np.empty_like(forces)
         turned[:, image] = forces @ rotation.T

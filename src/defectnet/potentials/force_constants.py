@@ -156,23 +156,26 @@ def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return keys[:, None] // factors % span + low, place
 
 
-def nearest_images(sites: Crystal) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    """Find the nearest images of all pairs of atoms of a cell.
+def nearest_images(sites: Crystal, first: IntArray | None = None) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    """Find the nearest images of pairs of atoms of a cell.
+
+    Args:
+        sites: N atoms.
+        first: (F,) atoms whose pairs with all others are wanted; all by default.
 
     Returns:
-        (B,) first, (B,) second, (B, 3) lattice shift of the second, and (B,) share of the pair: 1 / number of images
-        that are equally near.
+        (B,) place of the first atom in `first`, (B,) second, (B, 3) lattice shift of the second, and (B,) share of the
+        pair: 1 / number of images that are equally near.
     """
     reduced, change = minkowski_reduce(sites.cell)  # type: ignore[no-untyped-call]
-    n = len(sites)
     frac = np.linalg.solve(reduced.T, sites.positions.T).T
-    apart = frac[None, :, :] - frac[:, None, :]  # (N, N, 3) from first to second
+    start = frac if first is None else frac[first]
+    apart = frac[None, :, :] - start[:, None, :]  # (F, N, 3) from first to second
     base = -np.round(apart)
-    vectors = (apart + base)[:, :, None, :] + IMAGES  # (N, N, 27, 3)
+    vectors = (apart + base)[:, :, None, :] + IMAGES  # (F, N, 27, 3)
     distance = np.linalg.norm(vectors @ reduced, axis=3)
     near = distance < distance.min(axis=2, keepdims=True) + TIE_ANGSTROM
     share = 1.0 / near.sum(axis=2)
-    first, second, image = np.nonzero(near)
-    shift = np.round((base[first, second] + IMAGES[image]) @ change).astype(np.int64)
-    assert n == len(distance)
-    return first, second, shift, share[first, second]
+    one, second, image = np.nonzero(near)
+    shift = np.round((base[one, second] + IMAGES[image]) @ change).astype(np.int64)
+    return one, second, shift, share[one, second]

@@ -13,10 +13,11 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from defectnet.errors import SimulationError
-from defectnet.potentials.finite_displacements import displaced_hessian
+from defectnet.potentials.finite_displacements import displaced_hessian, displaced_primitive
 from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
+from defectnet.potentials.supercells import Supercell
 from defectnet.potentials.symmetry import Operations, find_operations
 
 FloatArray = NDArray[np.float64]
@@ -88,6 +89,10 @@ class ReferencePotential:
     def force_constants(self, crystal: Crystal) -> ForceConstants:
         """Displace the atoms that symmetry leaves, and attribute what the forces say to the nearest images."""
         return ForceConstants.from_hessian(self.hessian(crystal, find_operations(crystal, SYMMETRY_ANGSTROM)), crystal)
+
+    def primitive_force_constants(self, cell: Supercell, operations: Operations) -> ForceConstants:
+        """Return the force constants of a primitive cell by displacements in a supercell; see `displaced_primitive`."""
+        return displaced_primitive(self.displaced_forces, cell, operations, distance=self.displacement)
 
     def hessian(
         self,

@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from defectnet.errors import SimulationError
 from defectnet.potentials.force_constants import ForceConstants, total
 from defectnet.potentials.neighbours import Crystal
+from defectnet.potentials.symmetry import Operations
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+WHOLE = 1e-6
+"""Matrices of operations that are integers within this turn the lattice onto itself."""
 
 LARGEST_ATOMS = 20_000
 """Most atoms of a supercell."""
@@ -78,6 +82,11 @@ class Supercell:
         place = (lattice @ adjugate) % count
         return np.asarray(((basis * count + place[..., 0]) * count + place[..., 1]) * count + place[..., 2])
 
+    @property
+    def home(self) -> IntArray:
+        """(n,) the small cell's atoms at the origin, in the supercell."""
+        return self.find(np.arange(len(self.primitive)), np.zeros((len(self.primitive), 3), dtype=np.int64))[0]
+
     def find(self, basis: IntArray, lattice: IntArray) -> tuple[IntArray, IntArray]:
         """Find atoms of the infinite crystal.
 
@@ -92,6 +101,29 @@ class Supercell:
         index = order[np.searchsorted(keys, self._key(basis, lattice))]
         shift = np.round((lattice - self.lattice[index]) @ np.linalg.inv(self.matrix)).astype(np.int64)
         return index, shift
+
+    def keeping(self, operations: Operations) -> Operations:
+        """Return those of the small cell's operations that turn the lattice of the supercell onto itself."""
+        # Rows transform with the inverse transpose of what columns of fractional coordinates do.
+        turned = np.einsum("ab,gcb,cd->gad", self.matrix, operations.rotation, np.linalg.inv(self.matrix))
+        return operations.only((np.abs(turned - np.round(turned)) < WHOLE).all((1, 2)))
+
+    def images(self, operations: Operations, atom: int) -> IntArray:
+        """Return (G, N) the atom of the supercell onto which operations map each.
+
+        Args:
+            operations: From `keeping`; each is followed by the translation that puts `atom` into the cell at the
+                origin.
+            atom: Of the small cell, in the cell at the origin.
+        """
+        basis = self.basis
+        turned = np.einsum("nb,gab->gna", self.lattice, operations.rotation)
+        lattice = turned + operations.shift[:, basis] - operations.shift[:, atom][:, None]
+        return self.find(operations.image[:, basis], lattice)[0]
+
+    def at_gamma(self, force_constants: ForceConstants) -> ForceConstants:
+        """Return those of the supercell as displacements in it would tell: images of a pair are not told apart."""
+        return ForceConstants.from_hessian(self.folded(force_constants).hessian().numpy(), self.crystal)
 
     def unfolded(self, force_constants: ForceConstants) -> ForceConstants:
         """Return the force constants of the small cell from those of the supercell: the mean over translations."""
