@@ -182,12 +182,13 @@ def substitute(
             why=f"the softest direction has {lowest:.2f} eV/angstrom^2",
             fix="Leave it out, or allow more starts",
         )
-    local = task.localised(found)
+    whole = float(np.log(relaxed.crystal.volume / task.ideal.volume))
+    local = task.localised(found, whole)
     by_volume = np.zeros_like(local.change)
     if volume_step:
         step = volume_step if relaxed.crystal.volume >= task.ideal.volume else -volume_step
         strained = task.relax(relaxed.crystal.strained(np.eye(3) * np.exp(step / 3.0)), "fixed", relaxed.operations)
-        there = task.localised(task.force_constants(strained, beside=(relaxed, found)), local)
+        there = task.localised(task.force_constants(strained, beside=(relaxed, found)), whole, local, step)
         by_volume = (there.on(local) - local.change) / step
     atom = task.atom
     group = task.kept(relaxed)
@@ -429,7 +430,7 @@ class _Task:
         pristine = self._pristine[0].hessian().numpy()[own, own]
         return bool(np.linalg.eigvalsh(there[own, own])[0] < SOFT * np.linalg.eigvalsh(pristine)[0])
 
-    def localised(self, found: ForceConstants, like: _Local | None = None) -> _Local:
+    def localised(self, found: ForceConstants, whole: float, like: _Local | None = None, strain: float = 0.0) -> _Local:
         """Return what the substitution changes around it.
 
         Far from it the crystal feels a change of volume, less than that of the supercell, and shear that has no mean;
@@ -438,7 +439,9 @@ class _Task:
 
         Args:
             found: Force constants of the supercell.
+            whole: Change of ln V of the supercell by the substitution: far away it is between this and none.
             like: What was found at another volume: the same blocks are kept.
+            strain: Further change of ln V of that volume.
         """
         cell = self.host.cell
         keys, blocks = aligned([found, *self._pristine])
@@ -447,12 +450,14 @@ class _Task:
         between = ((keys[:, 0] != keys[:, 1]) | (keys[:, 2:] != 0).any(1)).numpy()
         out = between & (around.distance > FAR * around.distance.max())
         held = None if like is None else around.among(like)
-        log_volume, rest = 0.0, change
+        # Without bounds the electrons of an aliovalent dopant, which reach as far, are taken for a change of volume.
+        bounds = strain + min(0.0, whole), strain + max(0.0, whole)
+        log_volume, rest = strain, change - strain * first - 0.5 * strain**2 * second
         for _ in range(5):
             if not out.any():
                 break
             slope = (first + 0.5 * log_volume * second)[out]
-            log_volume = float((slope * change[out]).sum() / (slope**2).sum())
+            log_volume = float(np.clip((slope * change[out]).sum() / (slope**2).sum(), *bounds))
             rest = change - log_volume * first - 0.5 * log_volume**2 * second
             # The norm of a block, unlike its largest element, is the same for all that symmetry makes alike.
             out = between & (np.linalg.norm(rest, axis=(1, 2)) < self.keep if held is None else ~held)

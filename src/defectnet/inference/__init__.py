@@ -1,0 +1,1 @@
+"""Known-crystal inference: dopants and concentrations from spectra that superposed force constants predict."""

@@ -1,0 +1,117 @@
+"""How computed spectra of a host pack reach the bins in which a measured pair is compared with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from scipy.special import ndtr
+
+from defectnet.config import STORAGE_GRID
+from defectnet.elements import INDEX, NEUTRON_WEIGHT
+
+FloatArray = NDArray[np.float64]
+
+FWHM_TO_SIGMA: Final = 1.0 / np.sqrt(8.0 * np.log(2.0))
+
+KNOTS: Final = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
+"""Energies over the edge at which the map of energies is free; linear between, constant beyond."""
+
+STIFF: Final = 0.03
+"""Prior deviation of the map's logarithm at a knot: two potentials differ by some hundredths in a phonon energy."""
+
+UNRESOLVED: Final = 0.02
+"""Weight of the host's misfit against that prior: root mean square of a DOS, over its own, that is not explained."""
+
+WIDTHS: Final = (0.005, 0.2)
+"""Narrowest and widest FWHM, in edges, that is looked for."""
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A linear map from projected DOS on `STORAGE_GRID` to M bins of measured energy.
+
+    Attributes:
+        edges: (M + 1,) edges of the bins, in units of the pack's edge.
+        fwhm: Of the Gaussian that a measurement broadens with, same unit.
+        kind, element: How elements are weighted, see `defectnet.spectrum.KINDS`.
+        log_scale: (len(KNOTS),) logarithm of measured over computed energies, at `KNOTS`.
+    """
+
+    edges: FloatArray
+    fwhm: float
+    kind: str = "total"
+    element: str | None = None
+    log_scale: tuple[float, ...] = (0.0,) * len(KNOTS)
+
+    @property
+    def width(self) -> FloatArray:
+        """(M,) widths of the bins."""
+        return np.diff(self.edges)
+
+    def operator(self) -> FloatArray:
+        """Return the (M, L) share of each bin of `STORAGE_GRID` that comes to lie in each bin; columns sum to <= 1."""
+        at = STORAGE_GRID.centres * np.exp(np.interp(STORAGE_GRID.centres, KNOTS, self.log_scale))
+        sigma = max(self.fwhm * FWHM_TO_SIGMA, 0.3 * STORAGE_GRID.width)
+        up = np.diff(ndtr((self.edges[:, None] - at) / sigma), axis=0)
+        # What a Gaussian puts below zero energy is mirrored, as at a wall.
+        return np.asarray(up + np.diff(-ndtr((-self.edges[:, None] - at) / sigma), axis=0))
+
+    def weights(self, elements: Sequence[str]) -> FloatArray:
+        """Return (E,) what each element's projected DOS counts for."""
+        if self.kind == "projected":
+            return np.array([float(symbol == self.element) for symbol in elements])
+        if self.kind == "neutron-weighted":
+            return np.asarray(NEUTRON_WEIGHT[[INDEX[symbol] for symbol in elements]], dtype=np.float64)
+        return np.ones(len(elements))
+
+    def seen(self, elements: Sequence[str], dos: FloatArray) -> FloatArray:
+        """Return the (..., M) DOS per edge in the bins, of unit area, of (..., E, L) projected DOS."""
+        curve = np.einsum("e,...el->...l", self.weights(elements), dos)
+        shares = curve @ self.operator().T
+        return np.asarray(shares / shares.sum(-1, keepdims=True) / self.width)
+
+
+def fit_instrument(start: Instrument, elements: Sequence[str], dos: FloatArray, measured: FloatArray) -> Instrument:
+    """Refine the map of energies, and the resolution where it is not known, by the pristine crystal's spectrum.
+
+    Args:
+        start: Bins, kind, and `fwhm`: 0 where it is not known.
+        elements: Of the host.
+        dos: (E, L) its computed projected DOS, from a fine mesh of wave vectors.
+        measured: (M,) its measured DOS in the bins, unit area.
+
+    Returns:
+        The instrument under which the two agree best.
+    """
+    known = start.fwhm > 0.0
+    scale = np.sqrt((measured**2).mean()) * UNRESOLVED * np.sqrt(len(measured))
+
+    def built(values: FloatArray) -> Instrument:
+        fwhm = start.fwhm if known else float(np.exp(values[-1]))
+        return Instrument(start.edges, fwhm, start.kind, start.element, tuple(values[: len(KNOTS)]))
+
+    def misfit(values: FloatArray) -> FloatArray:
+        rest = built(values).seen(elements, dos) - measured
+        prior = np.append(values[: len(KNOTS)] / STIFF, np.diff(values[: len(KNOTS)]) / STIFF)
+        return np.concatenate([rest / scale, prior])
+
+    low, high = np.log(WIDTHS[0]), np.log(WIDTHS[1])
+    best = None
+    # A shift by a whole peak is a minimum of its own: several starts.
+    for shift in (-0.06, -0.03, 0.0, 0.03, 0.06):
+        values = np.full(len(KNOTS) + (not known), shift)
+        bounds = np.full(len(KNOTS), 0.3)
+        lower, upper = -bounds, bounds
+        if not known:
+            values[-1] = np.log(0.03)
+            lower, upper = np.append(lower, low), np.append(upper, high)
+        found = least_squares(misfit, values, bounds=(lower, upper), diff_step=1e-4)
+        if best is None or found.cost < best.cost:
+            best = found
+    assert best is not None
+    return built(best.x)
