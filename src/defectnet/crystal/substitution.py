@@ -38,7 +38,7 @@ the usual supercells. In GaAs (128 atoms) 8 leave 0.012 of the change unexplaine
 CLOSE = 4.5
 """The same for the derivative by the volume."""
 
-KEEP = 0.01
+KEEP = 0.003
 """Smallest norm of the change of a block, eV/angstrom^2, that is kept beside the change of volume."""
 
 TIE = 0.02
