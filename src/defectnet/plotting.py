@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from defectnet.crystal.pack import HostPack
     from defectnet.crystal.spectra import DopedSpectrum
     from defectnet.data.shards import Sample
+    from defectnet.inference.known_crystal import KnownCrystalAnswer
 
 HOST_COLOUR = "#5b6470"
 DOPED_COLOUR = "#c1440e"
@@ -136,6 +137,80 @@ def plot_pack(pack: HostPack, path: str | Path | None = None) -> Figure:
         if path is not None:
             _save(figure, Path(path))
     return figure
+
+
+def plot_known(answer: KnownCrystalAnswer, path: str | Path | None = None) -> Figure:
+    """Draw what an answer about a known crystal explains: the change, measured and predicted, and what is left of it.
+
+    Args:
+        answer: From `KnownCrystal.identify`.
+        path: As in `plot_pair`.
+
+    Returns:
+        The figure, independent of pyplot's state.
+
+    Raises:
+        ConfigError: As `plot_pair`.
+    """
+    _check_installed()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 5.6), layout="constrained")
+        grid = figure.add_gridspec(3, 2, width_ratios=(2.0, 1.0), height_ratios=(1.4, 1.4, 0.8))
+        top = figure.add_subplot(grid[0, 0])
+        middle, bottom = (figure.add_subplot(grid[k, 0], sharex=top) for k in (1, 2))
+        _draw_change(top, middle, bottom, answer)
+        _draw_amounts(figure.add_subplot(grid[:, 1]), answer)
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def _draw_change(top: Axes, middle: Axes, bottom: Axes, answer: KnownCrystalAnswer) -> None:
+    energy, host = answer.energy_mev, answer.pristine
+    top.plot(energy, host, color=HOST_COLOUR, label="host, measured")
+    top.plot(energy, host + answer.measured, color=DOPED_COLOUR, label="sample, measured")
+    top.plot(energy, host + answer.predicted, color=PRESENT_COLOUR, linestyle="--", label="sample, predicted")
+    top.legend(fontsize=8.0)
+    top.set(ylabel="DOS", title=f"{answer.formula}, {answer.kind}, {answer.fwhm_mev:.2g} meV wide")
+    middle.axhline(0.0, color=HOST_COLOUR, linewidth=0.6)
+    low, high = answer.predicted - 2.0 * answer.band, answer.predicted + 2.0 * answer.band
+    middle.fill_between(energy, low, high, color=PRESENT_COLOUR, alpha=0.2, linewidth=0.0, label="two deviations")
+    middle.plot(energy, answer.predicted, color=PRESENT_COLOUR, linestyle="--", label="predicted")
+    middle.plot(energy, answer.measured, color=DOPED_COLOUR, label="measured")
+    middle.legend(fontsize=8.0, ncols=3)
+    middle.set(ylabel="sample less host", title=f"The change: {answer.posterior.explained:.0%} explained")
+    rest = (answer.measured - answer.predicted) / np.sqrt(answer.noise**2 + answer.band**2)
+    bottom.axhspan(-2.0, 2.0, color=ABSENT_COLOUR, alpha=0.5, linewidth=0.0)
+    bottom.plot(energy, rest, color="black", linewidth=0.9)
+    bottom.set(xlabel="energy / meV", ylabel="left over /\ndeviation", ylim=(-5.0, 5.0))
+
+
+def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
+    p = answer.posterior
+    order = np.argsort(-p.probability, kind="stable")[:MOST_ELEMENTS][::-1]
+    place = np.arange(len(order))
+    for y, i in zip(place, order, strict=True):
+        there = p.probability[i] >= 0.5
+        if there:
+            axes.plot([100 * p.low[i], 100 * p.high[i]], [y, y], color=PRESENT_COLOUR, linewidth=5.0, alpha=0.4)
+            axes.plot(100 * p.if_present[i], y, "o", color=PRESENT_COLOUR)
+        else:
+            axes.plot([0.0, 100 * p.upper[i]], [y, y], color=ABSENT_COLOUR, linewidth=3.0)
+    axes.set_yticks(place, [f"{p.elements[i]}  {p.probability[i]:.0%}" for i in order])
+    axes.set(xlabel="at.%", title=f"Dopants, {p.coverage:.0%}", ylim=(-0.7, max(len(order), 4) - 0.3))
+    axes.set_xlim(left=0.0)
+    axes.annotate(
+        f"something else: {p.other:.0%}",
+        (1.0, 0.0),
+        (-2, 4),
+        "axes fraction",
+        "offset points",
+        ha="right",
+        fontsize=8.0,
+    )
 
 
 def _draw_host(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:

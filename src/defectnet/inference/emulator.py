@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -26,16 +27,28 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 CELL_ATOMS: Final = 64
-"""Atoms wished in a superposed cell: placement and sampling scatter as one over the number of atoms, cost as its cube."""
+"""Atoms wished in a superposed cell: placement scatters as one over their number, the cost is its cube."""
 
-WAVE_VECTOR: Final = (0.5, 0.5, 0.5)
-"""At which cells are sampled, host and doped alike: the Hessian is real there, and no mode has zero energy."""
+WAVE_VECTORS: Final = tuple(0.5 * np.array(q) for q in product((0, 1), repeat=3) if any(q))
+"""At which cells are sampled by turns, host and doped alike: the Hessian is real there, and no mode has zero energy."""
+
+SIZES: Final = (1.0, 0.8, 1.25)
+"""Cells by turns have so many times the atoms wished: one cell alone samples the crystal's wave vectors one way."""
 
 UNSTABLE: Final = 0.005
 """Share of imaginary modes beyond the host's from which on a cell tells nothing."""
 
 LOWEST, HIGHEST = 0.002, 0.25
 """Range of concentrations, dopant atoms over all atoms."""
+
+REACH: Final = 0.5
+"""How far, over the total concentration, cells count as near."""
+
+FLOOR: Final = 0.03
+"""Weight of cells that are far from what is looked at."""
+
+COMMON: Final = 0.3
+"""Share of the scatter of all dopants in that of each, of which there are few cells."""
 
 RIDGES: Final = tuple(10.0 ** np.arange(-8.0, 1.0))
 """Ridge penalties among which leaving one cell out decides."""
@@ -48,20 +61,21 @@ class Cells:
     Attributes:
         dopants: K names such as ``Al@Ga``.
         concentration: (N, K) dopant atoms over all atoms.
-        elements: E symbols, by atomic number. change: (N, E, L) projected DOS of the doped less that of the pristine
-            cell, on `STORAGE_GRID`. pristine: (E, L) of the latter.
+        elements: E symbols, by atomic number. doped: (N, E, L) projected DOS on `STORAGE_GRID`.
+        pristine: (P, E, L) of the pristine cells, and source: (N,) which of them belongs to each.
         misfit: (N,) share of the change that superposition is expected to leave unexplained.
-        atoms: Of a cell.
+        atoms: (N,) of each.
         left_out: Cells that were unstable.
     """
 
     dopants: tuple[str, ...]
     concentration: FloatArray
     elements: tuple[str, ...]
-    change: FloatArray
+    doped: FloatArray
     pristine: FloatArray
+    source: IntArray
     misfit: FloatArray
-    atoms: int
+    atoms: IntArray
     left_out: int
 
     def joined(self, other: Cells) -> Cells:
@@ -70,10 +84,11 @@ class Cells:
             self.dopants,
             np.concatenate([self.concentration, other.concentration]),
             self.elements,
-            np.concatenate([self.change, other.change]),
+            np.concatenate([self.doped, other.doped]),
             self.pristine,
+            np.concatenate([self.source, other.source]),
             np.concatenate([self.misfit, other.misfit]),
-            self.atoms,
+            np.concatenate([self.atoms, other.atoms]),
             self.left_out + other.left_out,
         )
 
@@ -90,15 +105,24 @@ class CellSource:
 
     def __init__(self, pack: HostPack, dopants: Sequence[str], *, atoms: int = CELL_ATOMS, seed: int = 0) -> None:
         self.pack, self.dopants = pack, tuple(dopants)
-        n = len(pack.host.primitive)
-        most = max(int(1.3 * atoms), n)
-        matrix = supercell_matrix(pack.host.primitive.cell, n, max(atoms, n), (min(int(0.7 * atoms), n), most))
-        self.superposition = Superposition(pack.host, pack.substitutions, matrix, [np.array(WAVE_VECTOR)])
+        n, cell = len(pack.host.primitive), pack.host.primitive.cell
+        matrices = []
+        for size in SIZES:
+            wanted = max(int(atoms * size), n)
+            matrices.append(supercell_matrix(cell, n, wanted, (min(int(0.8 * wanted), n), max(int(1.2 * wanted), n))))
         symbols = {SYMBOLS[int(z)] for z in pack.host.primitive.numbers}
         self.elements = tuple(sorted(symbols | {d.partition("@")[0] for d in dopants}, key=INDEX.__getitem__))
-        self._rng = np.random.default_rng([seed, len(pack.host.primitive)])
-        self._host = self.superposition.host_modes()
-        self.pristine = self._projected(self._host, self.superposition.cell.crystal.numbers)
+        self._rng = np.random.default_rng([seed, n])
+        self.superpositions = [
+            Superposition(pack.host, pack.substitutions, matrix, [q]) for q in WAVE_VECTORS for matrix in matrices
+        ]
+        self._host = [one.host_modes() for one in self.superpositions]
+        self.pristine = np.stack(
+            [
+                self._projected(found, one, one.cell.crystal.numbers)
+                for found, one in zip(self._host, self.superpositions, strict=True)
+            ]
+        )
 
     @cached_property
     def room(self) -> FloatArray:
@@ -114,44 +138,45 @@ class CellSource:
             wished: (N, K) dopant atoms over all atoms; met to an atom.
             report: Called with the number of cells that are done.
         """
-        cell, atoms = self.superposition.cell, len(self.superposition.cell)
-        found: list[tuple[FloatArray, FloatArray, float]] = []
+        found: list[tuple[FloatArray, FloatArray, int, float, int]] = []
         left_out = 0
         for number, row in enumerate(wished):
+            turn = number % len(self.superpositions)
+            one = self.superpositions[turn]
             parts = [
                 Component(*name.partition("@")[::2], concentration=float(value))
                 for name, value in zip(self.dopants, row, strict=True)
                 if value > 0.0
             ]
             try:
-                occupation = draw_occupation(self.superposition, Composition(tuple(parts)), self._rng)
+                occupation = draw_occupation(one, Composition(tuple(parts)), self._rng)
             except SimulationError:  # more than there are sites
                 left_out += 1
                 continue
-            modes = self.superposition.modes(occupation, self._rng)
-            beyond = modes.imaginary_fraction - self._host.imaginary_fraction
-            if beyond > UNSTABLE or not occupation.sites:
-                left_out += bool(occupation.sites)
+            if not occupation.sites:
                 continue
-            change = self._projected(modes, self.superposition.numbers(occupation)) - self.pristine
-            names = [
-                f"{x}@{SYMBOLS[int(cell.crystal.numbers[s])]}"
-                for x, s in zip(occupation.dopants, occupation.sites, strict=True)
-            ]
-            counts = np.array([names.count(name) for name in self.dopants]) / atoms
-            share = self.superposition.expected_unexplained(occupation, max(beyond, 0.0))
-            found.append((counts, change, share))
+            modes = one.modes(occupation, self._rng)
+            beyond = modes.imaginary_fraction - self._host[turn].imaginary_fraction
+            if beyond > UNSTABLE:
+                left_out += 1
+                continue
+            replaced = one.cell.crystal.numbers[list(occupation.sites)]
+            names = [f"{x}@{SYMBOLS[int(z)]}" for x, z in zip(occupation.dopants, replaced, strict=True)]
+            counts = np.array([names.count(name) for name in self.dopants]) / len(one.cell)
+            doped = self._projected(modes, one, one.numbers(occupation))
+            share = one.expected_unexplained(occupation, max(beyond, 0.0))
+            found.append((counts, doped, turn, share, len(one.cell)))
             if report is not None:
                 report(number + 1)
         if not found:
             raise SimulationError(
                 f"{self.pack.host.id}: every cell with {', '.join(self.dopants)} is unstable", fix="Leave some out"
             )
-        counts, changes, shares = (np.array(column) for column in zip(*found, strict=True))
-        return Cells(self.dopants, counts, self.elements, changes, self.pristine, shares, atoms, left_out)
+        counts, doped, source, shares, atoms = (np.array(column) for column in zip(*found, strict=True))
+        return Cells(self.dopants, counts, self.elements, doped, self.pristine, source, shares, atoms, left_out)
 
-    def _projected(self, modes: Modes, numbers: IntArray) -> FloatArray:
-        crystal = self.superposition.cell.crystal
+    def _projected(self, modes: Modes, one: Superposition, numbers: IntArray) -> FloatArray:
+        crystal = one.cell.crystal
         doped = Crystal(numbers, crystal.cell, crystal.positions)
         dos, _ = projected_dos(modes, doped, self.pack.host.band_edge_mev, STORAGE_GRID)
         out = np.zeros((len(self.elements), STORAGE_GRID.bins))
@@ -188,27 +213,29 @@ class Emulator:
     Args:
         cells: What it learns from.
         instrument: How spectra are seen.
-        near: (K,) concentrations near which it should be right, if any; and `reach`: how near, in logarithms.
+        near: Weights and (K,) concentrations near which it should be right; empty for everywhere.
     """
 
-    def __init__(self, cells: Cells, instrument: Instrument, weight: FloatArray | None = None) -> None:
-        self.dopants, self.atoms = cells.dopants, cells.atoms
+    def __init__(
+        self,
+        cells: Cells,
+        instrument: Instrument,
+        near: Sequence[tuple[float, FloatArray]] = (),
+    ) -> None:
+        self.dopants, self.atoms, self.sources = cells.dopants, float(cells.atoms.mean()), len(cells.pristine)
         host = instrument.seen(cells.elements, cells.pristine)
-        seen = instrument.seen(cells.elements, cells.pristine + cells.change)
-        change = seen - host
+        change = instrument.seen(cells.elements, cells.doped) - host[cells.source]
         total = cells.concentration.sum(1)
-        root = 1.0 / np.sqrt(total) if weight is None else np.sqrt(weight / total)
+        root = np.sqrt(_closeness(cells.concentration, near) / total)
         features = self._features(cells.concentration)
         self.scale = np.abs(features).max(0)
         self.scale[self.scale == 0.0] = 1.0
         design, target = features / self.scale * root[:, None], change * root[:, None]
-        self.coefficients, rest = _ridge(design, target)
+        self.coefficients, rest, self._inverse = _ridge(design, target)
+        rest = rest * (1.0 / (root * np.sqrt(total)))[:, None]  # of all cells alike
+        closeness = root**2 * total
         # Leaving one out measures the scatter of cells and the error of the mean together.
-        self.scatter = rest.T @ rest / len(rest)
-        squared = (rest**2).sum(1) * total
-        weights, _ = nnls(cells.concentration, squared)
-        mean = float(squared.mean() / total.mean())
-        self.scatter_by_dopant = np.maximum(weights, 0.2 * mean) / max(np.trace(self.scatter), 1e-300)
+        self.scatter = _scatter(rest, cells.concentration / total[:, None], closeness)
         self._fit_misfit(cells)
         self.responses = self.mean(0.03 * np.eye(len(self.dopants))) / 0.03
         self.norms = np.linalg.norm(self.responses, axis=1)
@@ -229,22 +256,63 @@ class Emulator:
         """Return the (..., M) mean change at (..., K) concentrations."""
         return np.asarray(self._features(concentration) / self.scale @ self.coefficients)
 
-    def scatter_of(self, concentration: FloatArray) -> FloatArray:
-        """Return (...) what `scatter` is multiplied with for one cell of `atoms`."""
-        return np.asarray(concentration @ self.scatter_by_dopant)
+    def leverage(self, concentration: FloatArray) -> FloatArray:
+        """Return the (S,) error of the mean at (S, K) concentrations, as variance over the scatter of unit weight."""
+        features = self._features(concentration) / self.scale
+        return np.asarray(np.einsum("sf,fg,sg->s", features, self._inverse, features, optimize=True))
 
     def misfit(self, concentration: FloatArray) -> FloatArray:
         """Return the (...) share of the change that superposition is expected to leave unexplained."""
         c = np.asarray(concentration)
         design = np.concatenate([np.ones((*c.shape[:-1], 1)), np.log(c.sum(-1, keepdims=True) + 0.01), np.sqrt(c)], -1)
-        return np.minimum(np.exp(design @ self._misfit), 1.0)
+        return np.asarray(np.minimum(np.exp(design @ self._misfit), 1.0))
 
 
-def _ridge(design: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return coefficients and the errors of leaving each row out, with the penalty that makes them smallest."""
+def _closeness(concentration: FloatArray, near: Sequence[tuple[float, FloatArray]]) -> FloatArray:
+    """Return the (N,) weights of cells: `FLOOR`, and up to 1 where they are near to what is looked at."""
+    if not near:
+        return np.ones(len(concentration))
+    out = np.zeros(len(concentration))
+    for weight, place in near:
+        apart = np.abs(concentration - place).sum(1) / (REACH * (place.sum() + 0.01))
+        out += weight * np.exp(-0.5 * apart**2)
+    return np.asarray(FLOOR + (1.0 - FLOOR) * out / sum(weight for weight, _ in near))
+
+
+def _scatter(rest: FloatArray, share: FloatArray, closeness: FloatArray) -> FloatArray:
+    """Return the (K, M, M) scatter of one cell per concentration of each dopant.
+
+    Args:
+        rest: (N, M) errors of the mean over the root of the total concentration.
+        share: (N, K) of the total that each dopant has.
+        closeness: (N,) what each cell counts for.
+    """
+    root = np.sqrt(closeness / closeness.mean())[:, None]
+    rest = rest * root
+    common = rest.T @ rest / len(rest)
+    size = (rest**2).sum(1)
+    weights, _ = nnls(share * root**2, size)  # the mean square of each dopant alone
+    weights = np.maximum(weights, 0.2 * size.mean())
+    out = []
+    for k in range(share.shape[1]):
+        own = share[:, k] ** 2
+        shape = (rest * own[:, None]).T @ rest
+        trace = np.trace(shape)
+        own_share = 1.0 - COMMON if trace > 0.0 else 0.0
+        mixed = own_share * shape / max(trace, 1e-300) + (1.0 - own_share) * common / np.trace(common)
+        out.append(weights[k] * mixed)
+    return np.array(out)
+
+
+def _ridge(design: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Fit with the penalty that makes the errors of leaving each row out smallest.
+
+    Returns:
+        (F, M) coefficients, (N, M) those errors, and (F, F) the covariance of coefficients of rows of unit variance.
+    """
     u, s, vt = np.linalg.svd(design, full_matrices=False)
     projected = u.T @ target
-    best: tuple[float, FloatArray, FloatArray] | None = None
+    best: tuple[float, float, FloatArray] | None = None
     for ridge in RIDGES:
         penalty = ridge * s[0] ** 2
         shrunk = s**2 / (s**2 + penalty)
@@ -252,6 +320,8 @@ def _ridge(design: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArr
         rest = (target - u @ (shrunk[:, None] * projected)) / (1.0 - leverage)[:, None]
         error = float((rest**2).sum())
         if best is None or error < best[0]:
-            best = error, vt.T @ ((s / (s**2 + penalty))[:, None] * projected), rest
+            best = error, penalty, rest
     assert best is not None
-    return best[1], best[2]
+    _, penalty, rest = best
+    inverse = 1.0 / (s**2 + penalty)
+    return vt.T @ ((s * inverse)[:, None] * projected), rest, (vt.T * inverse) @ vt

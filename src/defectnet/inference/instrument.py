@@ -53,6 +53,11 @@ class Instrument:
         """(M,) widths of the bins."""
         return np.diff(self.edges)
 
+    def scale(self) -> FloatArray:
+        """Return the (M,) ratio of measured to computed energies at the bins' middles."""
+        middle = 0.5 * (self.edges[1:] + self.edges[:-1])
+        return np.exp(np.interp(middle, KNOTS, self.log_scale))
+
     def operator(self) -> FloatArray:
         """Return the (M, L) share of each bin of `STORAGE_GRID` that comes to lie in each bin; columns sum to <= 1."""
         at = STORAGE_GRID.centres * np.exp(np.interp(STORAGE_GRID.centres, KNOTS, self.log_scale))
@@ -110,7 +115,7 @@ def fit_instrument(start: Instrument, elements: Sequence[str], dos: FloatArray, 
         if not known:
             values[-1] = np.log(0.03)
             lower, upper = np.append(lower, low), np.append(upper, high)
-        found = least_squares(misfit, values, bounds=(lower, upper), diff_step=1e-4)
+        found = least_squares(misfit, values, bounds=(lower, upper), diff_step=np.full(len(values), 1e-4))
         if best is None or found.cost < best.cost:
             best = found
     assert best is not None

@@ -1,0 +1,62 @@
+"""What an answer about a known crystal says, in words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from defectnet.inference.known_crystal import KnownCrystalAnswer
+
+SURE = 0.9
+"""Least probability of an element that is said to be there without a "probably"."""
+
+OTHER = 0.5
+"""Probability of something else from which on it is named first."""
+
+_VERDICTS = {
+    "explains": "It explains the change of the spectrum",
+    "explains part": "It explains only part of the change of the spectrum",
+    "does not explain": "It does not explain the change of the spectrum",
+}
+
+
+def sentence(answer: KnownCrystalAnswer) -> str:
+    """Say an answer in one sentence."""
+    p = answer.posterior
+    if not answer.present:
+        if p.other >= OTHER:
+            return (
+                f"{answer.formula} is changed by something that is none of the candidates "
+                f"(probability {p.other:.0%}), or that the force constants do not describe."
+            )
+        worst = int(np.argmax(p.upper))
+        best = int(np.argmax(p.probability))
+        return (
+            f"No dopant found in {answer.formula}: the likeliest, {p.elements[best]}, has probability "
+            f"{p.probability[best]:.0%}. Upper limits ({p.coverage:.0%}): at most {100 * p.upper[worst]:.1f} at.% "
+            f"({p.elements[worst]})."
+        )
+    parts = []
+    for symbol in answer.present:
+        i = p.elements.index(symbol)
+        parts.append(
+            f"{symbol} ({p.probability[i]:.0%}; {100 * p.if_present[i]:.2g} at.%, "
+            f"{100 * p.low[i]:.2g} to {100 * p.high[i]:.2g})"
+        )
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    least = min(p.probability[p.elements.index(symbol)] for symbol in answer.present)
+    verb = "contains" if least >= SURE and p.other < 1.0 - SURE else "probably contains"
+    more = f", and probably something else ({p.other:.0%})" if p.other >= OTHER else ""
+    return f"{answer.formula} {verb} {listed}{more}."
+
+
+def verdict(answer: KnownCrystalAnswer) -> str:
+    """Say whether the answer explains the spectrum, and what the next explanation is."""
+    p = answer.posterior
+    text = _VERDICTS[answer.verdict]
+    text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present else ""
+    others = [one for one in p.likeliest[1:] if one.probability >= 0.05][:1]
+    if others:
+        names = " and ".join(one.partition("@")[0] for one in others[0].dopants) or "no dopant"
+        names += " with something else" if others[0].other else ""
+        text += f"; next likely: {names} ({others[0].probability:.0%})"
+    return text + "."

@@ -1,0 +1,437 @@
+"""Ask a crystal that is known: a measured pair is compared with the spectra that a host pack predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from defectnet.crystal.pack import HostPack
+from defectnet.crystal.spectra import host_dos
+from defectnet.elements import element_index
+from defectnet.errors import SimulationError, SpectrumError
+from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
+from defectnet.inference.instrument import FWHM_TO_SIGMA, Instrument, fit_instrument
+from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer
+from defectnet.spectrum import Spectrum, band_edge_mev
+
+FloatArray = NDArray[np.float64]
+
+CELLS: Final = (24, 90)
+"""Superposed cells for each candidate, and beside that, from which the emulator is learnt."""
+
+ROUNDS, NEAR_CELLS = 2, 40
+"""How often, and with how many cells, it is learnt again near to what it has found."""
+
+BINS: Final = (3.0, 0.012)
+"""Bins to a FWHM, and the narrowest bin in edges."""
+
+REACH: Final = 2.2
+"""Highest energy, in edges, that is compared."""
+
+DISCREPANCY: Final = 0.6
+"""Share of a response, as its squared norm, that another world than the pack's gets otherwise; see
+`benchmarks/discrepancy.py`."""
+
+CORRELATED: Final = 0.08
+"""Length, in edges, over which that error is correlated."""
+
+SUPERPOSED: Final = 0.05
+"""The same for what superposition leaves unexplained."""
+
+COARSE: Final = 0.1
+"""FWHM, in edges, to which spectra are broadened where they are not of the pack's own world."""
+
+QUIET: Final = 0.002
+"""Least noise, as a share of the highest value: interpolation and rounding of a file."""
+
+SCALE, BACKGROUND, RESOLUTION = 0.002, 0.003, 0.03
+"""Deviations of what a measurement may change between host and sample: energy scale, constant background as a share
+of the highest value, and width of the resolution."""
+
+UNFIT: Final = 1e-3
+"""p-value below which an answer does not explain the spectrum."""
+
+EXPLAINS: Final = 0.9
+"""Share of the change from which on an answer explains it."""
+
+SAME_HOST: Final = 0.35
+"""Largest squared distance of measured and computed host over the square of the former that is one crystal's."""
+
+
+@dataclass(frozen=True)
+class KnownCrystalAnswer:
+    """What a measured pair says of a known crystal.
+
+    Attributes:
+        posterior: Elements, probabilities and concentrations (dopant atoms over all atoms).
+        host, formula, potential: What it was compared with.
+        kind: Of the spectra. edge_mev: Band edge of the measured host.
+        energy_mev: (M,) bins; measured: (M,) change, doped less host, per edge; predicted: (M,) that of the best
+            explanation; band: (M,) its standard deviation; noise: (M,) that of the measurement; pristine: (M,) host.
+        scale: (M,) measured over computed energy, from the host's spectra. fwhm_mev: Resolution taken.
+        host_distance: Squared distance of measured and computed host over the former's square.
+        warnings: Reasons to trust the answer less.
+    """
+
+    posterior: Posterior
+    host: str
+    formula: str
+    potential: str
+    kind: str
+    edge_mev: float
+    energy_mev: FloatArray
+    measured: FloatArray
+    predicted: FloatArray
+    band: FloatArray
+    noise: FloatArray
+    pristine: FloatArray
+    scale: FloatArray
+    fwhm_mev: float
+    host_distance: float
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def verdict(self) -> str:
+        """``explains``, ``explains part`` or ``does not explain``."""
+        found = self.posterior
+        changed = float((self.measured**2).sum()) > 2.0 * float((self.noise**2).sum())
+        if not changed:
+            return "explains"
+        if found.explained >= EXPLAINS and found.p_value >= UNFIT:
+            return "explains"
+        return "explains part" if found.explained >= 0.5 else "does not explain"
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Elements that are more likely there than not, the likeliest first."""
+        p = self.posterior.probability
+        return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= 0.5)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        p = self.posterior
+        return {
+            "way": "known crystal",
+            "host": self.host,
+            "formula": self.formula,
+            "potential": self.potential,
+            "kind": self.kind,
+            "edge_mev": self.edge_mev,
+            "fwhm_mev": self.fwhm_mev,
+            "present": list(self.present),
+            "something_else": p.other,
+            "verdict": self.verdict,
+            "explained": p.explained,
+            "p_value": p.p_value,
+            "coverage": p.coverage,
+            "elements": [
+                {
+                    "element": p.elements[i],
+                    "probability": float(p.probability[i]),
+                    "expected_concentration": float(p.mean[i]),
+                    "concentration_if_present": float(p.if_present[i]),
+                    "low": float(p.low[i]),
+                    "high": float(p.high[i]),
+                    "upper_limit": float(p.upper[i]),
+                }
+                for i in np.argsort(-p.probability, kind="stable")
+            ],
+            "explanations": [
+                {
+                    "probability": one.probability,
+                    "dopants": {name: float(one.concentration[p.dopants.index(name)]) for name in one.dopants},
+                    "something_else": one.other,
+                }
+                for one in p.likeliest[:5]
+            ],
+            "warnings": list(self.warnings),
+        }
+
+
+def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of a pack's substitutions that candidates such as ``Al`` or ``Al@Ga`` stand for; all for None.
+
+    Raises:
+        SimulationError: The pack does not hold one.
+    """
+    if candidates is None:
+        return pack.dopants
+    out: list[str] = []
+    for name in candidates:
+        dopant, at, _ = name.partition("@")
+        element_index(dopant, field="candidates")
+        found = [one for one in pack.dopants if one == name or (not at and one.partition("@")[0] == dopant)]
+        if not found:
+            failed = [f.reason for f in pack.failures if f.dopant == dopant]
+            raise SimulationError(
+                f"the pack of {pack.host.id} does not hold {name}",
+                why=f"it could not be made: {failed[0]}" if failed else f"it holds {', '.join(pack.dopants)}",
+                fix=f"Add it with `defectnet host make --dopants {name}`, or leave it out",
+            )
+        out += [one for one in found if one not in out]
+    return tuple(out)
+
+
+class KnownCrystal:
+    """A host whose spectra are computed from its pack, asked about its dopants.
+
+    Superposed cells are made once; each pair that is asked about adds some near to what it shows.
+
+    Args:
+        pack: Host and substitutions.
+        candidates: Such as ``["Al", "Si@Ga"]``; None for all that the pack holds.
+        seed: Of the cells.
+        report: Called with the number of cells done and of all.
+    """
+
+    def __init__(
+        self,
+        pack: HostPack,
+        candidates: Sequence[str] | None = None,
+        *,
+        seed: int = 0,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.pack = pack
+        self.dopants = known_dopants(pack, candidates)
+        self.source = CellSource(pack, self.dopants, seed=seed)
+        self._rng = np.random.default_rng([seed, 1])
+        count = CELLS[0] * len(self.dopants) + CELLS[1]
+        wished = draw_concentrations(self.source.room, count, self._rng)
+        self.cells: Cells = self.source.draw(wished, lambda done: report(done, count))
+        edge = pack.host.band_edge_mev
+        self._host = host_dos(pack, 0.01 * edge)
+
+    def identify(
+        self,
+        host: Spectrum,
+        doped: Spectrum,
+        *,
+        host_error: ArrayLike | None = None,
+        doped_error: ArrayLike | None = None,
+        fwhm_mev: float | None = None,
+        edge_mev: float | None = None,
+        same_potential: bool = False,
+        sample_atoms: float = np.inf,
+        coverage: float = 0.9,
+    ) -> KnownCrystalAnswer:
+        """Return which dopants explain a pair of spectra.
+
+        Args:
+            host: DOS of the pristine crystal.
+            doped: DOS of the sample, of the same kind.
+            host_error: Standard deviations at the host's points; by default estimated from how they scatter.
+            doped_error: The same for the sample.
+            fwhm_mev: Resolution; fitted to the host's spectrum by default.
+            edge_mev: Band edge of the host; read from its spectrum by default.
+            same_potential: The spectra were simulated with the pack's potential: no discrepancy is allowed for.
+            sample_atoms: Atoms of the simulated cell that `doped` comes from; a measured sample has no end.
+            coverage: Of the intervals.
+
+        Raises:
+            SpectrumError: The spectra do not belong together, end too early, or are not of this crystal.
+        """
+        _check_pair(host, doped, self._host[0])
+        edge = edge_mev or band_edge_mev(host.energy_mev, host.dos, source=host.name)
+        instrument = self._instrument(host, doped, edge, fwhm_mev)
+        unit = self.pack.host.band_edge_mev
+        pristine, host_noise = _binned(host, host_error, instrument, unit)
+        sample, doped_noise = _binned(doped, doped_error, instrument, unit)
+        instrument = fit_instrument(replace(instrument, fwhm=(fwhm_mev or 0.0) / unit), *self._host, pristine)
+        if not same_potential and instrument.fwhm < COARSE:
+            # Two worlds agree on the coarse shape of a change, not on its peaks.
+            smooth = _smoothing(instrument, float(np.sqrt(COARSE**2 - instrument.fwhm**2)))
+            pristine, sample = smooth @ pristine, smooth @ sample
+            host_noise, doped_noise = smooth @ host_noise @ smooth.T, smooth @ doped_noise @ smooth.T
+            instrument = replace(instrument, fwhm=COARSE)
+        distance = float(((instrument.seen(*self._host) - pristine) ** 2).sum() / (pristine**2).sum())
+        warnings = []
+        if distance > SAME_HOST:
+            warnings.append(
+                f"the host's spectrum is not that of {self.pack.host.formula} as computed (they differ by "
+                f"{np.sqrt(distance):.0%}): check structure, unit and kind"
+            )
+        change = sample - pristine
+        noise = host_noise + doped_noise + 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
+        cells, emulator = self.cells, Emulator(self.cells, instrument)
+        for left in range(ROUNDS, -1, -1):
+            errors = self._errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
+            likelihood = Likelihood(emulator, errors, change)
+            found = infer(likelihood, coverage=coverage, change=change)
+            near = [(one.probability, one.concentration) for one in found.likeliest if one.dopants]
+            near = [(p, c) for p, c in near if p > 0.02]
+            if not left or not near:
+                break
+            cells = self._more(cells, near)
+            emulator = Emulator(cells, instrument, near)
+        best = found.best
+        spread = np.tensordot(likelihood.weights(best[None])[0], emulator.scatter, axes=1)
+        spread = spread + likelihood.amount(best[None])[0] * errors.shape
+        middle = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
+        return KnownCrystalAnswer(
+            posterior=found,
+            host=self.pack.host.id,
+            formula=self.pack.host.formula,
+            potential=self.pack.host.potential,
+            kind=host.kind,
+            edge_mev=float(edge),
+            energy_mev=middle * self.pack.host.band_edge_mev,
+            measured=change,
+            predicted=emulator.mean(best[None])[0],
+            band=np.sqrt(np.diag(spread)),
+            noise=np.sqrt(np.diag(noise)),
+            pristine=pristine,
+            scale=instrument.scale(),
+            fwhm_mev=instrument.fwhm * self.pack.host.band_edge_mev,
+            host_distance=distance,
+            warnings=tuple(warnings),
+        )
+
+    def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]]) -> Cells:
+        """Add cells near to likely concentrations."""
+        weights = np.array([weight for weight, _ in near])
+        chosen = self._rng.choice(len(near), NEAR_CELLS, p=weights / weights.sum())
+        places = np.array([near[k][1] for k in chosen])
+        drawn = places * np.exp(self._rng.normal(0.0, 0.3, places.shape))
+        drawn *= np.minimum(1.0, 0.28 / np.maximum(drawn.sum(1), 1e-9))[:, None]
+        try:
+            return cells.joined(self.source.draw(np.minimum(drawn, 0.95 * self.source.room)))
+        except SimulationError:  # all of them unstable
+            return cells
+
+    def _instrument(self, host: Spectrum, doped: Spectrum, edge: float, fwhm_mev: float | None) -> Instrument:
+        """Return bins from where both spectra begin to where one ends, in units of the pack's edge."""
+        unit = self.pack.host.band_edge_mev
+        start = max(float(host.energy_mev[0]), float(doped.energy_mev[0]), 0.0)
+        start = 0.0 if start < 0.05 * edge else start
+        end = min(float(host.energy_mev[-1]), float(doped.energy_mev[-1]), REACH * edge)
+        if end < 0.95 * edge:
+            raise SpectrumError(
+                f"{doped.name}: the pair ends at {end:.4g} meV, below the host's edge of {edge:.4g} meV",
+                fix="Give both spectra until they have fallen to zero",
+            )
+        step = max(
+            float(np.diff(host.energy_mev).max()), float(np.diff(doped.energy_mev).max()), (fwhm_mev or 0.0) / BINS[0]
+        )
+        width = max(step / unit, BINS[1])
+        count = max(16, int((end - start) / unit / width))
+        return Instrument(
+            np.linspace(start / unit, end / unit, count + 1), 0.0, host.kind, host.element or doped.element
+        )
+
+    def _errors(
+        self,
+        emulator: Emulator,
+        instrument: Instrument,
+        noise: FloatArray,
+        pristine: FloatArray,
+        same_potential: bool,
+        sample_atoms: float,
+    ) -> Errors:
+        x = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
+        length = SUPERPOSED if same_potential else CORRELATED
+        shape = discrepancy_shape(emulator.responses, x, length)
+        slope = np.gradient(pristine, x)
+        nuisance = np.stack(
+            [
+                SCALE * (x * slope + pristine),
+                BACKGROUND * pristine.max() * np.ones_like(x),
+                RESOLUTION * (instrument.fwhm / 2.3548) ** 2 * np.gradient(slope, x),
+            ]
+        )
+        smooth = discrepancy_shape(emulator.responses, x, 0.03)
+        other = emulator.responses.T @ emulator.responses / len(emulator.dopants)
+        other = 0.5 * other + 0.5 * smooth * np.trace(other) / np.trace(smooth)
+        return Errors(
+            noise=noise,
+            nuisance=nuisance[:0] if same_potential else nuisance,
+            sample_atoms=sample_atoms,
+            discrepancy=0.0 if same_potential else DISCREPANCY,
+            shape=shape,
+            other=other,
+        )
+
+
+def discrepancy_shape(responses: FloatArray, x: FloatArray, length: float) -> FloatArray:
+    """Return the (M, M) covariance, of unit trace, of what a potential gets wrong of a response.
+
+    It is as large as responses are where they are large, and correlated over a length: peaks that lie elsewhere.
+
+    Args:
+        responses: (K, M) of the host's dopants.
+        x: (M,) energies, in edges.
+        length: Over which it is correlated, same unit.
+    """
+    power = np.sqrt((responses**2).mean(0))
+    reach = max(1, round(0.5 * length / float(x[1] - x[0])))
+    power = np.convolve(np.pad(power, reach, mode="edge"), np.ones(2 * reach + 1) / (2 * reach + 1), mode="valid")
+    power = power + 0.05 * power.max()
+    shape = np.exp(-0.5 * ((x[:, None] - x) / length) ** 2) * (power[:, None] * power)
+    return np.asarray(shape / np.trace(shape))
+
+
+def _smoothing(instrument: Instrument, fwhm: float) -> FloatArray:
+    """Return the (M, M) matrix that broadens a DOS in the bins; what would leave them at an end stays."""
+    x = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
+    kernel = np.exp(-0.5 * ((x[:, None] - x) / (fwhm * FWHM_TO_SIGMA)) ** 2)
+    return np.asarray(kernel / kernel.sum(0))
+
+
+def _check_pair(host: Spectrum, doped: Spectrum, elements: Sequence[str]) -> None:
+    if host.kind != doped.kind:
+        raise SpectrumError(
+            f"{host.name} and {doped.name} are different kinds of DOS",
+            why=f"{host.kind} and {doped.kind}",
+            fix="Give two spectra of one kind",
+        )
+    if host.kind == "projected":
+        element = host.element or doped.element
+        if element is None or element not in elements:
+            raise SpectrumError(
+                f"{host.name}: projected on {element or 'no element that is named'}",
+                fix=f"Name one of {', '.join(elements)} with element=",
+            )
+
+
+def _binned(
+    spectrum: Spectrum, error: ArrayLike | None, instrument: Instrument, unit_mev: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise."""
+    energy = spectrum.energy_mev / unit_mev
+    dos = np.asarray(spectrum.dos, dtype=np.float64)
+    total = np.concatenate([[0.0], np.cumsum(np.diff(energy) * (dos[1:] + dos[:-1]) / 2)])
+    shares = np.diff(_integral(instrument.edges, energy, dos, total))
+    area = float(shares.sum())
+    width = instrument.width
+    if error is None:
+        # Third differences know neither level, slope nor curvature; a fifth of their mean square is the noise's.
+        third = np.diff(dos, 3)
+        sigma = np.full(len(dos), np.median(np.abs(third)) / 0.6745 / np.sqrt(20.0))
+    else:
+        sigma = np.asarray(error, dtype=np.float64)
+        if sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any():
+            raise SpectrumError(
+                f"{spectrum.name}: errors have shape {sigma.shape}, or hold NaN or negative values",
+                fix=f"Give {len(dos)} standard deviations, one for each point",
+            )
+    step = np.gradient(energy)
+    place = np.clip(np.searchsorted(instrument.edges, energy) - 1, 0, len(width) - 1)
+    inside = (energy >= instrument.edges[0]) & (energy <= instrument.edges[-1])
+    variance = np.bincount(place[inside], ((sigma * step) ** 2)[inside], len(width)) / width**2
+    middle = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
+    variance = np.where(variance > 0, variance, np.interp(middle, energy, sigma**2))
+    curve = shares / area / width
+    return curve, np.diag(variance / area**2)
+
+
+def _integral(at: FloatArray, energy: FloatArray, dos: FloatArray, total: FloatArray) -> FloatArray:
+    """Integrate the piecewise linear DOS from its first point; nothing lies outside."""
+    at = np.clip(at, energy[0], energy[-1])
+    i = np.minimum(np.searchsorted(energy, at, side="right") - 1, len(energy) - 2)
+    t = at - energy[i]
+    slope = (dos[i + 1] - dos[i]) / (energy[i + 1] - energy[i])
+    return np.asarray(total[i] + t * (dos[i] + 0.5 * slope * t))

@@ -1,0 +1,165 @@
+"""The host pack that a question needs: a bundled one that fits, or one that is computed now and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from defectnet.crystal.hosts import Host
+from defectnet.crystal.make import MakeSettings, Progress, choose_dopants, make_packs
+from defectnet.crystal.pack import HostPack, bundled_packs
+from defectnet.crystal.structures import read_structure, spacegroup
+from defectnet.elements import parse_formula
+from defectnet.errors import SimulationError
+
+VOLUME: Final = 0.1
+"""Largest relative difference of volumes per atom of two structures of one crystal: thermal expansion and the
+potential's error make some hundredths."""
+
+STARTS: Final = 1
+"""Rattled starts of a substitution that is computed because somebody waits for it."""
+
+
+def cache_folder() -> Path:
+    """Return where packs that were computed for a question are kept: DEFECTNET_CACHE, or the user's cache folder."""
+    root = os.environ.get("DEFECTNET_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "defectnet" / "hosts"
+
+
+def fits(pack: HostPack, host: Host) -> bool:
+    """Tell whether a pack is of this crystal: formula, space group and volume per atom."""
+    ours, theirs = pack.host.primitive, host.crystal
+    if len(ours) != len(theirs) or sorted(ours.numbers) != sorted(theirs.numbers):
+        return False
+    return spacegroup(ours) == spacegroup(theirs) and abs(ours.volume / theirs.volume - 1.0) < VOLUME
+
+
+def check_fits(pack: HostPack, host: Host) -> None:
+    """See that a pack is of this crystal.
+
+    Raises:
+        SimulationError: It is of another one; what differs is named.
+    """
+    ours, theirs = pack.host.primitive, host.crystal
+    name = f"the pack of {pack.host.id}"
+    fix = "Name another pack, or leave it out: one is made for the structure"
+    if sorted(ours.numbers) != sorted(theirs.numbers):
+        raise SimulationError(f"{name} is of {pack.host.formula}, the structure is {host.formula}", fix=fix)
+    groups = spacegroup(ours), spacegroup(theirs)
+    if groups[0] != groups[1]:
+        raise SimulationError(
+            f"{name} has another structure", why=f"space group {groups[0]}, the structure given {groups[1]}", fix=fix
+        )
+    if not fits(pack, host):
+        raise SimulationError(
+            f"{name} has a volume per atom of {ours.volume / len(ours):.2f} cubic angstrom",
+            why=f"the structure given {theirs.volume / len(theirs):.2f}: beyond what potentials and heat change",
+            fix="Check the lattice constants of the structure, and their unit",
+        )
+
+
+def check_formula(formula: str | None, pack: HostPack) -> None:
+    """See that a formula, where one is given, is the pack's.
+
+    Raises:
+        SimulationError: It is another one.
+    """
+    if formula is None:
+        return
+    given, own = (parse_formula(one) for one in (formula, pack.host.formula))
+    total = sum(given.values()), sum(own.values())
+    same = given.keys() == own.keys() and np.allclose(
+        [given[x] / total[0] for x in given], [own[x] / total[1] for x in given], atol=1e-6
+    )
+    if not same:
+        raise SimulationError(f"the formula is {formula}, the crystal {pack.host.formula}", fix="Correct one of them")
+
+
+def find_pack_for(
+    structure: Any,
+    candidates: Sequence[str] | None,
+    *,
+    potential: str = "nequix",
+    minutes: float | None = None,
+    workers: int = 1,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> tuple[HostPack, tuple[str, ...]]:
+    """Return a pack of a structure with the candidates, and remarks on where it comes from.
+
+    A bundled pack is taken if it fits and holds them all. Otherwise substitutions are computed, and kept in
+    `cache_folder` for the next question.
+
+    Args:
+        structure: As for `read_structure`.
+        candidates: Such as ``Al`` or ``Al@Ga``; None for a bundled pack's own, or the plausible ones.
+        potential: Bundled name, or a path.
+        minutes: When to stop computing; what is not done by then is left out, and said.
+        workers: Processes.
+        report: Called after each substitution.
+
+    Raises:
+        SimulationError: The structure or a candidate cannot be used; the host is unstable; or no substitution was done.
+    """
+    host = read_structure(structure)
+    pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
+    wanted = {f"{x}@{z}" for x, z in pairs}
+    for folder in bundled_packs().values():
+        pack = HostPack.load(folder)
+        if pack.host.potential != potential or not fits(pack, host):
+            continue
+        if candidates is None or wanted <= {
+            *pack.dopants,
+            *(f"{f.dopant}@{pack.replaced(f.site)}" for f in pack.failures),
+        }:
+            return pack, (f"bundled pack {folder.name}, computed with {potential}",)
+    return _computed(host, pairs, potential, minutes, workers, report)
+
+
+class _TimeIsUpError(Exception):
+    """Ends the making of a pack."""
+
+
+def _computed(
+    host: Host,
+    pairs: Sequence[tuple[str, str]],
+    potential: str,
+    minutes: float | None,
+    workers: int,
+    report: Callable[[Progress], None],
+) -> tuple[HostPack, tuple[str, ...]]:
+    crystal = host.crystal
+    key = hashlib.sha256(
+        np.round(np.concatenate([crystal.cell, crystal.frac, crystal.numbers[:, None] * np.ones(3)]), 6).tobytes()
+    ).hexdigest()[:12]
+    folder = cache_folder() / f"{host.formula}-{key}-{Path(potential).name}"
+    end = np.inf if minutes is None else time.monotonic() + 60.0 * minutes
+    done: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        done.append(progress.last)
+        report(progress)
+        if time.monotonic() > end:
+            raise _TimeIsUpError
+
+    settings = MakeSettings(potential=potential, starts=STARTS)
+    left: list[str] = []
+    try:
+        failed = make_packs([(host, pairs, folder)], settings, workers=workers, report=watch)
+    except _TimeIsUpError:
+        # What is finished is kept beside the pack; asked for alone, it is put together.
+        finished = [pair for pair in pairs if f"{pair[0]}@{pair[1]}" in done]
+        left = [f"{x}@{z}" for x, z in pairs if (x, z) not in finished]
+        failed = make_packs([(host, finished, folder)], settings)
+    if failed:
+        raise SimulationError(next(iter(failed.values())), fix="Give another structure or --potential")
+    pack = HostPack.load(folder)
+    remarks = [f"computed for this question with {potential}, kept in {folder}"]
+    if left:
+        remarks.append(f"after {minutes:g} minutes these were left out: {', '.join(left)}")
+    return pack, tuple(remarks)

@@ -1,0 +1,524 @@
+"""Which dopants, at what concentrations: the posterior over subsets of candidates, by enumeration and sampling.
+
+In M bins y = mean(c) + e, and e is Gaussian: counting noise; the scatter of where dopants sit; what superposition
+cannot know; the potential's error (discrepancy), which is each dopant's own and grows with its concentration; and
+perhaps something else, a response of no candidate. Evidence of a subset is its likelihood averaged over concentrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from scipy.stats import chi2
+
+from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
+
+FloatArray = NDArray[np.float64]
+
+NUMBER_PRIOR: Final = (0.3, 0.35, 0.2, 0.09, 0.04, 0.013, 0.007)
+"""Prior probability of 0, 1, 2, ... dopants among the candidates."""
+
+OTHER_PRIOR: Final = 0.1
+"""Prior probability that something is in the sample that is no candidate."""
+
+OTHER_AMOUNTS: Final = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
+"""Concentrations of something else over which its evidence is averaged."""
+
+DIMENSIONS: Final = 48
+"""Most directions in the space of spectra in which hypotheses differ."""
+
+EXHAUSTIVE: Final = 3
+"""Subsets up to this size are enumerated, if there are at most `FEW` candidates; larger ones grow from the best."""
+
+FEW: Final = 12
+
+SAMPLES: Final = 192
+"""Concentrations drawn for a subset, around the best."""
+
+STEPS: Final = 25
+"""Most steps to the likeliest concentrations."""
+
+HOPELESS: Final = 9.0
+"""Logarithm of the evidence by which a subset may be worse than the best and still be sampled."""
+
+WITH_OTHER: Final = 4
+"""Subsets of a size beside which something else is considered."""
+
+PRIOR_DENSITY: Final = -float(np.log(np.log(HIGHEST / LOWEST)))
+"""Logarithm of the prior density of the logarithm of a concentration: uniform."""
+
+KEPT: Final = 24
+"""Subsets of one size that are grown."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Gaussian errors of a measured change in M bins.
+
+    Attributes:
+        noise: (M, M) covariance of counting noise, of both spectra.
+        nuisance: (R, M) changes of unit prior deviation that are no dopant's: energy scale, background, resolution.
+        sample_atoms: Atoms of the sample: infinite for a measured one, those of the cell for a simulated one.
+        discrepancy: Share of each response, as its squared norm, that the potential gets wrong; 0 in the same world.
+        shape: (M, M) correlation of that error, of unit trace.
+        other: (M, M) covariance of the response of an unknown dopant per squared concentration.
+    """
+
+    noise: FloatArray
+    nuisance: FloatArray
+    sample_atoms: float
+    discrepancy: float
+    shape: FloatArray
+    other: FloatArray
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A subset of the candidates, with or without something else.
+
+    Attributes:
+        subset: Positions of the candidates. other: Whether something else is there.
+        log_evidence: Of the data, prior of the subset included.
+        concentration: (S, len(subset)) samples. weight: (S,) of the samples, sum 1.
+    """
+
+    subset: tuple[int, ...]
+    other: bool
+    log_evidence: float
+    concentration: FloatArray
+    weight: FloatArray
+
+
+class Likelihood:
+    """Log likelihood of concentrations, projected on the directions in which spectra of the host differ.
+
+    Args:
+        emulator: Of K dopants, M bins.
+        errors: See `Errors`.
+        change: (M,) measured doped less host.
+        known: (K, D) mean and (K, D, D) covariance of each dopant's own discrepancy per concentration, from standards.
+    """
+
+    def __init__(self, emulator: Emulator, errors: Errors, change: FloatArray) -> None:
+        self.emulator, self.errors = emulator, errors
+        self.root = np.linalg.inv(np.linalg.cholesky(errors.noise))
+        typical = 0.05 * emulator.responses
+        signal = [self.root @ errors.nuisance.T]
+        signal += [self.root @ part.T for part in (typical, 0.2 * emulator.responses)]
+        scatter = 0.1 * emulator.scatter.mean(0)
+        second = self.root @ (scatter + 0.02**2 * errors.other) @ self.root.T
+        total = sum(part @ part.T for part in signal) + second
+        values, vectors = np.linalg.eigh(total)
+        count = int(min(DIMENSIONS, (values > 1e-7 * values[-1]).sum()))
+        self.basis = vectors[:, -count:]
+        self.onto = self.basis.T @ self.root  # (D, M)
+        self.measured = self.onto @ change
+        project = self.onto
+        self.scatter = np.stack([project @ part @ project.T for part in emulator.scatter])
+        self.shape = project @ errors.shape @ project.T
+        self.fixed = np.eye(count) + (project @ errors.nuisance.T) @ (project @ errors.nuisance.T).T
+        self.unknown = project @ errors.other @ project.T
+        self.coefficients = emulator.coefficients @ project.T
+        self.norm2 = emulator.norms**2
+        # Cells of one kind sample the crystal's wave vectors alike: that does not average out over all of them.
+        self.cells = emulator.atoms / errors.sample_atoms + 1.0 / emulator.sources
+        self.bias = np.zeros((len(emulator.dopants), count))
+        self.bias_in_bins = np.zeros_like(emulator.responses)
+        self.extra: FloatArray | None = None
+
+    def mean(self, concentration: FloatArray) -> FloatArray:
+        """Return the (..., D) projected mean change at (..., K) concentrations."""
+        features = self.emulator._features(concentration) / self.emulator.scale
+        return np.asarray(features @ self.coefficients + concentration @ self.bias)
+
+    def jacobian(self, concentration: FloatArray) -> FloatArray:
+        """Return the (S, K, D) derivatives of `mean` by each concentration."""
+        c = concentration
+        k = c.shape[-1]
+        linear, square, cube, pair = np.split(self.coefficients / self.emulator.scale[:, None], [k, 2 * k, 3 * k])
+        out = linear + self.bias + 2.0 * c[..., None] * square + 3.0 * c[..., None] ** 2 * cube
+        first, second = np.triu_indices(k, 1)
+        both = np.zeros((k, k, pair.shape[1]))
+        both[first, second] = both[second, first] = pair
+        return np.asarray(out + np.einsum("sj,kjd->skd", c, both, optimize=True))
+
+    def covariance(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
+        """Return the (S, D, D) covariance at (S, K) concentrations and an amount of something else."""
+        c = concentration
+        out = self.fixed + np.tensordot(self.weights(c), self.scatter, axes=1)
+        out = out + self.amount(c)[:, None, None] * self.shape + other**2 * self.unknown
+        if self.extra is not None:
+            k, d = self.bias.shape
+            blocks = self.extra.reshape(k, d, k, d)
+            out = out + np.einsum("si,sj,iajb->sab", c, c, blocks, optimize=True)
+        return np.asarray(out)
+
+    def weights(self, concentration: FloatArray) -> FloatArray:
+        """Return the (S, K) weights of the dopants' scatter: that of the sample, and the error of the mean."""
+        c = concentration
+        total = np.maximum(c.sum(-1, keepdims=True), 1e-12)
+        return np.asarray(self.cells * c + self.emulator.leverage(c)[:, None] * c / total)
+
+    def amount(self, concentration: FloatArray) -> FloatArray:
+        """Return the (S,) trace of what superposition and the potential get wrong, at (S, K) concentrations."""
+        c = concentration
+        out = self.emulator.misfit(c) * (self.emulator.mean(c) ** 2).sum(-1)
+        return np.asarray(out if self.extra is not None else out + self.errors.discrepancy * (c**2 @ self.norm2))
+
+    def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
+        """Return the (S,) log likelihood at (S, K) concentrations."""
+        rest = self.measured - self.mean(concentration)
+        factor = np.linalg.cholesky(self.covariance(concentration, other))
+        white = np.linalg.solve(factor, rest[..., None])[..., 0]
+        return np.asarray(-0.5 * (white**2).sum(-1) - np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1))
+
+
+@dataclass(frozen=True)
+class Likely:
+    """One explanation of a measured change.
+
+    Attributes:
+        probability: Of it.
+        dopants: What it puts in. other: Whether it holds something else, too.
+        concentration: (K,) mean of each candidate.
+    """
+
+    probability: float
+    dopants: tuple[str, ...]
+    other: bool
+    concentration: FloatArray
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of the dopants of a sample; K candidates.
+
+    Attributes:
+        dopants: Names of the candidates, such as ``Al@Ga``.
+        elements: J elements among them: sites of one element are taken together.
+        probability: (J,) that each is in the sample.
+        other: Probability that something else is.
+        mean: (J,) expected concentration, 0 where it is absent. if_present: (J,) given that it is there.
+        low, high: (J,) ends of the interval given that it is there, of `coverage`.
+        upper: (J,) concentration below which it is with probability `coverage`, absent or not.
+        explained: Share of the change that the best explanation accounts for, beyond noise.
+        p_value: Probability of a misfit as large as this under the best explanation.
+        likeliest: The likeliest explanations, at most ten.
+        best: (K,) concentrations of the likeliest.
+    """
+
+    dopants: tuple[str, ...]
+    elements: tuple[str, ...]
+    probability: FloatArray
+    other: float
+    mean: FloatArray
+    if_present: FloatArray
+    low: FloatArray
+    high: FloatArray
+    upper: FloatArray
+    coverage: float
+    explained: float
+    p_value: float
+    likeliest: tuple[Likely, ...]
+    best: FloatArray
+
+
+def infer(
+    likelihood: Likelihood,
+    prior: FloatArray | None = None,
+    *,
+    coverage: float = 0.9,
+    seed: int = 0,
+    change: FloatArray,
+) -> Posterior:
+    """Compute the posterior.
+
+    Args:
+        likelihood: Of one measured change.
+        prior: (K,) relative prior weights of the candidates; equal by default.
+        coverage: Of the intervals.
+        seed: Of the samples.
+        change: (M,) the measured change, for the goodness of fit.
+    """
+    rng = np.random.default_rng(seed)
+    k = len(likelihood.emulator.dopants)
+    weights = np.ones(k) if prior is None else prior / prior.mean()
+    found = [_nothing(likelihood, other) for other in (False, True)]
+    subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
+    peaks: dict[tuple[int, ...], FloatArray] = {}
+    for size in range(1, min(k, len(NUMBER_PRIOR) - 1) + 1):
+        level: list[Hypothesis] = []
+        for other in (False, True):
+            amount = float(OTHER_AMOUNTS[2]) if other else 0.0
+            chosen = subsets if not other else [one.subset for one in level[:WITH_OTHER]]
+            level_peaks = _peaks(likelihood, chosen, amount, peaks)
+            here = [_evaluated(likelihood, one, weights, other, rng) for one in _likely(level_peaks, found)]
+            here.sort(key=lambda one: -one.log_evidence)
+            found += here
+            if not other:
+                peaks |= {one.subset: one.place for one in level_peaks}
+                level = here
+                ranked = sorted(level_peaks, key=lambda one: -one.value)
+        if size >= EXHAUSTIVE and level[0].log_evidence < max(one.log_evidence for one in found) - 7.0:
+            break
+        if size < EXHAUSTIVE and k <= FEW:
+            subsets = list(combinations(range(k), size + 1))
+        else:
+            best = [one.subset for one in ranked[:KEPT]]
+            subsets = sorted({tuple(sorted((*one, i))) for one in best for i in range(k) if i not in one})
+    return _summary(likelihood, found, coverage, change)
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """The likeliest concentrations of a subset.
+
+    Attributes:
+        subset: Positions of s candidates.
+        place: (s,) logarithms of concentrations. covariance: (s, s) of them.
+        value: Log likelihood there. laplace: Laplace's estimate of its mean over concentrations.
+    """
+
+    subset: tuple[int, ...]
+    place: FloatArray
+    covariance: FloatArray
+    value: float
+    laplace: float
+
+
+def _likely(peaks: list[_Peak], found: list[Hypothesis]) -> list[_Peak]:
+    """Return the peaks that are worth sampling: not hopelessly below the best."""
+    top = max([one.laplace for one in peaks] + [one.log_evidence for one in found])
+    ranked = sorted(peaks, key=lambda one: -one.laplace)
+    return [one for place, one in enumerate(ranked) if place < 2 or one.laplace > top - HOPELESS]
+
+
+def _nothing(likelihood: Likelihood, other: bool) -> Hypothesis:
+    k = len(likelihood.emulator.dopants)
+    none = np.zeros((1, k))
+    logs = [float(likelihood.log(none, a)[0]) for a in OTHER_AMOUNTS] if other else [float(likelihood.log(none)[0])]
+    prior = np.log(NUMBER_PRIOR[0]) + np.log(OTHER_PRIOR if other else 1.0 - OTHER_PRIOR)
+    return Hypothesis((), other, float(_log_mean(np.array(logs))) + prior, np.zeros((1, 0)), np.ones(1))
+
+
+def _log_mean(values: FloatArray) -> FloatArray:
+    """Return the logarithm of the mean over the first axis of what `values` are logarithms of."""
+    top = values.max(axis=0)
+    return np.asarray(top + np.log(np.exp(values - top).mean(axis=0)))
+
+
+def _log_prior(subset: Sequence[int], weights: FloatArray, other: bool) -> float:
+    """Return the log prior of a subset: of its size, over all subsets of that size by their candidates' weights."""
+    k, size = len(weights), len(subset)
+    number = NUMBER_PRIOR[size] if size < len(NUMBER_PRIOR) else NUMBER_PRIOR[-1]
+    ways = np.sum([np.log(k - i) - np.log(i + 1) for i in range(size)])
+    own = float(np.log(weights[list(subset)]).sum())
+    return float(np.log(number) - ways + own + np.log(OTHER_PRIOR if other else 1.0 - OTHER_PRIOR))
+
+
+def _evaluated(
+    likelihood: Likelihood, peak: _Peak, weights: FloatArray, other: bool, rng: np.random.Generator
+) -> Hypothesis:
+    """Return a subset's evidence and samples: importance sampling around the best, in logarithms of concentrations."""
+    subset, s = peak.subset, len(peak.subset)
+    values, vectors = np.linalg.eigh(peak.covariance)
+    spread = vectors * np.sqrt(np.clip(values, 1e-5, 2.0))
+    standard = rng.standard_t(5, (SAMPLES, s))
+    draws = peak.place + standard @ spread.T
+    proposal = (-3.0 * np.log1p(standard**2 / 5.0)).sum(1) + s * T5 - np.log(abs(np.linalg.det(spread)))
+    c = np.zeros((SAMPLES, len(weights)))
+    c[:, list(subset)] = np.exp(draws)
+    inside = (draws > np.log(LOWEST)).all(1) & (np.exp(draws).sum(1) < 1.2 * HIGHEST)
+    logs = np.full(SAMPLES, -np.inf)
+    if inside.any():
+        amounts = OTHER_AMOUNTS[::2] if other else np.zeros(1)
+        logs[inside] = _log_mean(np.stack([likelihood.log(c[inside], a) for a in amounts]))
+    logs = logs + s * PRIOR_DENSITY - proposal
+    top = logs.max()
+    if not np.isfinite(top):
+        return Hypothesis(subset, other, -1e300, np.exp(draws[:1]), np.ones(1))
+    share = np.exp(logs - top)
+    evidence = top + np.log(share.mean()) + _log_prior(subset, weights, other)
+    return Hypothesis(subset, other, float(evidence), np.exp(draws), share / share.sum())
+
+
+T5: Final = float(np.log(8.0 / (3.0 * np.pi * np.sqrt(5.0))))
+"""Logarithm of Student's t density of five degrees of freedom at zero."""
+
+
+def _peaks(
+    likelihood: Likelihood,
+    subsets: Sequence[tuple[int, ...]],
+    other: float,
+    known: dict[tuple[int, ...], FloatArray],
+) -> list[_Peak]:
+    """Find the likeliest concentrations of subsets of one size, side by side."""
+    if not subsets:
+        return []
+    chosen = np.array(subsets)  # (B, s)
+    starts = [_linear_start(likelihood, chosen)]
+    for i in range(chosen.shape[1]):
+        parts = [known.get(one[:i] + one[i + 1 :]) for one in subsets]
+        if chosen.shape[1] > 1 and all(part is not None for part in parts):
+            starts.append(np.array([np.insert(part, i, np.log(0.01)) for part in parts]))  # type: ignore[arg-type]
+    if chosen.shape[1] == 1:
+        starts += [np.full((len(chosen), 1), np.log(c)) for c in (0.005, 0.03, 0.12)]
+    found = [_climbed(likelihood, chosen, start, other) for start in starts]
+    values = np.stack([one[0] for one in found])
+    best = values.argmax(axis=0)
+    out = []
+    for row, number in enumerate(best):
+        value, place, covariance = (part[row] for part in found[number])
+        laplace = value + 0.5 * np.linalg.slogdet(2.0 * np.pi * covariance)[1] + len(place) * PRIOR_DENSITY
+        out.append(_Peak(tuple(chosen[row].tolist()), place, covariance, float(value), float(laplace)))
+    return out
+
+
+def _linear_start(likelihood: Likelihood, chosen: NDArray[np.int64]) -> FloatArray:
+    """Return (B, s) logarithms of the concentrations that fit best as if spectra were linear in them."""
+    k = len(likelihood.emulator.dopants)
+    middle = np.full((1, k), 0.05 / k)
+    factor = np.linalg.cholesky(likelihood.covariance(middle)[0])
+    response = np.linalg.solve(factor, likelihood.jacobian(middle)[0].T)  # (D, K)
+    measured = np.linalg.solve(factor, likelihood.measured)
+    found = np.array([nnls(response[:, list(subset)], measured)[0] for subset in chosen.tolist()])
+    return np.asarray(np.log(np.clip(found, 1.5 * LOWEST, 0.8 * HIGHEST)))
+
+
+def _climbed(
+    likelihood: Likelihood, chosen: NDArray[np.int64], start: FloatArray, other: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Scoring steps of B subsets, damped; returns (B,) values, (B, s) places and (B, s, s) covariances."""
+    k, (count, s) = len(likelihood.emulator.dopants), chosen.shape
+    low, high = np.log(LOWEST), np.log(HIGHEST)
+    rows = np.arange(count)[:, None]
+
+    def full(x: FloatArray) -> FloatArray:
+        c = np.zeros((len(x), k))
+        c[rows[: len(x)], chosen] = np.exp(x)
+        return c
+
+    def limited(x: FloatArray) -> FloatArray:
+        over = np.log(np.maximum(np.exp(x).sum(1) / HIGHEST, 1.0))
+        return np.asarray(np.clip(x - over[:, None], low, high))
+
+    x = limited(start)
+    value = likelihood.log(full(x), other)
+    damping = np.full(count, 1e-2)
+    for _ in range(STEPS):
+        c = full(x)
+        slope = likelihood.jacobian(c)[rows, chosen] * c[rows, chosen][..., None]  # by the logarithm
+        factor = np.linalg.cholesky(likelihood.covariance(c, other))
+        right = np.concatenate([slope.transpose(0, 2, 1), (likelihood.measured - likelihood.mean(c))[..., None]], 2)
+        white = np.linalg.solve(factor, right)
+        jacobian, rest = white[..., :-1], white[..., -1]
+        information = jacobian.transpose(0, 2, 1) @ jacobian
+        gradient = (jacobian * rest[..., None]).sum(1)
+        step = np.linalg.solve(information + (damping[:, None, None] + 1e-6) * np.eye(s), gradient[..., None])[..., 0]
+        trial = limited(x + np.clip(step, -1.0, 1.0))
+        there = likelihood.log(full(trial), other)
+        better = there > value
+        gain = float(np.max(np.where(better, there - value, 0.0)))
+        x = np.where(better[:, None], trial, x)
+        value = np.where(better, there, value)
+        damping = np.where(better, damping * 0.2, np.maximum(damping * 10.0, 1e-2))
+        if gain < 1e-3 and bool((better | (damping > 1e3)).all()):
+            break
+    c = full(x)
+    slope = likelihood.jacobian(c)[rows, chosen] * c[rows, chosen][..., None]
+    white = np.linalg.solve(np.linalg.cholesky(likelihood.covariance(c, other)), slope.transpose(0, 2, 1))
+    information = white.transpose(0, 2, 1) @ white
+    return value, x, np.asarray(np.linalg.inv(information + 0.25 * np.eye(s)), dtype=np.float64)
+
+
+def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float, change: FloatArray) -> Posterior:
+    dopants = likelihood.emulator.dopants
+    symbols = [name.partition("@")[0] for name in dopants]
+    elements = tuple(dict.fromkeys(symbols))
+    k, j = len(dopants), len(elements)
+    logs = np.array([one.log_evidence for one in found])
+    share = np.exp(logs - logs.max())
+    share /= share.sum()
+    probability, mean = np.zeros(j), np.zeros(j)
+    values: list[list[FloatArray]] = [[np.zeros(0)] for _ in range(j)]
+    weights: list[list[FloatArray]] = [[np.zeros(0)] for _ in range(j)]
+    other = 0.0
+    for one, p in zip(found, share, strict=True):
+        other += p * one.other
+        named = [symbols[i] for i in one.subset]
+        for symbol in dict.fromkeys(named):
+            place = elements.index(symbol)
+            total = one.concentration[:, [name == symbol for name in named]].sum(1)
+            probability[place] += p
+            mean[place] += p * float(one.weight @ total)
+            values[place].append(total)
+            weights[place].append(p * one.weight)
+    low, high, upper = np.zeros(j), np.zeros(j), np.zeros(j)
+    for i in range(j):
+        v, w = np.concatenate(values[i]), np.concatenate(weights[i])
+        low[i], high[i] = _quantiles(v, w, [0.5 - coverage / 2, 0.5 + coverage / 2])
+        absent = max(0.0, 1.0 - float(w.sum()))
+        upper[i] = _quantiles(np.append(v, 0.0), np.append(w, absent), [coverage])[0]
+    order = np.argsort(-share)
+    first = found[int(order[0])]
+    best = np.zeros(k)
+    if first.subset:
+        best[list(first.subset)] = first.weight @ first.concentration
+    likeliest = []
+    for i in order[:10]:
+        one = found[int(i)]
+        c = np.zeros(k)
+        c[list(one.subset)] = one.weight @ one.concentration
+        likeliest.append(Likely(float(share[i]), tuple(dopants[n] for n in one.subset), one.other, c))
+    explained, p_value = _fit(likelihood, best, change)
+    return Posterior(
+        dopants,
+        elements,
+        np.clip(probability, 0.0, 1.0),
+        float(np.clip(other, 0.0, 1.0)),
+        mean,
+        np.divide(mean, probability, out=np.zeros(j), where=probability > 0),
+        low,
+        high,
+        upper,
+        coverage,
+        explained,
+        p_value,
+        tuple(likeliest),
+        best,
+    )
+
+
+def _quantiles(values: FloatArray, weights: FloatArray, at: Sequence[float]) -> FloatArray:
+    if not len(values):
+        return np.zeros(len(at))
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    if not total[-1] > 0:
+        return np.zeros(len(at))
+    return np.asarray(np.interp(np.array(at) * total[-1], total, values[order]))
+
+
+def _fit(likelihood: Likelihood, best: FloatArray, change: FloatArray) -> tuple[float, float]:
+    """Return the share of the change that concentrations explain beyond noise, and the p-value of what they leave."""
+    noise = likelihood.errors.noise
+    predicted = likelihood.emulator.mean(best[None])[0]
+    size = float((change**2).sum() - np.trace(noise))
+    left = max(0.0, float(((change - predicted) ** 2).sum() - np.trace(noise)))
+    explained = 1.0 - min(1.0, left / size) if size > 0 else 1.0
+    emulator, errors = likelihood.emulator, likelihood.errors
+    # In all bins: scatter and discrepancy reach beyond the directions in which hypotheses differ.
+    covariance = (
+        noise
+        + errors.nuisance.T @ errors.nuisance
+        + np.tensordot(likelihood.weights(best[None])[0], emulator.scatter, axes=1)
+    )
+    factor = np.linalg.cholesky(covariance + likelihood.amount(best[None])[0] * errors.shape)
+    white = np.linalg.solve(factor, change - predicted - best @ likelihood.bias_in_bins)
+    return explained, float(chi2.sf((white**2).sum(), len(noise)))

@@ -1,0 +1,198 @@
+"""Known-crystal inference: what a pack's own spectra, and others, are taken for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from defectnet.crystal.pack import HostPack
+from defectnet.crystal.spectra import host_dos
+from defectnet.crystal.structures import read_structure
+from defectnet.errors import DefectNetError
+from defectnet.inference.answer_text import sentence, verdict
+from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
+from defectnet.inference.instrument import Instrument, fit_instrument
+from defectnet.inference.known_crystal import KnownCrystal
+from defectnet.inference.packs import check_fits, check_formula, find_pack_for
+from defectnet.spectrum import Spectrum
+
+CANDIDATES = ["Al", "In", "P", "Zn"]
+ATOMS = 2 * 150
+"""Wave vectors times atoms of the cells that play the sample: they are all sampled alike."""
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return HostPack.load("GaAs")
+
+
+@pytest.fixture(scope="module")
+def crystal(pack):
+    return KnownCrystal(pack, CANDIDATES)
+
+
+def spectra(pack, composition):
+    found = pack.spectrum(composition, cells=4, atoms=150, fwhm_mev=2.0, seed=3)
+    return found.host_spectrum(), found.doped_spectrum(), found.concentrations
+
+
+@pytest.mark.parametrize("composition", [{"Al": 0.05}, {"In": 0.03}, {"P": 0.06, "Zn": 0.03}])
+def test_what_the_pack_itself_predicts_is_found(pack, crystal, composition):
+    host, doped, true = spectra(pack, composition)
+    answer = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS)
+    assert set(answer.present) == set(composition)
+    p = answer.posterior
+    for symbol, amount in true.items():
+        i = p.elements.index(symbol)
+        assert p.if_present[i] == pytest.approx(amount, rel=0.15)
+        assert p.low[i] - 0.004 < amount < p.high[i] + 0.004
+    assert answer.verdict == "explains"
+    assert "explains the change" in verdict(answer)
+    assert all(symbol in sentence(answer) for symbol in composition)
+
+
+def test_the_host_itself_holds_nothing(pack, crystal):
+    host, _, _ = spectra(pack, {"Al": 0.05})
+    rng = np.random.default_rng(0)
+    noisy = [
+        Spectrum(host.energy, np.maximum(host.dos + rng.normal(0.0, 0.01 * host.dos.max(), len(host.dos)), 0.0), "meV")
+        for _ in range(2)
+    ]
+    answer = crystal.identify(noisy[0], noisy[1])
+    assert answer.present == ()
+    assert answer.posterior.other < 0.5
+    assert "No dopant found" in sentence(answer)
+    assert (answer.posterior.upper < 0.03).all()
+
+
+def test_with_a_list_that_lacks_the_dopant_something_else_is_there(pack):
+    host, doped, _ = spectra(pack, {"Al": 0.08})
+    answer = KnownCrystal(pack, ["Zn"]).identify(host, doped, same_potential=True, sample_atoms=ATOMS)
+    assert answer.posterior.other > 0.9
+    assert answer.verdict != "explains"
+    assert "something" in sentence(answer)
+
+
+def test_errors_weigh(pack, crystal):
+    host, doped, _ = spectra(pack, {"In": 0.03})
+    sharp = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS).posterior
+    wide = crystal.identify(
+        host,
+        doped,
+        doped_error=np.full(len(doped.dos), 0.05 * doped.dos.max()),
+        same_potential=True,
+        sample_atoms=ATOMS,
+    ).posterior
+    i = sharp.elements.index("In")
+    assert wide.high[i] - wide.low[i] > 1.5 * (sharp.high[i] - sharp.low[i])
+
+
+def test_plain_values_hold_the_answer(pack, crystal):
+    host, doped, _ = spectra(pack, {"Al": 0.05})
+    found = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS).to_dict()
+    assert found["present"] == ["Al"]
+    assert found["elements"][0]["element"] == "Al"
+    assert sum(one["probability"] for one in found["explanations"]) <= 1.0 + 1e-9
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_of_energies_and_the_resolution_are_found(pack):
+    edge = pack.host.band_edge_mev
+    elements, dos = host_dos(pack, 0.01 * edge)
+    bins = np.linspace(0.0, 1.5, 120)
+    true = Instrument(bins, 0.06, log_scale=(0.04,) * 6)
+    found = fit_instrument(Instrument(bins, 0.0), elements, dos, true.seen(elements, dos))
+    live = found.scale()[(bins[1:] > 0.2) & (bins[1:] < 1.0)]
+    assert np.abs(live / np.exp(0.04) - 1.0).max() < 0.006
+    assert found.fwhm == pytest.approx(0.06, abs=0.01)
+
+
+def test_bins_hold_all_of_what_lies_in_them():
+    bins = np.linspace(0.0, 3.2, 65)
+    operator = Instrument(bins, 0.05).operator()
+    assert operator.sum(0) == pytest.approx(np.ones(operator.shape[1]), abs=1e-6)
+
+
+def test_the_emulator_predicts_cells_that_it_has_not_seen(pack):
+    source = CellSource(pack, ("Al@Ga", "In@Ga"))
+    rng = np.random.default_rng(1)
+    cells, others = (source.draw(draw_concentrations(source.room, n, rng)) for n in (140, 30))
+    instrument = Instrument(np.linspace(0.0, 1.6, 81), 0.08)
+    emulator = Emulator(cells, instrument)
+    pristine = instrument.seen(others.elements, others.pristine)[others.source]
+    change = instrument.seen(others.elements, others.doped) - pristine
+    left = ((change - emulator.mean(others.concentration)) ** 2).sum(1)
+    assert np.median(left / (change**2).sum(1)) < 0.1
+    # Its own scatter says how far single cells are off.
+    expected = np.einsum("nk,kmm->n", others.concentration, emulator.scatter)
+    assert 0.3 < np.mean(left / expected) < 3.0
+
+
+# -- what does not fit -------------------------------------------------------------------------------------------------
+
+
+def test_a_bundled_pack_that_fits_is_taken():
+    found, remarks = find_pack_for(bulk("GaAs", "zincblende", 5.7), ["Al", "In@Ga"])
+    assert found.host.formula == "GaAs"
+    assert "bundled" in remarks[0]
+
+
+def test_what_no_pack_holds_is_computed_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFECTNET_CACHE", str(tmp_path))
+    structure = bulk("LiF", "rocksalt", 4.03)
+    found, remarks = find_pack_for(structure, ["Na"], potential="defectnet-nep")
+    assert "Na@Li" in found.dopants
+    assert str(tmp_path) in remarks[0]
+    calls = []
+    again, _ = find_pack_for(structure, ["Na"], potential="defectnet-nep", report=calls.append)
+    assert again.dopants == found.dopants
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("structure", "match"),
+    [
+        (bulk("GaAs", "zincblende", 6.2), "volume per atom"),
+        (bulk("GaAs", "rocksalt", 5.4), "another structure"),
+        (bulk("GaP", "zincblende", 5.45), "is of GaAs"),
+    ],
+)
+def test_the_pack_of_another_crystal(pack, structure, match):
+    with pytest.raises(DefectNetError, match=match) as error:
+        check_fits(pack, read_structure(structure))
+    assert error.value.fix
+
+
+@pytest.mark.parametrize("formula", ["GaP", "Ga2As", "Si"])
+def test_another_formula(pack, formula):
+    with pytest.raises(DefectNetError, match="the formula is"):
+        check_formula(formula, pack)
+    check_formula("Ga2As2", pack)
+
+
+@pytest.mark.parametrize(("candidates", "match"), [(["Au"], "does not hold Au"), (["Al@As"], "Al@As"), (["Xx"], "Xx")])
+def test_candidates_without_a_substitution(pack, candidates, match):
+    with pytest.raises(DefectNetError, match=match):
+        KnownCrystal(pack, candidates)
+
+
+def test_spectra_that_do_not_belong_together(pack, crystal):
+    host, doped, _ = spectra(pack, {"Al": 0.05})
+    short = Spectrum(doped.energy[doped.energy < 20.0], doped.dos[doped.energy < 20.0], "meV")
+    with pytest.raises(DefectNetError, match="below the host's edge"):
+        crystal.identify(host, short)
+    other = Spectrum(doped.energy, doped.dos, "meV", kind="neutron-weighted")
+    with pytest.raises(DefectNetError, match="different kinds"):
+        crystal.identify(host, other)
+    with pytest.raises(DefectNetError, match="errors have shape"):
+        crystal.identify(host, doped, doped_error=np.ones(5))
+
+
+def test_the_spectrum_of_another_crystal_is_noticed(crystal):
+    found = HostPack.load("MgO").spectrum({}, cells=2, atoms=64, fwhm_mev=3.0)
+    host = found.host_spectrum()
+    answer = crystal.identify(host, host)
+    assert any("not that of GaAs" in text for text in answer.warnings)
