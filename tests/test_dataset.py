@@ -15,13 +15,13 @@ from conftest import NotFoundResponse
 from defectnet.data import dataset as dataset_module
 from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
-from defectnet.data.measurement import AUGMENT, CLEAN, LAB
 from defectnet.data.module import LoaderSettings, ShardLoader, SpectraDataModule
 from defectnet.data.shards import read_rows, read_shard
 from defectnet.data.source import HubData, fetch, parse_source, push_dataset
 from defectnet.data.splits import HELD_OUT, split_of
 from defectnet.elements import INDEX, composition, multi_hot
 from defectnet.errors import ConfigError, ShardError
+from defectnet.measure.settings import AUGMENT, CLEAN, LAB
 from defectnet.tasks.defect import DefectTask
 from make_shards import toy_folder, toy_sample, write_toy_folder
 

@@ -17,7 +17,7 @@ PACKAGE = Path(defectnet.__file__).parent
 
 # A file may import from its own entry, and from entries of lower layers.
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "elements", "files", "config", "spectrum", "batch", "prediction", "encode"), 0),
+    **dict.fromkeys(("errors", "elements", "files", "config", "rng", "spectrum", "measure", "batch", "prediction"), 0),
     "io": 1,
     "nn": 1,
     "models": 2,

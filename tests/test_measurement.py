@@ -1,9 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from defectnet.config import MODEL_GRID, PROJECTED_BINS, STORAGE_GRID
 from defectnet.data.measurement import (
     AUGMENT,
     CLEAN,
@@ -23,6 +19,10 @@ from defectnet.data.measurement import (
     with_background,
     with_noise,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defectnet.config import MODEL_GRID, PROJECTED_BINS, STORAGE_GRID
 from defectnet.elements import INDEX, NEUTRON_WEIGHT, VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.spectrum import KINDS, Spectrum, band_edge_mev

@@ -13,7 +13,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelEx
 
 from defectnet.batch import Batch, Output, Targets
 from defectnet.elements import VOCABULARY
-from defectnet.encode import stack
+from defectnet.measure.encode import stack
 from defectnet.tasks.losses import expected_concentration
 
 
