@@ -122,7 +122,8 @@ def measure_pairs(
     curves = with_noise(curves, given, rngs)
     curves = cut_off(curves, np.minimum(given.cut_low_mev / edge, _HIGHEST_FOOT), given.cut_high, given.start)
     total = cumulative(_CENTRES, curves)
-    observed = band_edges(_CENTRES, curves[:, 0], total=total[:, 0], unit_mev=edge)
+    span = np.searchsorted(_CENTRES, given.start), np.searchsorted(_CENTRES, given.cut_high)
+    observed = band_edges(_CENTRES, curves[:, 0], total=total[:, 0], span=span, unit_mev=edge)
     # On an axis that reads too high a bin holds what truly lies lower.
     unit = observed[:, None] / np.stack([np.ones_like(given.doped_factor), given.doped_factor], axis=1)
     result = rebin(_CENTRES, curves, unit, grid, total=total)
