@@ -23,10 +23,11 @@ _SMOOTHING: Final = 0.015
 _BRANCH: Final = 0.005  # share of the area: less is noise; one branch of a 28-atom cell holds 1.2 %
 
 _QUIET: Final = 0.0015  # of the maximum: noise of the smoothed DOS, in its quietest window, that needs no care
+_FEWEST: Final = 90  # points: fewer do not tell noise from structure
 _WINDOWS: Final = (5, 16)  # in which noise is looked for, fewest and most
 _WINDOW_POINTS: Final = 12  # if there are enough: where negative values were cut, fewer may all be zero
 _SIGNIFICANT: Final = 4.5  # standard deviations of the noise above which a smoothed DOS is one
-_BEYOND: Final = 1.3  # edges that must have been measured: with less, little noise lies where it can do harm
+_BEYOND: Final = 1.5  # edges that must have been measured: with less, little noise lies where it can do harm
 _REST: Final = 0.03  # of the area: as much background, or tail of the DOS, may lie above the edge
 _LOUDEST: Final = 0.06  # of the maximum: what scatters more is structure that the points do not resolve
 _TOP: Final = 0.85  # of the energies: above, there is nothing but noise if there is room for it
@@ -52,8 +53,8 @@ def band_edges(
     Noise that is there at all energies, whatever the signal, would make both the 95 % and the stretches. It is told
     from structure by the quietest part of the spectrum: where even there the smoothed DOS scatters by 0.15 % of its
     maximum, the 95 % are of what stands out of the noise, and 5 % become 4.5 standard deviations if these are more. The
-    edge found so is taken if the points reach 30 % above it (with less there is no room for the noise to do harm), and
-    hold nothing there but noise.
+    edge found so is taken if there are 90 points, which reach half as far again (with less there is no room for the
+    noise to do harm) and hold nothing there but noise.
 
     Args:
         energy: (n,) increasing energies, of all hosts.
@@ -79,7 +80,7 @@ def band_edges(
     quietest, noise = _noise(energy, dos, span)
     step = (energy[-1] - energy[0]) / (len(energy) - 1)
     noisy = np.flatnonzero(quietest * np.sqrt(_averaged(step, sigma)) * width > _QUIET * smooth.max(axis=1))
-    if len(noisy):
+    if len(noisy) and len(energy) >= _FEWEST:
         found = smooth[noisy], width[noisy], sigma[noisy]
         reach = np.full(len(noisy), energy[-1]) if span is None else energy[np.maximum(span[1][noisy], 1) - 1]
         better, at_end[noisy] = _above_noise(energy, dos[noisy], total[noisy], found, noise[noisy], reach)
