@@ -602,6 +602,15 @@ def test_training_reads_the_edge_through_noise_and_wherever_files_end(shown):
         assert abs(np.median(off)) < 0.01
 
 
+def test_what_was_not_measured_is_not_taken_for_a_quiet_spectrum():
+    samples = [toy_sample(i) for i in range(100)]
+    plain, wrong = measured(samples, CLEAN).edge_mev, 0
+    for end in (1.6, 2.0, 2.4):
+        found = measured(samples, Measurement(floor=(0.04, 0.04), cut_high=(end, end)))
+        wrong += (np.abs(found.edge_mev / plain - 1.0) > 0.04).sum()
+    assert wrong <= 1  # of 300
+
+
 def test_training_shows_a_share_of_clean_pairs(shown):
     plain = shown()
     found = shown(clean_share=0.5, noise=(0.02, 0.02), floor=(0.01, 0.01))

@@ -141,6 +141,10 @@ def test_the_edge_of_noise_free_spectra_is_what_it_was():
     for end, points, edge in JAGGED:
         energy = grid(end, points)
         assert band_edge(energy, dos_of(energy) * rng.uniform(0.5, 1.5, points)) == pytest.approx(edge, abs=1e-6)
+    energy = grid(40.0, 95)
+    for seed, edge in ((127, 35.249144), (139, 35.339041)):
+        dos = dos_of(energy) * np.random.default_rng(seed).uniform(0.2, 1.8, 95)
+        assert band_edge(energy, dos) == pytest.approx(edge, abs=1e-6)
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -154,6 +158,17 @@ def test_band_edge_is_robust_to_constant_noise(level, end, cut):
     for seed in range(12):
         seen = clean + np.random.default_rng(seed).normal(0.0, level * clean.max(), len(energy))
         assert band_edge(energy, np.maximum(seen, 0.0) if cut else seen) == pytest.approx(reference, rel=0.025)
+
+
+def test_band_edge_is_robust_to_constant_noise_where_points_are_few():
+    energy = grid(108.0, 150)  # two points to a standard deviation of the smoothing
+    clean = dos_of(energy)
+    reference, wrong = band_edge(energy, clean), 0
+    for seed in range(40):
+        seen = clean + np.random.default_rng(seed).normal(0.0, 0.03 * clean.max(), len(energy))
+        for curve in (seen, np.maximum(seen, 0.0)):
+            wrong += abs(band_edge(energy, curve) / reference - 1.0) > 0.03
+    assert wrong <= 2  # of 80
 
 
 @pytest.mark.parametrize("points", [200, 500])
