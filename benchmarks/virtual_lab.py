@@ -32,9 +32,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from defectnet import from_pretrained
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.crystal.hosts import Host, read_hosts
-from defectnet.data.dataset import Item
 from defectnet.data.module import SpectraDataModule
 from defectnet.data.shards import Row, projected_pairs
 from defectnet.files import replacing

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.curves import curves
 from defectnet.benchmark.entrants import Entrant, ask, call, check_alone
@@ -30,7 +30,6 @@ from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, compare, int
 from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
 from defectnet.data.candidates import TRACKS, Track
-from defectnet.data.dataset import Item
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError

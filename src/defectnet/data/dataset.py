@@ -21,10 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.config import MODEL_GRID, Grid
 from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
@@ -35,20 +34,6 @@ from defectnet.errors import ConfigError, DefectNetError, ShardError
 from defectnet.measure.forward import measure_pairs
 from defectnet.measure.settings import CLEAN, Measurement
 from defectnet.rng import row_rng
-
-
-class Item(NamedTuple):
-    """A batch for training or evaluation.
-
-    Attributes:
-        batch: What the network sees.
-        targets: What is true.
-        rows: (B,) long, positions of the rows in their split (see `ShardIndex`).
-    """
-
-    batch: Batch
-    targets: Targets
-    rows: Tensor
 
 
 class Failure(NamedTuple):

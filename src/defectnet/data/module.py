@@ -11,9 +11,10 @@ from typing import Any, cast
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from defectnet.batch import Item
 from defectnet.config import MODEL_GRID, Grid, ModelSpec
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
-from defectnet.data.dataset import Failure, Item, ShardDataset, ShardIndex, Stream, View, index_folder
+from defectnet.data.dataset import Failure, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
 from defectnet.data.packs import PackPairs, PairSettings, find_packs
 from defectnet.data.source import fetch, parse_source

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid, ModelSpec
 from defectnet.data.blending import MOST_HOST, MOST_PARTNERS
 from defectnet.data.candidates import TRACKS, Track, TrackSettings, questions
-from defectnet.data.dataset import Item, View, index_folder
+from defectnet.data.dataset import View, index_folder
 from defectnet.data.module import ShardLoader
 from defectnet.data.shards import Row, read_rows
 from defectnet.elements import INDEX, VOCABULARY
@@ -38,7 +38,6 @@ from defectnet.measure.settings import AUGMENT, Measurement
 from defectnet.models.measured import same_host
 from defectnet.rng import row_rng
 from defectnet.spectrum import KINDS
-from defectnet.tasks.finetuning import WeightedItem
 
 _TRAIN, _REPLAY = "lab", "replay"  # purposes of random numbers
 
@@ -284,14 +283,14 @@ class _Training(_Stream):
         self.weight = weight / weight.mean()
         self.track: Track = "mixed" if pairs.tracks.blind_share > 0 else "candidates"
 
-    def __iter__(self) -> Iterator[WeightedItem]:
+    def __iter__(self) -> Iterator[Item]:
         keys = (self.seed, self.epoch)
         order = row_rng("order", *keys).permutation(len(self.pairs))
         for step, rows in enumerate(np.array_split(order, self.steps)):
             if step >= self.first:
                 yield self._batch(rows, step, keys)
 
-    def _batch(self, rows: NDArray[np.intp], step: int, keys: tuple[int, int]) -> WeightedItem:
+    def _batch(self, rows: NDArray[np.intp], step: int, keys: tuple[int, int]) -> Item:
         own = rows[self.rank :: self.ranks].tolist()
         item = self.pairs.augmented(own, self.augmentation, keys, self.track)
         weight = self.weight[item.rows]
@@ -306,7 +305,7 @@ class _Training(_Stream):
             # Rows of the table are counted from 0, simulated ones from -1 downwards.
             item = Item(stack([item.batch, other.batch]), targets, torch.cat([item.rows, -1 - other.rows]))
             weight = torch.cat([weight, torch.ones(len(mine))])
-        return WeightedItem(*item, weight * (self.ranks / (len(rows) + simulated)))
+        return item._replace(weight=weight * (self.ranks / (len(rows) + simulated)))
 
 
 class LabDataModule(LightningDataModule):
