@@ -36,14 +36,15 @@ def test_every_fault_fits_its_file_and_names_tests_that_are_there(mutations):
 
 
 def test_a_fault_is_killed_or_survives(mutations, tmp_path, monkeypatch):
-    (tmp_path / "src" / "defectnet").mkdir(parents=True)
+    (tmp_path / "src" / "doubled").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
     (tmp_path / "pyproject.toml").write_text("")
-    (tmp_path / "src" / "defectnet" / "__init__.py").write_text("def double(x):\n    return 2 * x + 0\n")
+    (tmp_path / "src" / "doubled" / "__init__.py").write_text("def double(x):\n    return 2 * x + 0\n")
     (tmp_path / "tests" / "test_it.py").write_text(
-        "import defectnet\n\ndef test_double():\n    assert defectnet.double(3) == 6\n"
+        "import doubled\n\ndef test_double():\n    assert doubled.double(3) == 6\n"
     )
     monkeypatch.setattr(mutations, "ROOT", tmp_path)
+    monkeypatch.setattr(mutations, "PACKAGE", Path("src") / "doubled")
     tests = ("tests/test_it.py::test_double",)
     faults = [
         mutations.Mutation("step", "thrice", "__init__.py", "2 * x", "3 * x", tests),

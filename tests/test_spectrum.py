@@ -214,7 +214,9 @@ def test_band_edge_skips_gaps_but_not_optic_branches():
     energy = grid(200.0, 2001)
     branch = dos_of(energy) + 0.5 * np.exp(-0.5 * ((energy - 110.0) / 1.0) ** 2)  # 4 % of the area
     assert band_edge(energy, branch) == pytest.approx(112.5, abs=1.5)
-    spike = dos_of(energy) + 0.1 * np.exp(-0.5 * ((energy - 110.0) / 0.2) ** 2)  # 0.2 % of the area
+    spike = dos_of(energy) + 0.2 * np.exp(
+        -0.5 * ((energy - 110.0) / 0.2) ** 2
+    )  # above 5 % lies less than 0.5 % of the area
     assert band_edge(energy, spike) == pytest.approx(band_edge(energy, dos_of(energy)), rel=0.01)
 
 
