@@ -389,7 +389,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "faults of raw files change all draws",
-            "            if measurement.raw:\n                rng.random(out=more[number])",
+            "            if raw:\n                rng.random(out=more[number])",
             "            rng.random(out=more[number])",
             (f"{M}the_conditions_of_shipped_networks",),
         ),
@@ -459,8 +459,8 @@ MUTATIONS: list[Mutation] = [
         CURVES,
         (
             "steps, not lines",
-            "(here + 0.5 * t * (curves.take(i + 1) - here))",
-            "here",
+            "place * (curves.take(i + 1) - here)",
+            "0.0 * place",
             (f"{S}relative_dos_integrates", f"{M}a_users_files"),
         ),
         (

@@ -54,19 +54,29 @@ def integrals(energy: FloatArray, dos: Curves, total: FloatArray, at: FloatArray
     """
     points, step = len(energy), _step(energy)
     curves, total = dos.reshape(-1, points), total.reshape(-1, points)
-    at = np.clip(at, energy[0], energy[-1])
-    inside = at.reshape(len(curves), -1)
+    place = at.reshape(len(curves), -1) - energy[0]
+    width: FloatArray | float
     if step is None:
-        i = np.minimum(np.searchsorted(energy, inside, side="right") - 1, points - 2)
-        width: FloatArray | float = np.diff(energy)[i]
-        t = (inside - energy[i]) / width
+        np.clip(place, 0.0, energy[-1] - energy[0], out=place)
+        i = np.minimum(np.searchsorted(energy - energy[0], place, side="right") - 1, points - 2)
+        width = np.diff(energy)[i]
+        place -= (energy - energy[0])[i]
+        place /= width
     else:
-        place, width = (inside - energy[0]) / step, step
-        i = np.minimum(place.astype(np.intp), points - 2)
-        t = place - i
-    i = i + np.arange(len(curves))[:, None] * points
+        place /= step
+        np.clip(place, 0.0, points - 1.0, out=place)
+        i, width = place.astype(np.intp), step
+        np.minimum(i, points - 2, out=i)
+        place -= i
+    i += np.arange(len(curves))[:, None] * points
     here = curves.take(i)
-    result = total.take(i) + width * t * (here + 0.5 * t * (curves.take(i + 1) - here))
+    # total + width t (here + t (next - here) / 2), t the place between the two points.
+    result = place * (curves.take(i + 1) - here)
+    result *= 0.5
+    result += here
+    result *= place
+    result *= width
+    result += total.take(i)
     return np.asarray(result.reshape(at.shape))
 
 

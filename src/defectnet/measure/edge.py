@@ -77,13 +77,17 @@ def band_edges(
     limit = dos.dtype.type(EDGE_THRESHOLD) * smooth.max(axis=1)
     edges = _ends(smooth, width, limit)
     at_end = np.minimum(dos[:, -1], dos[:, -3:].mean(axis=1)) * width
-    quietest, noise = _noise(energy, dos, span)
     step = (energy[-1] - energy[0]) / (len(energy) - 1)
-    noisy = np.flatnonzero(quietest * np.sqrt(_averaged(step, sigma)) * width > _QUIET * smooth.max(axis=1))
-    if len(noisy) and len(energy) >= _FEWEST:
+    first, end = span or (np.zeros(len(dos), np.intp), np.full(len(dos), len(energy)))
+    quiet = _QUIET * smooth.max(axis=1) / (np.sqrt(_averaged(step, sigma)) * width)
+    noisy = np.flatnonzero(_last_noise(dos, end) > quiet) if len(energy) >= _FEWEST else np.zeros(0, np.intp)
+    if len(noisy):
+        quietest, noise = _noise(energy, dos[noisy], first[noisy], end[noisy])
+        noisy, noise = noisy[quietest > quiet[noisy]], noise[quietest > quiet[noisy]]
+    if len(noisy):
         found = smooth[noisy], width[noisy], sigma[noisy]
-        reach = np.full(len(noisy), energy[-1]) if span is None else energy[np.maximum(span[1][noisy], 1) - 1]
-        better, at_end[noisy] = _above_noise(energy, dos[noisy], total[noisy], found, noise[noisy], reach)
+        reach = energy[np.maximum(end[noisy], 1) - 1]
+        better, at_end[noisy] = _above_noise(energy, dos[noisy], total[noisy], found, noise, reach)
         edges[noisy] = np.where(np.isnan(better), edges[noisy], better)
     for row in np.flatnonzero(at_end >= limit):
         unit = float(np.broadcast_to(unit_mev, len(dos))[row])
@@ -128,8 +132,15 @@ def _averaged(step: float, sigma: FloatArray) -> FloatArray:
     return np.asarray(np.minimum(step / (2.0 * np.sqrt(np.pi) * sigma), 1.0))
 
 
+def _last_noise(dos: Curves, end: NDArray[np.intp]) -> FloatArray:
+    """Estimate the noise of the last measured points alone: nearly every spectrum without noise is known by them."""
+    at = np.maximum(end[:, None] - dos.shape[1] // _WINDOWS[1] + np.arange(dos.shape[1] // _WINDOWS[1]), 0)
+    bent = np.diff(np.take_along_axis(dos, at, axis=1), 2, axis=1)
+    return np.asarray(np.sqrt((bent**2).mean(axis=1) / 6.0), dtype=np.float64)
+
+
 def _noise(
-    energy: FloatArray, dos: Curves, span: tuple[NDArray[np.intp], NDArray[np.intp]] | None
+    energy: FloatArray, dos: Curves, first: NDArray[np.intp], end: NDArray[np.intp]
 ) -> tuple[FloatArray, FloatArray]:
     """Estimate the noise of points that is there at all energies, by how they leave the line through their neighbours.
 
@@ -146,7 +157,6 @@ def _noise(
     running = np.zeros((len(dos), off.shape[1] + 1))
     np.cumsum(off, axis=1, dtype=np.float64, out=running[:, 1:])
     points = off.shape[1]
-    first, end = (np.zeros(len(dos), np.intp), np.full(len(dos), points)) if span is None else span
     end = np.maximum(np.minimum(end - 2, points), first + 2)
     windows = int(np.clip(points // _WINDOW_POINTS, *_WINDOWS))
     cuts = (first[:, None] + (end - first)[:, None] * np.linspace(0.0, 1.0, windows + 1)).astype(np.intp)

@@ -187,10 +187,11 @@ class Conditions:
         """
         # Every pair draws the same numbers in the same order, whether its conditions use them or not.
         uniform, normal, more = np.empty((len(rngs), 16)), np.empty(len(rngs)), np.zeros((len(rngs), len(_RAW)))
+        raw = measurement.raw
         for number, rng in enumerate(rngs):
             rng.random(out=uniform[number])
             normal[number] = rng.standard_normal()
-            if measurement.raw:
+            if raw:
                 rng.random(out=more[number])
         clean = uniform[:, 0] < measurement.clean_share
 
