@@ -121,6 +121,12 @@ def test_import_is_light():
     assert loaded_after("import defectnet") == []
 
 
+def test_the_forward_model_is_light():
+    assert loaded_after("import defectnet.measure.forward, defectnet.measure.encode") == []
+    code = "import sys, defectnet.spectrum; assert 'torch' not in sys.modules"  # reading a file must not wait for it
+    assert loaded_after(code) == []
+
+
 def test_prediction_is_light(tiny_model, tiny_batch, tmp_path):
     folder = save(tiny_model("DefectNet"), tmp_path / "tiny", golden=tiny_batch, card="# Tiny", training={})
     code = f"""
