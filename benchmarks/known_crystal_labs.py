@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import least_squares
 
 from defectnet.config import STORAGE_GRID
@@ -29,6 +28,7 @@ from defectnet.crystal.make import DISPLACED_ATOMS, EXACT_ATOMS, FASTER
 from defectnet.crystal.substitution import substitute
 from defectnet.crystal.superposition import Occupation, Superposition
 from defectnet.data.shards import read_shard
+from defectnet.measure.broadening import broaden
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, projected_dos, q_mesh
 from defectnet.potentials.potential import load_potential
@@ -44,7 +44,8 @@ CELLS = 100
 
 def blurred(dos: FloatArray, resolution: float) -> FloatArray:
     """Broaden a DOS on the storage grid to a FWHM in band edges."""
-    return np.asarray(gaussian_filter1d(dos, resolution / 2.3548 / STORAGE_GRID.width, mode="constant"))
+    one = np.ones(1)
+    return broaden(dos[None, None].astype(np.float32), one, resolution * one, one)[0, 0].astype(np.float64)
 
 
 def study(lab: str, potential_name: str, atoms: int, resolution: float) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from defectnet.benchmark.entrants import Checkpoint
 from defectnet.benchmark.runner import CONDITIONS
 from defectnet.data.module import SpectraDataModule
 from defectnet.data.shards import read_shard
-from defectnet.encode import stack
 from defectnet.errors import ConfigError
+from defectnet.measure.encode import stack
 from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
 

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.data.measurement import Stack, resolution_kernel
-from defectnet.data.shards import AS_IS, open_shard, read_rows
+from defectnet.data.shards import AS_IS, open_shard, projected_pairs, read_rows
 from defectnet.data.splits import SPLITS
+from defectnet.measure.broadening import FWHM_TO_SIGMA, broaden
 
 SIGMA = 0.02
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -58,7 +58,6 @@ def read_hosts(shards: Sequence[Path]) -> Hosts:
     """Read the first row of each host that has the potential's own stiffness."""
     seen: set[str] = set()
     columns: list[list[str]] = [[] for _ in COLUMNS]
-    kernel = resolution_kernel(1.0, SIGMA * np.sqrt(8.0 * np.log(2.0)), 1.0)
     spectra = [np.zeros((0, STORAGE_GRID.bins), np.float32)]
     for path in shards:
         with open_shard(path) as file:
@@ -71,8 +70,9 @@ def read_hosts(shards: Sequence[Path]) -> Hosts:
                 for column, name in zip(columns, COLUMNS, strict=True):
                     column.append(row[name])
         if wanted:
-            stack = Stack.of_rows([row for _, row in read_rows(path, wanted)])
-            spectra.append(stack.curves(np.ones(len(stack.elements)))[:, 0] @ kernel.T)
+            pairs, one = projected_pairs([row for _, row in read_rows(path, wanted)]), np.ones(len(wanted))
+            curves = pairs.curves(np.ones(len(pairs.elements)))[:, :1]
+            spectra.append(broaden(curves, one, SIGMA / FWHM_TO_SIGMA * one, one)[:, 0])
     ids, formulas, systems, splits, _ = (np.array(column, dtype=np.str_) for column in columns)
     return Hosts(ids, formulas, systems, splits, np.concatenate(spectra))
 

@@ -28,10 +28,10 @@ from defectnet.benchmark.limits import (
 )
 from defectnet.crystal.doping import Recipe, build, likeness
 from defectnet.crystal.hosts import read_hosts
-from defectnet.data.measurement import CLEAN, LAB, Measurement
 from defectnet.data.shards import Sample, read_shard, write_shard
 from defectnet.elements import VOCABULARY
 from defectnet.files import replacing
+from defectnet.measure.settings import CLEAN, LAB, Measurement
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
 

@@ -20,8 +20,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import pyarrow as pa
 import torch
 
-from defectnet.data.measurement import MEASUREMENTS
 from defectnet.data.module import LoaderSettings, ShardLoader, SpectraDataModule
+from defectnet.measure.settings import MEASUREMENTS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,7 +23,7 @@ import torch
 import defectnet
 from defectnet.batch import Batch
 from defectnet.config import Grid
-from defectnet.encode import encode_pair, stack
+from defectnet.measure.encode import encode_pair, stack
 from defectnet.models.base import DefectModel
 from defectnet.spectrum import Spectrum
 

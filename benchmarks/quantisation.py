@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defectnet.batch import Batch, Targets
-from defectnet.benchmark.metrics import CalibratedModel, evaluate
 from defectnet.config import STORAGE_GRID
-from defectnet.data.candidates import TrackSettings, question
-from defectnet.data.dataset import targets_of
-from defectnet.data.measurement import Measurement, broaden, measure, measurement_named, row_rng, weighted_dos
-from defectnet.data.shards import Sample, decoded, read_shard
-from defectnet.elements import composition
-from defectnet.encode import stack
+from defectnet.data.dataset import View
+from defectnet.data.shards import Row, Sample, decoded, projected_pairs, read_shard
+from defectnet.elements import NEUTRON_WEIGHT
 from defectnet.errors import ShardError
 from defectnet.hub import from_pretrained
+from defectnet.lab.judge import average_precision
+from defectnet.measure.broadening import broaden
+from defectnet.measure.settings import measurement_named
 from defectnet.models.base import DefectModel
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.regenerate import differences, regenerate
 from defectnet.simulate.rows import Settings
+from defectnet.tasks.losses import expected_concentration
 
 FWHM_MEV = 1.0
 """Resolution at which shapes are also compared: finer than nearly any instrument's."""
@@ -50,10 +49,12 @@ def shape(first: Sample, second: Sample, *, fwhm_mev: float, kind: str) -> float
     """Return the total-variation distance of the doped spectra of two versions of a row."""
     curves = []
     for sample in (first, second):
-        curve = weighted_dos(sample.doped_elements, sample.doped_dos, kind).astype(np.float32)
+        pairs = projected_pairs([Row.of(sample)])
+        weights = NEUTRON_WEIGHT[pairs.elements] if kind == "neutron-weighted" else np.ones(len(pairs.elements))
+        curve = pairs.curves(weights)
         if fwhm_mev:
-            curve = broaden(curve[None, None], np.array([sample.edge_mev]), np.array([fwhm_mev]), np.array([1.0]))[0, 0]
-        curves.append(curve.astype(float))
+            curve = broaden(curve, pairs.edge_mev, np.array([fwhm_mev]), np.ones(1))
+        curves.append(curve[0, 1].astype(float))
     return float(0.5 * np.abs(curves[0] - curves[1]).sum() * STORAGE_GRID.width)
 
 
@@ -63,32 +64,15 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(("median", "90 %", "largest"), (float(f"{v:.3g}") for v in found), strict=True))
 
 
-def batches(samples: Sequence[Sample], model: DefectModel, measurement: Measurement) -> tuple[Batch, Targets]:
-    """Measure rows, each from its own generator, and name candidates as the benchmark does."""
-    rows = []
-    for sample in samples:
-        pair = measure(sample, measurement, row_rng("measurement", sample.row_id), grid=model.spec.grid)
-        rng = row_rng("candidates", sample.row_id)
-        asked, given = question(sample.host_elements, sample.dopants, "candidates", TrackSettings(), rng)
-        rows.append(
-            Batch(
-                host=torch.from_numpy(pair.host)[None],
-                doped=torch.from_numpy(pair.doped)[None],
-                edge_mev=torch.tensor([pair.edge_mev], dtype=torch.float32),
-                composition=torch.from_numpy(composition(sample.formula).astype(np.float32))[None],
-                candidates=torch.from_numpy(asked)[None],
-                candidates_given=torch.tensor([given]),
-                kind=torch.tensor([pair.kind]),
-            )
-        )
-    return stack(rows), targets_of(samples)
-
-
-def errors(samples: Sequence[Sample], model: DefectModel, condition: str) -> dict[str, float | None]:
-    """Return a checkpoint's main errors on rows."""
-    batch, targets = batches(samples, model, measurement_named(condition))
-    found = evaluate(CalibratedModel(model), [(batch, targets, torch.arange(len(samples)))], "candidates")
-    return {"mae": found["concentration"]["mae"], "ap_micro": found["identity"]["ap_micro"]}
+def errors(samples: Sequence[Sample], model: DefectModel, condition: str) -> dict[str, float]:
+    """Return a checkpoint's main errors on rows: at.% over the candidates, and average precision over all of them."""
+    view = View(model.spec.grid, measurement_named(condition))
+    item = view.collate([Row.of(sample) for sample in samples], range(len(samples)), 0)
+    output, asked = model.predict_batch(item.batch), item.batch.candidates
+    error = (expected_concentration(output, model.loss) - item.targets.concentration).abs()[asked]
+    score, present = output.identity_logits[asked].double().numpy(), item.targets.present[asked].numpy()
+    precision = average_precision(score, present, np.ones((1, len(score))))[0]
+    return {"mae": 100.0 * float(error.mean()), "ap_micro": float(precision)}
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.host import make_host
@@ -37,6 +36,7 @@ from defectnet.crystal.substitution import Substitution, substitute
 from defectnet.crystal.superposition import Occupation, Superposition
 from defectnet.elements import VOCABULARY
 from defectnet.errors import SimulationError
+from defectnet.measure.broadening import broaden
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, modes, projected_dos, q_mesh
 from defectnet.potentials.potential import Potential, load_potential
@@ -92,7 +92,8 @@ def choose(host: Host) -> tuple[list[str], list[str]]:
 def curve(found: Modes, crystal: Crystal, edge_mev: float, resolution: float) -> FloatArray:
     """Return the total DOS on energies over the edge, broadened."""
     dos = projected_dos(found, crystal, edge_mev, STORAGE_GRID)[0].sum(0)
-    return np.asarray(gaussian_filter1d(dos, resolution / 2.3548 / STORAGE_GRID.width, mode="constant"))
+    one = np.ones(1)
+    return broaden(dos[None, None].astype(np.float32), one, resolution * one, one)[0, 0].astype(np.float64)
 
 
 def draw(cell: Superposition, names: Sequence[str], case: Case, rng: np.random.Generator) -> Occupation:

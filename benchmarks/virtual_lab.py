@@ -32,11 +32,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from defectnet import from_pretrained
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.crystal.hosts import Host, read_hosts
-from defectnet.data.dataset import Item
-from defectnet.data.measurement import CLEAN, measure, row_rng
 from defectnet.data.module import SpectraDataModule
+from defectnet.data.shards import Row, projected_pairs
 from defectnet.files import replacing
 from defectnet.hub import save
 from defectnet.hub.io import read_golden
@@ -45,9 +44,12 @@ from defectnet.lab.jobs import Job, TrainingSettings, run_jobs
 from defectnet.lab.judge import average_precision
 from defectnet.lab.table import read_table
 from defectnet.lab.virtual import Instrument, as_is, write_lab
+from defectnet.measure.forward import measure_pairs
+from defectnet.measure.settings import CLEAN
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import build_model
 from defectnet.potentials.potential import load_potential
+from defectnet.rng import row_rng
 from defectnet.simulate.executors import LocalExecutor
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import simulate
@@ -161,15 +163,15 @@ def open_lab(name: str, model: DefectModel, fast: str) -> Lab:
     by_id = {row.row_id: row for row in others}
     pairs = EncodedPairs(read_table(table, grid=model.spec.grid), model.spec.grid)
     item = pairs.item(range(len(pairs)), "candidates")
-    seen = []
     for row in rows:
         if by_id[row.row_id].concentrations != row.concentrations:
             raise SystemExit(f"{row.row_id} and its twin differ in composition")
-        seen.append(measure(by_id[row.row_id], CLEAN, row_rng("twin", row.row_id), grid=model.spec.grid))
+    same = projected_pairs([Row.of(by_id[row.row_id]) for row in rows])
+    seen = measure_pairs(same, CLEAN, [row_rng("twin", row.row_id) for row in rows], grid=model.spec.grid)
     twins = item.batch._replace(
-        host=torch.from_numpy(np.stack([m.host for m in seen])),
-        doped=torch.from_numpy(np.stack([m.doped for m in seen])),
-        edge_mev=torch.tensor([m.edge_mev for m in seen], dtype=item.batch.edge_mev.dtype),
+        host=torch.from_numpy(seen.host),
+        doped=torch.from_numpy(seen.doped),
+        edge_mev=torch.from_numpy(seen.edge_mev).to(item.batch.edge_mev.dtype),
         kind=torch.full_like(item.batch.kind, KINDS.index("total")),
     )
     return Lab(table, pairs, item, twins)

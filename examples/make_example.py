@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from defectnet.config import STORAGE_GRID
-from defectnet.data.measurement import CLEAN, measure, row_rng
-from defectnet.data.shards import Sample, read_shard
+from defectnet.data.shards import Row, Sample, projected_pairs, read_shard
 from defectnet.errors import ShardError
 from defectnet.files import replacing
+from defectnet.measure.forward import measure_pairs
+from defectnet.measure.settings import CLEAN
+from defectnet.rng import row_rng
 from defectnet.spectrum import Spectrum
 
 STEP_MEV = 0.25
@@ -34,10 +36,12 @@ def find_row(data: Path, row_id: str) -> Sample:
 
 def measured_pair(sample: Sample) -> dict[str, Spectrum]:
     """Measure a row at 1 meV resolution without noise, on a plain grid in meV."""
-    measured = measure(sample, CLEAN, row_rng(sample.row_id), grid=STORAGE_GRID)
-    energy = STORAGE_GRID.centres * measured.edge_mev
-    plain = np.arange(0.0, REACH * measured.edge_mev, STEP_MEV)
-    curves = {"host": measured.host, "doped": measured.doped}
+    pairs = projected_pairs([Row.of(sample)])
+    measured = measure_pairs(pairs, CLEAN, [row_rng(sample.row_id)], grid=STORAGE_GRID)
+    edge = float(measured.edge_mev[0])
+    energy = STORAGE_GRID.centres * edge
+    plain = np.arange(0.0, REACH * edge, STEP_MEV)
+    curves = {"host": measured.host[0], "doped": measured.doped[0]}
     return {name: Spectrum(energy, dos, "meV").normalised().resampled(plain) for name, dos in curves.items()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.measure.edge import band_edges
 from defectnet.spectrum import Spectrum
 
 Array = NDArray[np.float64]
@@ -20,6 +21,10 @@ def dos_of(energy: Array, edge: float = 36.0) -> Array:
     )
     fall = 1.0 / (1.0 + np.exp(np.minimum((x - 0.99) / 0.004, 50.0)))
     return np.asarray(curve * fall * np.clip(x / 0.1, 0, 1) ** 2)
+
+
+def band_edge(energy: Array, dos: Array) -> float:
+    return float(band_edges(energy, dos[None])[0])
 
 
 def grid(end: float = 90.0, points: int = 361) -> Array:

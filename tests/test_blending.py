@@ -12,10 +12,10 @@ from defectnet.data import dataset
 from defectnet.data.blending import LEAST_CONCENTRATION, MOST_DOPANTS, blend, by_host, familiar, key
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
-from defectnet.data.measurement import CLEAN, Stack
 from defectnet.data.module import SpectraDataModule
-from defectnet.data.shards import Row, read_rows
+from defectnet.data.shards import Row, projected_pairs, read_rows
 from defectnet.errors import ConfigError
+from defectnet.measure.settings import CLEAN
 from make_shards import toy_folder
 
 
@@ -47,8 +47,8 @@ def group(folder) -> list[Row]:
 
 
 def curves(row: Row) -> np.ndarray:
-    stack = Stack.of_rows([row])
-    return stack.curves(np.ones(len(stack.elements)))[0]
+    pairs = projected_pairs([row])
+    return pairs.curves(np.ones(len(pairs.elements)))[0]
 
 
 def blends(group: list[Row], count: int = 200) -> list[Row]:

@@ -65,6 +65,20 @@ def test_json_agrees_with_python(work, checkpoint, capsys):
     assert answer["elements"] == prediction.to_dict()["elements"]
 
 
+def test_an_edge_on_the_command_line_is_the_one_of_python(work, checkpoint, capsys):
+    from defectnet import from_pretrained
+
+    run(work, checkpoint, "--json")
+    read = json.loads(capsys.readouterr().out)
+    run(work, checkpoint, "--json", "--edge", "40")
+    given = json.loads(capsys.readouterr().out)
+    assert read["edge_mev"] == pytest.approx(35.3, abs=0.5)
+    assert given["edge_mev"] == 40.0
+    assert given["elements"] != read["elements"]
+    prediction = from_pretrained(checkpoint).predict(work / "host.csv", work / "doped.csv", "GaAs", edge=40.0)
+    assert given["elements"] == prediction.to_dict()["elements"]
+
+
 def test_table_starts_with_the_answer(work, checkpoint, capsys):
     run(work, checkpoint)
     lines = capsys.readouterr().out.splitlines()

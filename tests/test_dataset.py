@@ -13,15 +13,15 @@ from lightning import Callback, Trainer
 
 from conftest import NotFoundResponse
 from defectnet.data import dataset as dataset_module
-from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
+from defectnet.data.candidates import LIKENESS, TrackSettings, questions
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
-from defectnet.data.measurement import AUGMENT, CLEAN, LAB
 from defectnet.data.module import LoaderSettings, ShardLoader, SpectraDataModule
 from defectnet.data.shards import read_rows, read_shard
 from defectnet.data.source import HubData, fetch, parse_source, push_dataset
 from defectnet.data.splits import HELD_OUT, split_of
 from defectnet.elements import INDEX, composition, multi_hot
 from defectnet.errors import ConfigError, ShardError
+from defectnet.measure.settings import AUGMENT, CLEAN, LAB
 from defectnet.tasks.defect import DefectTask
 from make_shards import toy_folder, toy_sample, write_toy_folder
 
@@ -281,38 +281,63 @@ def test_an_error_in_a_worker_arrives_as_the_same_clear_error(folder):
         next(iter(ShardLoader(make(folder), workers=2)))
 
 
+def asked(hosts, dopants, track, settings, *, known=None):
+    """What is asked of rows, as `View.collate` asks it."""
+    masks = [np.stack([multi_hot(symbols) for symbols in rows]) for rows in (hosts, dopants)]
+    rngs = [np.random.default_rng(i) for i in range(len(hosts))]
+    return (*questions(*masks, track, settings, rngs, known), *masks)
+
+
 def test_candidates_hold_the_dopants_and_never_a_host_element():
-    rng, settings = np.random.default_rng(0), TrackSettings()
-    counts = set()
-    for number in range(200):
-        sample = toy_sample(number % 20)
-        mask = candidate_set(sample.host_elements, sample.dopants, settings, rng)
-        assert mask.any()
-        assert not (mask & multi_hot(sample.host_elements)).any()
-        assert mask[multi_hot(sample.dopants)].all()
-        counts.add(int(mask.sum()) - len(sample.dopants))
-    assert counts == set(range(7))
+    samples = [toy_sample(number % 20) for number in range(200)]
+    hosts, dopants = [s.host_elements for s in samples], [s.dopants for s in samples]
+    named, given, host, true = asked(hosts, dopants, "candidates", TrackSettings())
+    assert given.all()
+    assert named.any(axis=1).all()
+    assert not (named & host).any()
+    assert (named | ~true).all()
+    assert set(named.sum(axis=1) - true.sum(axis=1)) == set(range(7))
+    few = asked(hosts, dopants, "candidates", TrackSettings(max_distractors=2))[0]
+    assert set(few.sum(axis=1) - true.sum(axis=1)) == {0, 1, 2}
 
 
 def test_likely_distractors_resemble_the_host():
     def mean_likeness(share):
-        rng, settings = np.random.default_rng(0), TrackSettings(likely_share=share)
-        sets = [candidate_set(("Ga", "As"), (), settings, rng) for _ in range(200)]
+        sets = asked([("Ga", "As")] * 200, [()] * 200, "candidates", TrackSettings(likely_share=share))[0]
         likeness = LIKENESS[[INDEX["Ga"], INDEX["As"]]].max(axis=0)
         return np.mean([likeness[mask].mean() for mask in sets])
 
     assert mean_likeness(1.0) > 2 * mean_likeness(0.0)
 
 
+def test_familiar_distractors_come_first():
+    known = np.tile(multi_hot(("In", "P", "Ga")), (200, 1))
+    rows = [("Ga", "As")] * 200, [("Al",)] * 200
+    named = asked(*rows, "candidates", TrackSettings(familiar_share=1.0), known=known)[0]
+    few = named.sum(axis=1) - 1
+    assert (np.minimum(few, 2) == named[:, [INDEX["In"], INDEX["P"]]].sum(axis=1)).all()
+    assert not named[:, INDEX["Ga"]].any()
+
+
 def test_blind_asks_about_all_but_the_host():
-    mask, given = question(("Ga", "As"), ("Al",), "blind", TrackSettings(), np.random.default_rng(0))
-    assert not given
-    assert mask.sum() == 60
-    shares = [
-        question(("Ga", "As"), ("Al",), "mixed", TrackSettings(blind_share=0.3), np.random.default_rng(i))[1]
-        for i in range(300)
-    ]
-    assert np.mean(shares) == pytest.approx(0.7, abs=0.1)
+    rows = [("Ga", "As")] * 300, [("Al",)] * 300
+    masks, given, host, _ = asked(*rows, "blind", TrackSettings())
+    assert not given.any()
+    assert np.array_equal(masks, ~host)
+    masks, given, host, _ = asked(*rows, "mixed", TrackSettings(blind_share=0.3))
+    assert given.mean() == pytest.approx(0.7, abs=0.1)
+    assert np.array_equal(masks[~given], ~host[~given])
+    assert (masks[given].sum(axis=1) <= 7).all()
+
+
+def test_training_asks_the_questions_of_its_track(folder):
+    for share in (0.0, 0.4, 1.0):
+        module = SpectraDataModule(str(folder), batch_size=64, tracks=TrackSettings(blind_share=share))
+        batches = [item.batch for item in module.train_dataloader()]
+        given, named = (torch.cat([getattr(b, n) for b in batches]) for n in ("candidates_given", "candidates"))
+        assert given.float().mean() == pytest.approx(1.0 - share, abs=0.2)
+        assert (named.sum(1)[given] <= 9).all()
+        assert (named.sum(1)[~given] == 60).all()
 
 
 def test_splits_depend_on_the_set_of_elements_alone():

@@ -28,7 +28,6 @@ from defectnet.models.registry import build_model
 from defectnet.tasks.finetuning import (
     METHODS,
     FinetuneTask,
-    WeightedItem,
     method_named,
     parameter_groups,
     stages,
@@ -225,7 +224,7 @@ def test_row_losses_add_up_to_the_loss_of_the_batch():
 def test_weights_of_rows_scale_their_gradients(checkpoint, lab):
     data = LabDataModule(lab, batch_size=8, validation=0.0)
     item = next(iter(data.train_dataloader()))
-    assert isinstance(item, WeightedItem)
+    assert item.weight is not None
     assert item.weight.sum().item() == pytest.approx(1.0)
     assert sorted(item.rows.tolist()) == list(range(8))
     task = FinetuneTask(checkpoint, "full")

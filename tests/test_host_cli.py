@@ -24,8 +24,8 @@ from defectnet.crystal.substitution import substitute
 from defectnet.errors import SimulationError
 from defectnet.hub import Pushed
 from defectnet.io import read_spectrum
-from defectnet.spectrum import band_edge_mev
 from packs import gallium_arsenide
+from spectra import band_edge
 
 TESTS = Path(__file__).parent
 FAST = ["--potential", "defectnet-nep", "--atoms", "16", "--starts", "0"]
@@ -258,7 +258,7 @@ def test_spectra_are_written_as_identify_reads_them(pack, tmp_path, capsys, kind
     np.testing.assert_array_equal(host.dos, expected.host_spectrum(kind).dos)
     np.testing.assert_array_equal(doped.dos, expected.doped_spectrum(kind).dos)
     np.testing.assert_array_equal(np.loadtxt(out, delimiter=",", skiprows=7)[:, 2], expected.doped_error(kind))
-    assert band_edge_mev(host.energy_mev, host.dos) == pytest.approx(expected.edge_mev, rel=0.1)
+    assert band_edge(host.energy_mev, host.dos) == pytest.approx(expected.edge_mev, rel=0.1)
     assert (tmp_path / "f.png").stat().st_size > 10_000
     command = said.splitlines()[-1].split()
     assert command[:2] == ["defectnet", "identify"]

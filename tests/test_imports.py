@@ -17,7 +17,7 @@ PACKAGE = Path(defectnet.__file__).parent
 
 # A file may import from its own entry, and from entries of lower layers.
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "elements", "files", "config", "spectrum", "batch", "prediction", "encode"), 0),
+    **dict.fromkeys(("errors", "elements", "files", "config", "rng", "spectrum", "measure", "batch", "prediction"), 0),
     "io": 1,
     "nn": 1,
     "models": 2,
@@ -119,6 +119,12 @@ def loaded_after(code: str) -> list[str]:
 
 def test_import_is_light():
     assert loaded_after("import defectnet") == []
+
+
+def test_the_forward_model_is_light():
+    assert loaded_after("import defectnet.measure.forward, defectnet.measure.encode") == []
+    code = "import sys, defectnet.spectrum; assert 'torch' not in sys.modules"  # reading a file must not wait for it
+    assert loaded_after(code) == []
 
 
 def test_prediction_is_light(tiny_model, tiny_batch, tmp_path):

@@ -17,8 +17,8 @@ from defectnet.benchmark.limits import (
     whiten,
 )
 from defectnet.config import MODEL_GRID
-from defectnet.data.measurement import CLEAN, LAB
 from defectnet.errors import ConfigError
+from defectnet.measure.settings import CLEAN, LAB
 from make_shards import toy_sample
 
 BINS = MODEL_GRID.bins

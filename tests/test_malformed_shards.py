@@ -11,10 +11,10 @@ import pytest
 from defectnet.cli import main
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.dataset import Stream
-from defectnet.data.measurement import Measurement, measurement_named
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import SCHEMA
 from defectnet.errors import ConfigError, DefectNetError, ShardError
+from defectnet.measure.settings import Measurement, measurement_named
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
 from make_shards import toy_folder
 

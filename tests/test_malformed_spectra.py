@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from defectnet.config import MODEL_GRID
-from defectnet.encode import encode_pair
 from defectnet.errors import DefectNetError, FormulaError, SpectrumError
 from defectnet.io import read_spectrum, write_spectrum
+from defectnet.measure.encode import encode_pair
 from defectnet.spectrum import Spectrum
 from spectra import dos_of, grid, spectrum, table, write_table
 

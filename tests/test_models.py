@@ -348,11 +348,12 @@ def test_predict_many_equals_predict(model):
         Query(silicon(), silicon(-1.0), "Si", ["Ge", "C"]),
         Query(silicon(), silicon(2.0), "AlP"),
         (silicon(), silicon(0.5), "SiC", ["N"]),
+        Query(silicon(), silicon(0.5), "Si", edge=70.0),
     ]
     many = model.predict_many(queries, unit="meV")
     for query, answer in zip(queries, many, strict=True):
-        host, doped, formula, candidates = Query(*query)
-        one = model.predict(host, doped, formula, candidates=candidates, unit="meV")
+        host, doped, formula, candidates, edge = Query(*query)
+        one = model.predict(host, doped, formula, candidates=candidates, unit="meV", edge=edge)
         assert one.elements == answer.elements
         np.testing.assert_allclose(one.probability, answer.probability, atol=1e-6)
         np.testing.assert_allclose(one.concentration, answer.concentration, atol=1e-6)

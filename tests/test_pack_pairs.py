@@ -21,7 +21,6 @@ from defectnet.data import packs as packs_module
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.dataset import View
 from defectnet.data.endless import PackDataset, PackLoader, PackPart
-from defectnet.data.measurement import AUGMENT
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.packs import MOST_ATTEMPTS, PackPairs, PairSettings, find_packs
 from defectnet.data.shards import (
@@ -38,6 +37,7 @@ from defectnet.data.shards import (
 from defectnet.data.splits import split_of
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.errors import ConfigError, SimulationError
+from defectnet.measure.settings import AUGMENT
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import projected_dos, q_mesh
 from defectnet.simulate.executors import LocalExecutor

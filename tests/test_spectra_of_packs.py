@@ -23,8 +23,8 @@ from defectnet.crystal.spectra import pack_spectrum
 from defectnet.crystal.superposition import Occupation, Superposition
 from defectnet.elements import INDEX, NEUTRON_WEIGHT
 from defectnet.errors import FormulaError, SimulationError
-from defectnet.spectrum import band_edge_mev
 from packs import gallium_arsenide
+from spectra import band_edge
 
 WIDTH = STORAGE_GRID.width
 
@@ -223,7 +223,7 @@ def test_spectra_of_a_kind(found):
         assert one.area == pytest.approx(1.0, abs=0.01)
     expected = NEUTRON_WEIGHT[[INDEX[symbol] for symbol in found.elements]] @ found.doped_dos
     np.testing.assert_allclose(doped.dos, expected / expected.sum() / WIDTH / found.edge_mev, rtol=1e-10, atol=1e-15)
-    assert band_edge_mev(host.energy, host.dos) == pytest.approx(found.edge_mev, rel=0.06)
+    assert band_edge(host.energy, host.dos) == pytest.approx(found.edge_mev, rel=0.06)
     error = found.doped_error()
     assert error.shape == (600,)
     assert 0.0 < error.max() < 0.3 * found.doped_spectrum().dos.max()

@@ -12,12 +12,12 @@ from defectnet.batch import Batch, Output, Targets
 from defectnet.cli import main
 from defectnet.config import ModelSpec
 from defectnet.data.candidates import TrackSettings
-from defectnet.data.measurement import CLEAN
 from defectnet.data.module import SpectraDataModule
 from defectnet.elements import VOCABULARY
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.export import export, read_run, training_record
 from defectnet.hub import from_pretrained
+from defectnet.measure.settings import CLEAN
 from defectnet.models.base import ABSENT_LOGIT
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
 from defectnet.tasks.losses import LossWeights, expected_concentration, hurdle_loss, loss_named, paper_loss

@@ -66,6 +66,23 @@ class Targets(NamedTuple):
         return Targets(self.concentration[rows], None if self.projected is None else self.projected[rows])
 
 
+class Item(NamedTuple):
+    """A batch for training or evaluation.
+
+    Attributes:
+        batch: What the network sees.
+        targets: What is true.
+        rows: (B,) long, positions of the rows in their split or table.
+        weight: (B,) what a row's loss is multiplied by; the loss of the batch is the sum. Under DDP the mean over the
+            ranks of these sums is minimised, so the weights carry a factor of the number of ranks. None for the mean.
+    """
+
+    batch: Batch
+    targets: Targets
+    rows: Tensor
+    weight: Tensor | None = None
+
+
 class Output(NamedTuple):
     """What a network says; the same meaning in training and in evaluation.
 

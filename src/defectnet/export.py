@@ -20,11 +20,11 @@ from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import AS_IS, Sample, read_shard
 from defectnet.elements import VOCABULARY
-from defectnet.encode import stack
 from defectnet.errors import CheckpointError
 from defectnet.files import file_sha256
 from defectnet.hub import save
 from defectnet.hub.io import round_to_half
+from defectnet.measure.encode import stack
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import architecture
 from defectnet.tasks.defect import CHECKPOINT_KEY

@@ -13,8 +13,10 @@ from defectnet.config import STORAGE_GRID
 from defectnet.elements import VOCABULARY, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
+from defectnet.measure.broadening import broaden
+from defectnet.measure.encode import host_edge_mev
 from defectnet.prediction import Prediction
-from defectnet.spectrum import Spectrum, band_edge_mev
+from defectnet.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +79,7 @@ def plot_pair(host: Spectrum, doped: Spectrum, prediction: Prediction, path: str
         bottom = figure.add_subplot(grid[1, 0], sharex=top)
         left = figure.add_subplot(grid[:, 1])
         right = figure.add_subplot(grid[:, 2], sharey=left)
-        _draw_spectra(top, bottom, host, doped, prediction.formula)
+        _draw_spectra(top, bottom, host, doped, prediction)
         _draw_elements(left, right, prediction)
         if path is not None:
             _save(figure, Path(path))
@@ -382,12 +384,10 @@ def _draw_row(top: Axes, bottom: Axes, sample: Sample) -> None:
     bottom.set_xlim(0.0, end)
 
 
-def _broadened(dos: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return a stored DOS with a Gaussian of `BROADENING`; what would fall off the grid stays on it."""
-    x = STORAGE_GRID.centres
-    sigma = BROADENING / math.sqrt(8.0 * math.log(2.0))
-    kernel = np.exp(-0.5 * ((x[:, None] - x[None, :]) / sigma) ** 2)
-    return np.asarray(kernel / kernel.sum(0) @ dos.astype(np.float64))
+def _broadened(dos: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return a stored (600,) DOS with a Gaussian of `BROADENING`."""
+    one = np.ones(1)
+    return np.asarray(broaden(dos[None, None].astype(np.float32), one, BROADENING * one, one)[0, 0])
 
 
 def _mark_edge(axes: Axes, edge: float) -> None:
@@ -435,13 +435,13 @@ def _shown_up_to(spectra: tuple[Spectrum, Spectrum], edge_mev: float) -> float:
     return float(min(longest, max(1.25 * edge_mev, 1.06 * max(ends))))
 
 
-def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, formula: str) -> None:
-    edge = band_edge_mev(host.energy_mev, host.dos, source="host")
+def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, prediction: Prediction) -> None:
+    edge = host_edge_mev(host) if math.isnan(prediction.edge_mev) else prediction.edge_mev
     end = _shown_up_to((host, doped), edge)
     energy = np.linspace(0.0, end, GRID_POINTS)
     curves = [_unit_area(spectrum, energy) for spectrum in (host, doped)]
     top.fill_between(energy, curves[0], color=HOST_COLOUR, alpha=0.13, linewidth=0)
-    top.plot(energy, curves[0], color=HOST_COLOUR, linewidth=1.2, label=f"host, {formula}")
+    top.plot(energy, curves[0], color=HOST_COLOUR, linewidth=1.2, label=f"host, {prediction.formula}")
     top.plot(energy, curves[1], color=DOPED_COLOUR, linewidth=1.2, label="doped")
     for axes in (top, bottom):
         axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))

@@ -1,4 +1,4 @@
-"""Phonon densities of states: validated, converted, resampled, broadened, and put on the common relative grid.
+"""Phonon densities of states as a user has them: validated, converted, resampled, broadened.
 
 A phonon DOS vanishes as E^2 at zero energy, is nowhere negative, and ends at the band edge. What breaks one of these
 is not a DOS, and is refused with one error that says so.
@@ -13,9 +13,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectnet.config import Grid
 from defectnet.elements import element_index
 from defectnet.errors import SpectrumError
+from defectnet.measure.broadening import FWHM_TO_SIGMA, broadening_kernel
+from defectnet.measure.curves import cumulative, integrals
 
 FloatArray = NDArray[np.float64]
 
@@ -33,8 +34,6 @@ MIN_POINTS: Final = 16
 NEGATIVE_LIMIT: Final = 0.05  # of the maximum: counting noise of a good measurement stays well within this
 NEGATIVE_AREA_LIMIT: Final = 0.05  # of the area
 IMAGINARY_LIMIT: Final = 0.02  # of the area: smearing of the acoustic modes around zero stays within this
-EDGE_THRESHOLD: Final = 0.05  # of the maximum
-EDGE_CELLS: Final = 640  # in which a host's edge is looked for; two or three to a standard deviation of the smoothing
 
 _ALIASES: Final = {
     "mev": "meV",
@@ -174,7 +173,8 @@ class Spectrum:
         _check_grid(grid, f"{self.name}, new energies")
         cells = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2, grid[-1:]])
         # The widths of these cells are the weights of the trapezoidal rule, so the sum of the cells is the area.
-        shares = np.diff(_integral_at(cells, self.energy, self.dos))
+        total = cumulative(self.energy, self.dos)
+        shares = np.diff(integrals(self.energy, self.dos, total, cells))
         lost = 1.0 - shares.sum() / self.area
         if lost > 0.01:
             raise SpectrumError(
@@ -198,7 +198,7 @@ class Spectrum:
         """
         if not (np.isfinite(fwhm_mev) and fwhm_mev >= 0):
             raise SpectrumError(f"fwhm_mev is {fwhm_mev}", fix="Use a finite width that is not negative")
-        sigma = fwhm_mev / 2.3548200450309493 / UNITS[self.unit]
+        sigma = fwhm_mev * FWHM_TO_SIGMA / UNITS[self.unit]
         step = np.diff(self.energy)
         if sigma < 0.1 * step.min():  # the kernel would fall between the points
             return self
@@ -209,8 +209,7 @@ class Spectrum:
         dos = np.zeros_like(energy)
         for start in range(0, len(mass), 512):  # blocks bound the memory for long grids
             block = slice(start, start + 512)
-            kernel = np.exp(-0.5 * ((energy[:, None] - self.energy[None, block]) / sigma) ** 2)
-            dos += kernel @ (mass[block] / (weight @ kernel))
+            dos += broadening_kernel(energy, self.energy[block], sigma, weight) @ mass[block]
         return replace(self, energy=energy, dos=dos)
 
 
@@ -305,92 +304,3 @@ def _check_elastic(energy: FloatArray, dos: FloatArray, name: str) -> None:
 def _trapezoid_weights(energy: FloatArray) -> FloatArray:
     step = np.diff(energy)
     return np.asarray((np.append(step, 0.0) + np.append(0.0, step)) / 2)
-
-
-def _integral_at(at: FloatArray, energy: FloatArray, dos: FloatArray) -> FloatArray:
-    """Integrate the piecewise linear DOS from the grid's start to each of `at`, exactly; nothing lies outside."""
-    step = np.diff(energy)
-    total = np.concatenate([[0.0], np.cumsum(step * (dos[1:] + dos[:-1]) / 2)])
-    at = np.clip(at, energy[0], energy[-1])
-    i = np.minimum(np.searchsorted(energy, at, side="right") - 1, len(step) - 1)
-    t = at - energy[i]
-    slope = (dos[i + 1] - dos[i]) / step[i]
-    return np.asarray(total[i] + t * (dos[i] + 0.5 * slope * t))
-
-
-def band_edge_mev(energy_mev: ArrayLike, dos: ArrayLike, *, source: str = "host") -> float:
-    """Find the upper band edge of a host: the unit of all relative energies, in training and in use.
-
-    It is the highest energy at which the DOS, lightly smoothed, is still 5 % of its maximum. The Gaussian's sigma is
-    1.5 % of the energy below which 95 % of the DOS lie. A stretch above 5 % that holds less than 0.5 % of the area is
-    noise, not a phonon branch (one branch of a 28-atom cell holds 1.2 %), and does not count.
-
-    Args:
-        energy_mev: (n,) energies, increasing.
-        dos: (n,) DOS in any scale, not negative.
-        source: What to call the spectrum in the error.
-
-    Returns:
-        The edge in meV.
-
-    Raises:
-        SpectrumError: The grid ends while the DOS is still above 5 %.
-    """
-    energy, dos = np.asarray(energy_mev, dtype=np.float64), np.asarray(dos, dtype=np.float64)
-    total = np.concatenate([[0.0], np.cumsum(np.diff(energy) * (dos[1:] + dos[:-1]) / 2)])
-    if not total[-1] > 0:
-        raise SpectrumError(f"{source}: the DOS has no area", fix="Give a spectrum that is not zero everywhere")
-    live = float(np.interp(0.95 * total[-1], total, energy))
-    sigma = 0.015 * live
-    top = min(float(energy[-1]), 4.0 * live) + 4.0 * sigma
-    cells = np.linspace(0.0, top, EDGE_CELLS + 1)
-    width = cells[1]
-    density = np.diff(_integral_at(cells, energy, dos)) / width
-    reach = int(np.ceil(4.0 * sigma / width))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) * width / sigma) ** 2)
-    smooth = np.convolve(density, kernel / kernel.sum(), mode="same")
-    limit = EDGE_THRESHOLD * float(smooth.max())
-    if min(float(dos[-1]), float(dos[-3:].mean())) >= limit:
-        raise SpectrumError(
-            f"{source}: the grid ends below the band edge",
-            why=f"the DOS is still {dos[-3:].mean() / smooth.max():.0%} of its maximum at {energy[-1]:.4g} meV",
-            fix="Give the DOS up to energies where it has fallen to zero",
-        )
-    above = np.concatenate([[False], smooth >= limit, [False]])
-    starts, ends = np.flatnonzero(~above[:-1] & above[1:]), np.flatnonzero(above[:-1] & ~above[1:])
-    running = np.concatenate([[0.0], np.cumsum(smooth)])
-    areas = running[ends] - running[starts]
-    last = int(ends[np.flatnonzero(areas >= 0.005 * running[-1])[-1]]) - 1  # last cell above the limit
-    if last + 1 >= len(smooth):
-        return float(top)
-    part = (smooth[last] - limit) / (smooth[last] - smooth[last + 1])
-    return float((last + 0.5 + part) * width)
-
-
-def relative_dos(energy_mev: ArrayLike, dos: ArrayLike, edge_mev: float, grid: Grid) -> NDArray[np.float32]:
-    """Put a DOS on relative energies E / edge, each bin the mean over its width.
-
-    What lies above the grid's reach is cut, and the rest has unit area again. Below the first energy it counts as zero.
-
-    Args:
-        energy_mev: (n,) energies, increasing.
-        dos: (n,) DOS in any scale, not negative.
-        edge_mev: The *host's* band edge in meV, for the doped sample too.
-        grid: Relative energies.
-
-    Returns:
-        (grid.bins,) DOS per relative energy; its sum times `grid.width` is 1.
-
-    Raises:
-        SpectrumError: Nothing lies on the grid.
-    """
-    shares = np.diff(
-        _integral_at(grid.edges * edge_mev, np.asarray(energy_mev, np.float64), np.asarray(dos, np.float64))
-    )
-    total = shares.sum()
-    if not total > 0:
-        raise SpectrumError(
-            f"no part of the DOS lies below {grid.reach:g} times the host's band edge of {edge_mev:.4g} meV",
-            fix="Check the units of both spectra",
-        )
-    return np.asarray(shares / (total * grid.width), dtype=np.float32)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from defectnet.benchmark.metrics import recall_at_k
 from defectnet.benchmark.scores import Bools, Floats, Scores
-from defectnet.data.measurement import row_rng
 from defectnet.errors import ConfigError
+from defectnet.rng import row_rng
 
 _CHUNK_ELEMENTS: Final = 4_000_000
 

@@ -12,8 +12,8 @@ from sklearn.metrics import precision_recall_curve
 from defectnet.benchmark.metrics import BINS
 from defectnet.benchmark.scores import Scores
 from defectnet.config import Grid
-from defectnet.data.measurement import row_rng
 from defectnet.elements import VOCABULARY
+from defectnet.rng import row_rng
 
 CURVE_POINTS: Final = 100
 SCATTER_POINTS: Final = 600

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from defectnet.config import MODEL_GRID
-from defectnet.data.measurement import NOISE_BIN, Measurement, Stack, measure_pairs, row_rng
-from defectnet.data.shards import Sample
+from defectnet.data.shards import Row, Sample, projected_pairs
 from defectnet.errors import ConfigError
+from defectnet.measure.forward import measure_pairs
+from defectnet.measure.settings import NOISE_BIN, Measurement
+from defectnet.rng import row_rng
 
 FloatArray = NDArray[np.float64]
 
@@ -91,9 +93,9 @@ class Contrasts:
             )
         silent = replace(measurement, noise=(0.0, 0.0), background=(0.0, 0.0), energy_scale=0.0)
         rows = [sample for found in by_element.values() for sample in found]
-        pairs = [measure_pairs(Stack.of_sample(sample), silent, [row_rng("limits", sample.host_id)]) for sample in rows]
-        host = np.stack([pair.host[0] for pair in pairs]).astype(np.float64)
-        doped = np.stack([pair.doped[0] for pair in pairs]).astype(np.float64)
+        rngs = [row_rng("limits", sample.host_id) for sample in rows]
+        pairs = measure_pairs(projected_pairs([Row.of(sample) for sample in rows]), silent, rngs)
+        host, doped = pairs.host.astype(np.float64), pairs.doped.astype(np.float64)
         level = np.hypot(measurement.noise[1], STORAGE_NOISE)
         curve = host.mean(axis=0)
         noise = level * np.sqrt(2.0 * curve * curve.max() * NOISE_BIN / MODEL_GRID.width)

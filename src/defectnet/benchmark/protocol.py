@@ -20,7 +20,7 @@ from torch import Tensor
 from defectnet.batch import Batch
 from defectnet.data.candidates import Track
 from defectnet.data.module import SpectraDataModule
-from defectnet.encode import stack
+from defectnet.measure.encode import stack
 
 
 class Estimate(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.curves import curves
 from defectnet.benchmark.entrants import Entrant, ask, call, check_alone
@@ -30,18 +30,17 @@ from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, compare, int
 from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
 from defectnet.data.candidates import TRACKS, Track
-from defectnet.data.dataset import Item
-from defectnet.data.measurement import measurement_named
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 from defectnet.files import file_sha256
+from defectnet.measure.settings import measurement_named
 from defectnet.uncertainty.calibration import best_threshold
 
 __all__ = ["CONDITIONS", "Benchmark", "SharedFitData", "compare", "plain", "versions"]
 
 CONDITIONS: Final = ("clean", "lab")
-"""Measurements that the benchmark asks under; see `defectnet.data.measurement`."""
+"""Measurements that the benchmark asks under; see `defectnet.measure.settings`."""
 
 _BATCH_ROWS: Final = 256
 _PACKAGES: Final = ("defectnet", "torch", "numpy", "scikit-learn", "lightgbm")

@@ -26,6 +26,7 @@ def identify(
     unit: str | None = None,
     kind: str | None = None,
     element: str | None = None,
+    edge: float | None = None,
     checkpoint: str = DEFAULT_CHECKPOINT,
     revision: str | None = None,
     plot: str | None = None,
@@ -41,6 +42,7 @@ def identify(
         unit: Energy unit of both files where they do not declare it: meV, THz, cm-1 or eV.
         kind: Kind of DOS where the files do not declare it: total, neutron-weighted or projected.
         element: Element that the DOS is projected on, or to select from a file of projected DOS.
+        edge: Band edge of the host in meV, where noise or a short file hides it. Without it, it is read from the file.
         checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
         revision: Branch, tag or full commit of org/repo.
         plot: File to draw the spectra and the answer to: .png, .pdf or .svg.
@@ -55,7 +57,8 @@ def identify(
     from defectnet.hub import from_pretrained
 
     names = None if candidates is None else candidates.replace(",", " ").replace(";", " ").split()
-    prediction = from_pretrained(checkpoint, revision=revision).predict(pair[0], pair[1], formula, candidates=names)
+    model = from_pretrained(checkpoint, revision=revision)
+    prediction = model.predict(pair[0], pair[1], formula, candidates=names, edge=edge)
     if plot is not None:
         from defectnet.plotting import plot_pair
 

@@ -21,32 +21,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.config import MODEL_GRID, Grid
 from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
-from defectnet.data.measurement import CLEAN, Measurement, Stack, measure_pairs, row_rng
-from defectnet.data.shards import AS_IS, DAMAGE, Row, Sample, open_shard, read_rows
+from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, projected_pairs, read_rows
 from defectnet.data.splits import SPLITS, Split
-from defectnet.elements import INDEX, VOCABULARY, composition
+from defectnet.elements import VOCABULARY, composition
 from defectnet.errors import ConfigError, DefectNetError, ShardError
-
-
-class Item(NamedTuple):
-    """A batch for training or evaluation.
-
-    Attributes:
-        batch: What the network sees.
-        targets: What is true.
-        rows: (B,) long, positions of the rows in their split (see `ShardIndex`).
-    """
-
-    batch: Batch
-    targets: Targets
-    rows: Tensor
+from defectnet.measure.forward import measure_pairs
+from defectnet.measure.settings import CLEAN, Measurement
+from defectnet.rng import row_rng
 
 
 class Failure(NamedTuple):
@@ -185,7 +172,7 @@ class View:
         """Measure rows of shards and stack them."""
         keys: tuple[str | int, ...] = () if self.seed is None else (self.seed, epoch)
         pairs = measure_pairs(
-            Stack.of_rows(samples),
+            projected_pairs(samples),
             self.measurement,
             [row_rng("measurement", sample.row_id, *keys) for sample in samples],
             grid=self.grid,
@@ -219,15 +206,6 @@ class View:
 @lru_cache(maxsize=1024)
 def _composition(formula: str) -> NDArray[np.float32]:
     return composition(formula).astype(np.float32)
-
-
-def targets_of(samples: Sequence[Sample]) -> Targets:
-    """Return the true concentrations of samples."""
-    concentration = np.zeros((len(samples), len(VOCABULARY)), dtype=np.float32)
-    for out, sample in zip(concentration, samples, strict=True):
-        for symbol, value in sample.concentrations.items():
-            out[INDEX[symbol]] = value
-    return Targets(torch.from_numpy(concentration))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from defectnet.data.dataset import Failure, Item, View
+from defectnet.batch import Item
+from defectnet.data.dataset import Failure, View
 from defectnet.data.packs import PackPairs
 from defectnet.data.shards import Row, in_brief
 from defectnet.errors import ConfigError, DefectNetError

@@ -11,15 +11,16 @@ from typing import Any, cast
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from defectnet.batch import Item
 from defectnet.config import MODEL_GRID, Grid, ModelSpec
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
-from defectnet.data.dataset import Failure, Item, ShardDataset, ShardIndex, Stream, View, index_folder
+from defectnet.data.dataset import Failure, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
-from defectnet.data.measurement import measurement_named
 from defectnet.data.packs import PackPairs, PairSettings, find_packs
 from defectnet.data.source import fetch, parse_source
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
+from defectnet.measure.settings import measurement_named
 from defectnet.spectrum import KINDS
 
 
@@ -147,7 +148,7 @@ class SpectraDataModule(LightningDataModule):
         grid: Common grid of the spectra, in units of the host's band edge.
         tracks: How candidate sets are drawn.
         loader: Worker processes, shuffle buffer and cache.
-        train_measurement: Name of the forward model in training: ``augment``, ``clean`` or ``lab``.
+        train_measurement: Name of the forward model in training: ``augment``, ``clean``, ``lab`` or ``raw``.
         val_measurement: The same for validation.
         seed: Fixes the order of the rows, and every choice made on them, together with the epoch.
         variants: Whether training uses rows of randomised stiffness; validation and test never do.

@@ -25,6 +25,7 @@ from defectnet.config import STORAGE_GRID
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, element_index
 from defectnet.errors import ShardError
 from defectnet.files import replacing
+from defectnet.measure.forward import ProjectedPairs
 
 SCHEMA_VERSION = 1
 AS_IS = "as-is"
@@ -117,7 +118,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
-    """What a loader needs of a row: a `Sample` in brief, its DOS still as stored (about 5 kB).
+    """What is measured of a row: a `Sample` in brief, its DOS still as stored (about 5 kB).
 
     Attributes:
         row_id: As in `Sample`.
@@ -125,7 +126,7 @@ class Row:
         edge_mev: As in `Sample`.
         elements: (n,) positions in the vocabulary: those of the host, then those of the doped cell.
         hosts: How many of `elements` are the host's.
-        codes: (n, 600) one byte a bin, as `quantise` writes it.
+        codes: (n, 600) roots of the DOS in any scale; read from a shard, one byte a bin, as `quantise` writes it.
         areas: (n,) area of each element's DOS: its atomic fraction in the host or in the doped cell.
         dopants: (k,) positions of the dopants in the vocabulary.
         concentration: (k,) atoms of each dopant over all atoms.
@@ -137,11 +138,41 @@ class Row:
     edge_mev: float
     elements: NDArray[np.intp]
     hosts: int
-    codes: NDArray[np.uint8]
+    codes: NDArray[np.uint8] | NDArray[np.float32]
     areas: NDArray[np.float32]
     dopants: NDArray[np.intp]
     concentration: NDArray[np.float32]
     familiar: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sample: Sample) -> Row:
+        """Return a sample in brief, its DOS as precise as it is there."""
+        dos = np.concatenate([sample.host_dos, sample.doped_dos])
+        symbols = (*sample.host_elements, *sample.doped_elements)
+        return cls(
+            row_id=sample.row_id,
+            formula=sample.formula,
+            edge_mev=sample.edge_mev,
+            elements=np.array([INDEX[symbol] for symbol in symbols], dtype=np.intp),
+            hosts=len(sample.host_elements),
+            codes=np.sqrt(dos, dtype=np.float32),
+            areas=(dos.sum(axis=1) * STORAGE_GRID.width).astype(np.float32),
+            dopants=np.array([INDEX[symbol] for symbol in sample.dopants], dtype=np.intp),
+            concentration=np.array(list(sample.concentrations.values()), dtype=np.float32),
+        )
+
+
+def projected_pairs(rows: Sequence[Row]) -> ProjectedPairs:
+    """Return rows as the forward model takes them."""
+    counts = [n for row in rows for n in (row.hosts, len(row.elements) - row.hosts)]
+    dos = np.concatenate([row.codes for row in rows]).astype(np.float32)
+    return ProjectedPairs(
+        np.square(dos, out=dos),  # the root is what is stored; areas make up for the scale
+        np.concatenate([row.areas for row in rows]),
+        np.concatenate([row.elements for row in rows]),
+        np.cumsum([0, *counts[:-1]]),
+        np.array([row.edge_mev for row in rows]),
+    )
 
 
 _STRING_LIST = pa.list_(pa.string())

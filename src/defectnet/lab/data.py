@@ -21,22 +21,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from defectnet.batch import Batch, Targets
+from defectnet.batch import Batch, Item, Targets
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid, ModelSpec
 from defectnet.data.blending import MOST_HOST, MOST_PARTNERS
 from defectnet.data.candidates import TRACKS, Track, TrackSettings, questions
-from defectnet.data.dataset import Item, View, index_folder
-from defectnet.data.measurement import AUGMENT, Measurement, Stack, measure_pairs, row_rng
+from defectnet.data.dataset import View, index_folder
 from defectnet.data.module import ShardLoader
 from defectnet.data.shards import Row, read_rows
 from defectnet.elements import INDEX, VOCABULARY
-from defectnet.encode import candidate_mask, encode_pair, stack
 from defectnet.errors import ConfigError
 from defectnet.lab.splits import hold_out
 from defectnet.lab.table import LabPair, read_table
+from defectnet.measure.encode import candidate_mask, encode_pair, on_grid, stack
+from defectnet.measure.forward import ProjectedPairs, measure_pairs
+from defectnet.measure.settings import AUGMENT, Measurement
 from defectnet.models.measured import same_host
-from defectnet.spectrum import KINDS, Spectrum, relative_dos
-from defectnet.tasks.finetuning import WeightedItem
+from defectnet.rng import row_rng
+from defectnet.spectrum import KINDS
 
 _TRAIN, _REPLAY = "lab", "replay"  # purposes of random numbers
 
@@ -54,7 +55,7 @@ class Augmentation:
         blend: Share of the pairs that is blended with up to two others of their host, and with the pure host.
         broadening: Most extra resolution (FWHM), relative to the row's own; added in squares.
         resolution: Resolution assumed where a row states none, relative to the host's band edge.
-        noise: Most extra noise, as `defectnet.data.measurement.Measurement.noise`.
+        noise: Most extra noise, as `defectnet.measure.settings.Measurement.noise`.
         energy_scale: Standard deviation of the relative error of the energy axis, shared by host and doped sample.
     """
 
@@ -197,22 +198,18 @@ class EncodedPairs:
         rng: np.random.Generator,
     ) -> None:
         edge = float(self.batch.edge_mev[row])
-        host = self._curve(self.pairs[row].host, edge)
+        host = on_grid(self.pairs[row].host, edge, STORAGE_GRID)
         doped = host.copy()
         for k, share in shares.items():
-            own = host if k == row else self._curve(self.pairs[k].host, edge)
-            doped += share * (self._curve(self.pairs[k].doped, edge) - own)
+            own = host if k == row else on_grid(self.pairs[k].host, edge, STORAGE_GRID)
+            doped += share * (on_grid(self.pairs[k].doped, edge, STORAGE_GRID) - own)
         curves = np.stack([host, doped.clip(min=0.0)])
         # One projected DOS each, of whatever element: all count alike, so that the curve itself is measured again.
-        one = Stack(curves, np.ones(2), np.zeros(2, np.intp), np.array([0, 1]), np.array([edge]))
+        one = ProjectedPairs(curves, np.ones(2), np.zeros(2, np.intp), np.array([0, 1]), np.array([edge]))
         measured = measure_pairs(one, augmentation.measurement(self.pairs[row], edge), [rng], grid=self.grid)
         batch.host[place] = torch.from_numpy(measured.host[0])
         batch.doped[place] = torch.from_numpy(measured.doped[0])
         batch.edge_mev[place] = float(measured.edge_mev[0])
-
-    @staticmethod
-    def _curve(spectrum: Spectrum, edge_mev: float) -> NDArray[np.floating[Any]]:
-        return relative_dos(spectrum.energy_mev, spectrum.dos, edge_mev, STORAGE_GRID)
 
     def _asked(
         self,
@@ -286,14 +283,14 @@ class _Training(_Stream):
         self.weight = weight / weight.mean()
         self.track: Track = "mixed" if pairs.tracks.blind_share > 0 else "candidates"
 
-    def __iter__(self) -> Iterator[WeightedItem]:
+    def __iter__(self) -> Iterator[Item]:
         keys = (self.seed, self.epoch)
         order = row_rng("order", *keys).permutation(len(self.pairs))
         for step, rows in enumerate(np.array_split(order, self.steps)):
             if step >= self.first:
                 yield self._batch(rows, step, keys)
 
-    def _batch(self, rows: NDArray[np.intp], step: int, keys: tuple[int, int]) -> WeightedItem:
+    def _batch(self, rows: NDArray[np.intp], step: int, keys: tuple[int, int]) -> Item:
         own = rows[self.rank :: self.ranks].tolist()
         item = self.pairs.augmented(own, self.augmentation, keys, self.track)
         weight = self.weight[item.rows]
@@ -308,7 +305,7 @@ class _Training(_Stream):
             # Rows of the table are counted from 0, simulated ones from -1 downwards.
             item = Item(stack([item.batch, other.batch]), targets, torch.cat([item.rows, -1 - other.rows]))
             weight = torch.cat([weight, torch.ones(len(mine))])
-        return WeightedItem(*item, weight * (self.ranks / (len(rows) + simulated)))
+        return item._replace(weight=weight * (self.ranks / (len(rows) + simulated)))
 
 
 class LabDataModule(LightningDataModule):

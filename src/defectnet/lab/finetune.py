@@ -20,7 +20,6 @@ from defectnet.config import Calibration, Settings
 from defectnet.data.candidates import TRACKS, Track
 from defectnet.data.module import SpectraDataModule
 from defectnet.elements import VOCABULARY, parse_formula
-from defectnet.encode import stack
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256, replacing
 from defectnet.hub import load, resolve, save
@@ -30,6 +29,7 @@ from defectnet.lab.judge import Judgement, ask, join, judge
 from defectnet.lab.report import REPORT, REPORT_SCHEMA, to_card
 from defectnet.lab.splits import FOLDS, MANY_GROUPS, folds, groups_of, hold_out
 from defectnet.lab.table import TABLE, LabPair, read_table
+from defectnet.measure.encode import stack
 from defectnet.models.base import DefectModel
 from defectnet.tasks.losses import expected_concentration
 from defectnet.tasks.metrics import Answers, answer

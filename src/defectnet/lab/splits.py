@@ -7,9 +7,9 @@ from typing import Final, Literal
 
 import numpy as np
 
-from defectnet.data.measurement import row_rng
 from defectnet.errors import ConfigError, LabError
 from defectnet.lab.table import LabPair
+from defectnet.rng import row_rng
 
 Grouping = Literal["auto", "sample", "host"]
 

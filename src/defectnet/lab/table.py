@@ -18,10 +18,10 @@ import numpy as np
 
 from defectnet.config import MODEL_GRID, Grid
 from defectnet.elements import chemical_system, composition, element_index, parse_formula
-from defectnet.encode import candidate_mask, encode_pair
 from defectnet.errors import DefectNetError, LabError, SpectrumError, format_error
 from defectnet.files import file_sha256
 from defectnet.io import read_spectrum
+from defectnet.measure.encode import candidate_mask, encode_pair
 from defectnet.spectrum import UNITS, Spectrum, parse_kind, parse_unit
 
 TABLE: Final = "pairs.csv"

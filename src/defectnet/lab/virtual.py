@@ -15,12 +15,14 @@ from typing import Final
 import numpy as np
 
 from defectnet.config import STORAGE_GRID
-from defectnet.data.measurement import Measured, Measurement, measure, row_rng
-from defectnet.data.shards import Sample, read_shard
+from defectnet.data.shards import Row, Sample, projected_pairs, read_shard
 from defectnet.elements import element_index
 from defectnet.errors import ConfigError, LabError, ShardError
 from defectnet.files import replacing
 from defectnet.lab.table import TABLE
+from defectnet.measure.forward import MeasuredPairs, measure_pairs
+from defectnet.measure.settings import Measurement
+from defectnet.rng import row_rng
 from defectnet.spectrum import KINDS, Spectrum
 
 POINTS: Final = 200  # of a spectrum that ends at `REACH`
@@ -37,7 +39,7 @@ class Instrument:
         element: Host element that a projected DOS shows.
         fwhm_mev: Gaussian resolution at zero energy, full width at half maximum.
         fwhm_growth: Resolution at the host's band edge over that at zero energy.
-        noise: Counting noise, as `defectnet.data.measurement.Measurement.noise`.
+        noise: Counting noise, as `defectnet.measure.settings.Measurement.noise`.
         background: Area of a smooth background, relative to that of the DOS.
         cut_low_mev: Energy below which nothing is measured; the DOS is continued as energy squared.
         energy_factor: Energy that the instrument reads over the true one.
@@ -86,14 +88,15 @@ class Instrument:
         """Resolution in the middle of the band, as a lab would state it."""
         return self.fwhm_mev * (1.0 + self.fwhm_growth) / 2.0
 
-    def measure(self, sample: Sample) -> Measured:
-        """Measure a simulated pair; its noise depends on its id alone.
+    def measure(self, sample: Sample) -> MeasuredPairs:
+        """Measure a simulated pair, to a batch of one; its noise depends on its id alone.
 
         Raises:
             LabError: The DOS is to be projected on an element that the host or the sample does not hold.
         """
         seen = sample if self.element is None else projected(sample, self.element)
-        return measure(seen, self.measurement(), row_rng("lab", sample.row_id), grid=STORAGE_GRID)
+        pairs, rngs = projected_pairs([Row.of(seen)]), [row_rng("lab", sample.row_id)]
+        return measure_pairs(pairs, self.measurement(), rngs, grid=STORAGE_GRID)
 
 
 def projected(sample: Sample, element: str) -> Sample:
@@ -151,10 +154,11 @@ def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -
     for sample in samples:
         name, host_file = sample.row_id.replace("/", "-"), f"{sample.host_id}.csv"
         measured = instrument.measure(sample)
+        edge = float(measured.edge_mev[0])
         if host_file not in hosts:
-            _write(folder / host_file, measured.host, measured.edge_mev, instrument, f"host of {sample.row_id}")
+            _write(folder / host_file, measured.host[0], edge, instrument, f"host of {sample.row_id}")
             hosts.add(host_file)
-        _write(folder / f"{name}.csv", measured.doped, measured.edge_mev, instrument, sample.row_id)
+        _write(folder / f"{name}.csv", measured.doped[0], edge, instrument, sample.row_id)
         dopants = ";".join(f"{symbol}:{share:.5g}" for symbol, share in sample.concentrations.items())
         resolution = f"{round(instrument.resolution_mev, 1):g}"
         table.append((name, host_file, f"{name}.csv", sample.formula, dopants, resolution))

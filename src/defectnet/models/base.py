@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from defectnet.batch import Batch, Output, Targets
 from defectnet.config import Calibration, ModelSpec, Settings
 from defectnet.elements import VOCABULARY
-from defectnet.encode import encode_pair, stack
 from defectnet.errors import ConfigError
+from defectnet.measure.encode import encode_pair, stack
 from defectnet.prediction import Prediction
 from defectnet.spectrum import KINDS, Spectrum
 
@@ -38,12 +38,14 @@ class Query(NamedTuple):
         doped: DOS of the doped sample.
         formula: Formula of the host.
         candidates: Elements that may be dopants; None asks about all.
+        edge: The host's band edge in meV; None reads it from its spectrum.
     """
 
     host: SpectrumLike
     doped: SpectrumLike
     formula: str
     candidates: Sequence[str] | None = None
+    edge: float | None = None
 
 
 class DefectModel(nn.Module, ABC):
@@ -151,6 +153,7 @@ class DefectModel(nn.Module, ABC):
         candidates: Sequence[str] | None = None,
         unit: str | None = None,
         kind: str | None = None,
+        edge: float | None = None,
     ) -> Prediction:
         """Say which elements were substituted in, and how much of each.
 
@@ -161,12 +164,14 @@ class DefectModel(nn.Module, ABC):
             candidates: Elements that may be there; None asks about every element that is not in the host.
             unit: Energy unit of files that declare none and of arrays: meV, THz, cm-1 or eV.
             kind: Kind of DOS of files that declare none and of arrays: total, neutron-weighted or projected.
+            edge: The host's band edge in meV, where it is known better than its spectrum tells, for instance where
+                noise hides it; None reads it from there.
 
         Raises:
             SpectrumError: A spectrum or its file cannot be used, or the two do not belong together.
             FormulaError: The formula or a candidate cannot be used.
         """
-        return self.predict_many([Query(host, doped, formula, candidates)], unit=unit, kind=kind)[0]
+        return self.predict_many([Query(host, doped, formula, candidates, edge)], unit=unit, kind=kind)[0]
 
     def predict_many(
         self, queries: Sequence[Query], *, unit: str | None = None, kind: str | None = None
@@ -174,7 +179,7 @@ class DefectModel(nn.Module, ABC):
         """Answer many questions at once; each answer is what `predict` gives alone.
 
         Args:
-            queries: Questions, or plain tuples (host, doped, formula[, candidates]).
+            queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge]]).
             unit: As in `predict`.
             kind: As in `predict`.
         """
@@ -189,6 +194,7 @@ class DefectModel(nn.Module, ABC):
                     query.formula,
                     grid=self.spec.grid,
                     candidates=query.candidates,
+                    edge_mev=query.edge,
                 )
                 for query in asked
             ]

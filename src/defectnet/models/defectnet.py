@@ -45,7 +45,7 @@ def contrast(host: Tensor, doped: Tensor, width: float) -> Tensor:
         empty), and the cumulated difference (which shows small shifts and is robust to noise); each of order 1.
     """
     difference = doped - host
-    ratio = torch.log10((doped + _FLOOR) / (host + _FLOOR))
+    ratio = torch.log10((doped.clamp_min(0.0) + _FLOOR) / (host.clamp_min(0.0) + _FLOOR))
     cumulated = difference.cumsum(dim=-1) * width
     return torch.stack([host, doped, 4.0 * difference, ratio, 20.0 * cumulated], dim=1)
 

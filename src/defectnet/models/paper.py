@@ -102,7 +102,7 @@ class PaperDefectNet(DefectModel):
             which reach above the host's range, and the host's mean inside its band is 1.
         """
         host, doped = (self._histogram(dos) for dos in (batch.host, batch.doped))
-        ratio = torch.log10((doped + _FLOOR) / (host + _FLOOR))
+        ratio = torch.log10((doped.clamp_min(0.0) + _FLOOR) / (host.clamp_min(0.0) + _FLOOR))
         composition = functional.pad(batch.composition, (0, host.shape[-1] - batch.composition.shape[-1]))
         return torch.stack([host, ratio, composition], dim=1)
 

@@ -257,7 +257,7 @@ class ResponseDictionary(nn.Module):
             What the fits say of each element, and the responses.
         """
         host = batch.host
-        channels = torch.stack([host, torch.log10(host + 1e-2)], dim=1)
+        channels = torch.stack([host, torch.log10(host.clamp_min(0.0) + 1e-2)], dim=1)
         spectrum = self.spectrum(channels) + self.energy(self.centres, batch.edge_mev)
         atoms, filled = self.host(batch.composition)
         tokens = torch.cat([spectrum, atoms], dim=1)

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from defectnet.batch import Batch, Output, Targets
+from defectnet.batch import Batch, Item, Output, Targets
 from defectnet.config import ModelSpec
 from defectnet.data.candidates import TRACKS
 from defectnet.errors import ConfigError
@@ -26,8 +26,6 @@ from defectnet.tasks.metrics import TrackMetrics, track_of
 
 CHECKPOINT_KEY = "defectnet"
 """Key of a .ckpt under which the network's config lies, as plain values; `defectnet export` reads it."""
-
-TrainingItem = tuple[Batch, Targets, Tensor]
 
 
 @dataclass(frozen=True)
@@ -120,28 +118,28 @@ class DefectTask(LightningModule):
         output: Output = self.model(batch)
         return output
 
-    def training_step(self, item: TrainingItem) -> Tensor:
+    def training_step(self, item: Item) -> Tensor:
         """Return the loss of a batch.
 
         Raises:
             ConfigError: The network learns from projected DOS, and the data show none.
         """
-        if self.simulated and self.model.wants_projected and item[1].projected is None:
+        if self.simulated and self.model.wants_projected and item.targets.projected is None:
             raise ConfigError(
                 "net.resolved learns from projected DOS, which are not shown", fix="Set data.projected: true"
             )
         return self._step(item, "train")
 
-    def validation_step(self, item: TrainingItem, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, item: Item, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch; the loader of each track comes in turn."""
         self._step(item, "val")
 
-    def test_step(self, item: TrainingItem, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, item: Item, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of the test crystals."""
         self._step(item, "test")
 
-    def _step(self, item: TrainingItem, stage: str) -> Tensor:
-        batch, targets, _ = item
+    def _step(self, item: Item, stage: str) -> Tensor:
+        batch, targets = item.batch, item.targets
         output, further = self.model.learn(batch, targets) if stage == "train" else (self(batch), {})
         terms = loss_named(self.model.loss)(output, batch, targets, self.weights)
         terms |= {name: self.weights.of(name) * value.mean() for name, value in further.items()}

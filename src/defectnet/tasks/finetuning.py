@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from defectnet.batch import Batch, Output, Targets
+from defectnet.batch import Item, Output
 from defectnet.config import ModelSpec
 from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
@@ -28,23 +28,6 @@ from defectnet.tasks.defect import DefectTask, OptimiserSettings
 from defectnet.tasks.losses import LossWeights, loss_named
 
 Method = Literal["head", "gradual", "full", "l2sp"]
-
-
-class WeightedItem(NamedTuple):
-    """A training batch whose rows count for different amounts.
-
-    Attributes:
-        batch: What the network sees.
-        targets: What is true.
-        rows: (B,) long, positions of the rows.
-        weight: (B,) what a row's loss is multiplied by; the loss of the batch is the sum. Under DDP the mean over the
-            ranks of these sums is minimised, so the weights carry a factor of the number of ranks.
-    """
-
-    batch: Batch
-    targets: Targets
-    rows: Tensor
-    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -204,8 +187,8 @@ class FinetuneTask(DefectTask):
             for name in names:
                 self.model.get_submodule(name).train(not frozen)
 
-    def _step(self, item: Any, stage: str) -> Tensor:
-        batch, targets = item[0], item[1]
+    def _step(self, item: Item, stage: str) -> Tensor:
+        batch, targets = item.batch, item.targets
         output, further = self.model.learn(batch, targets) if stage == "train" else (self(batch), {})
         output = Output(*(x.float() for x in output))
         with torch.autocast(self.device.type, enabled=False):
@@ -213,8 +196,7 @@ class FinetuneTask(DefectTask):
             terms |= {name: self.weights.of(name) * value.float() for name, value in further.items()}
         losses = torch.stack(list(terms.values())).sum(dim=0)
         if stage == "train":
-            weight = item.weight if isinstance(item, WeightedItem) else torch.full_like(losses, 1.0 / len(losses))
-            loss = weight @ losses
+            loss = losses.mean() if item.weight is None else item.weight @ losses
             # One value a step, which the weights have made fit for a plain mean over the ranks.
             self.log("train/loss", loss.detach(), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
             return loss + self._pull()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
 
-from defectnet.batch import Batch, Output, Targets
+from defectnet.batch import Batch, Item, Output, Targets
 from defectnet.elements import VOCABULARY
-from defectnet.encode import stack
+from defectnet.measure.encode import stack
 from defectnet.tasks.losses import expected_concentration
 
 
@@ -84,14 +84,14 @@ class Answers(NamedTuple):
     targets: Targets
 
 
-def answer(predict: Callable[[Batch], Output], items: Iterable[tuple[Batch, Targets, Tensor]]) -> Answers:
+def answer(predict: Callable[[Batch], Output], items: Iterable[Item]) -> Answers:
     """Answer every batch of a loader and join the answers, in order.
 
     Args:
         predict: For instance `DefectModel.predict_batch`.
-        items: Batches with targets, as `defectnet.data.dataset.Item`.
+        items: Batches with targets, of one loader.
     """
-    parts = [(predict(batch), batch, targets) for batch, targets, _ in items]
+    parts = [(predict(item.batch), item.batch, item.targets) for item in items]
     outputs, batches, targets = zip(*parts, strict=True)
     return Answers(
         Output(*(torch.cat(fields) for fields in zip(*outputs, strict=True))),

@@ -12,11 +12,19 @@ from defectnet.batch import Batch
 from defectnet.config import Grid
 from defectnet.elements import VOCABULARY, composition, multi_hot, parse_formula
 from defectnet.errors import FormulaError, SpectrumError
-from defectnet.spectrum import EDGE_THRESHOLD, KINDS, Spectrum, band_edge_mev, relative_dos
+from defectnet.measure.curves import rebin
+from defectnet.measure.edge import EDGE_THRESHOLD, band_edges
+from defectnet.spectrum import KINDS, Spectrum
 
 
 def encode_pair(
-    host: Spectrum, doped: Spectrum, formula: str, *, grid: Grid, candidates: Sequence[str] | None = None
+    host: Spectrum,
+    doped: Spectrum,
+    formula: str,
+    *,
+    grid: Grid,
+    candidates: Sequence[str] | None = None,
+    edge_mev: float | None = None,
 ) -> Batch:
     """Check a pair and put it on the common grid: energies relative to the host's band edge.
 
@@ -28,6 +36,7 @@ def encode_pair(
         formula: Formula of the host.
         grid: Relative energies of the network.
         candidates: Elements that may be dopants; None asks about every element that is not in the host.
+        edge_mev: The host's band edge, where it is known better than its spectrum tells; None reads it from there.
 
     Returns:
         A batch of one.
@@ -39,9 +48,9 @@ def encode_pair(
     amounts = parse_formula(formula)
     mask = candidate_mask(formula, candidates)
     _check_pair(host, doped, tuple(amounts), formula)
-    edge = band_edge_mev(host.energy_mev, host.dos, source=_role("host", host))
+    edge = host_edge_mev(host) if edge_mev is None else _checked_edge(host, edge_mev)
     _check_reach(host, doped, edge)
-    curves = [relative_dos(s.energy_mev, s.dos, edge, grid) for s in (host, doped)]
+    curves = [on_grid(spectrum, edge, grid) for spectrum in (host, doped)]
     return Batch(
         host=torch.from_numpy(curves[0])[None],
         doped=torch.from_numpy(curves[1])[None],
@@ -51,6 +60,29 @@ def encode_pair(
         candidates_given=torch.tensor([candidates is not None]),
         kind=torch.tensor([KINDS.index(host.kind)]),
     )
+
+
+def host_edge_mev(host: Spectrum) -> float:
+    """Read a host's band edge from its spectrum, see `band_edges`; meV.
+
+    Raises:
+        SpectrumError: The points end below the edge.
+    """
+    return float(band_edges(host.energy_mev, host.dos[None], source=_role("host", host))[0])
+
+
+def on_grid(spectrum: Spectrum, edge_mev: float, grid: Grid) -> NDArray[np.float32]:
+    """Put a spectrum on (grid.bins,) relative energies, see `rebin`.
+
+    Args:
+        spectrum: Host or doped sample.
+        edge_mev: The host's band edge, for the doped sample too.
+        grid: Relative energies.
+
+    Raises:
+        SpectrumError: Nothing lies on the grid.
+    """
+    return rebin(spectrum.energy_mev, spectrum.dos, np.asarray(edge_mev), grid)
 
 
 def candidate_mask(formula: str, candidates: Sequence[str] | None) -> NDArray[np.bool_]:
@@ -83,6 +115,20 @@ def candidate_mask(formula: str, candidates: Sequence[str] | None) -> NDArray[np
 
 def _role(role: str, spectrum: Spectrum) -> str:
     return f"{role} {spectrum.source}".strip()
+
+
+def _checked_edge(host: Spectrum, edge_mev: float) -> float:
+    """Refuse an edge that the host's spectrum contradicts."""
+    end = float(host.energy_mev[-1])
+    if not (np.isfinite(edge_mev) and edge_mev > 0.0):
+        raise SpectrumError(f"the band edge is given as {edge_mev} meV", fix="Give a positive number of meV")
+    if not 0.05 * end <= edge_mev <= 2.0 * end:
+        raise SpectrumError(
+            f"{_role('host', host)}: the band edge is given as {edge_mev:.4g} meV",
+            why=f"the spectrum ends at {end:.4g} meV",
+            fix="Give the edge in meV, whatever the unit of the spectrum; check that unit",
+        )
+    return float(edge_mev)
 
 
 def _check_pair(host: Spectrum, doped: Spectrum, elements: tuple[str, ...], formula: str) -> None:
