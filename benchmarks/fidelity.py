@@ -22,8 +22,9 @@ from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.entrants import entrant_named
 from defectnet.benchmark.metrics import summary
 from defectnet.benchmark.results import interval
-from defectnet.benchmark.runner import CONDITIONS, Benchmark
+from defectnet.benchmark.runner import Benchmark
 from defectnet.benchmark.scores import Scores
+from defectnet.data.candidates import CONDITIONS
 from defectnet.errors import ConfigError, DefectNetError
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from defectnet import from_pretrained
 from defectnet.batch import Batch, Targets
 from defectnet.benchmark.entrants import Checkpoint
-from defectnet.benchmark.runner import CONDITIONS
+from defectnet.data.candidates import CONDITIONS
 from defectnet.data.module import SpectraDataModule
 from defectnet.data.shards import read_shard
 from defectnet.encode import stack

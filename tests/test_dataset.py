@@ -1,5 +1,4 @@
 import shutil
-import sys
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ import torch
 from huggingface_hub import errors
 from lightning import Callback, Trainer
 
+import leakage
 from conftest import NotFoundResponse
 from defectnet.data import dataset as dataset_module
 from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
@@ -505,11 +505,7 @@ def test_only_sound_shards_are_uploaded(folder, tmp_path, monkeypatch):
     assert len(sent) == 1
 
 
-def test_the_leak_check_finds_a_copied_spectrum(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import leakage
-
-    sys.modules.pop("leakage")
+def test_the_leak_check_finds_a_copied_spectrum(tmp_path):
     samples = [toy_sample(i, "train") for i in range(12)]
     other = toy_sample(50, "test")
     copy = replace(other, row_id="copy/0", host_id="copy", host_dos=samples[4].host_dos)

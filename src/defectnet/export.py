@@ -15,7 +15,7 @@ import torch
 
 from defectnet.batch import Batch
 from defectnet.config import Calibration
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import AS_IS, Sample, read_shard
@@ -30,9 +30,6 @@ from defectnet.models.registry import architecture
 from defectnet.tasks.defect import CHECKPOINT_KEY
 from defectnet.tasks.metrics import Answers, answer
 from defectnet.uncertainty.calibration import best_threshold, fit_interval, fit_temperature
-
-CONDITIONS = ("clean", "lab")
-"""Measurements that calibration uses, in equal parts: a user's spectrum may be like either."""
 
 _PREFIX = "model."
 _GOLDEN_ROWS = 4

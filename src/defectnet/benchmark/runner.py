@@ -26,10 +26,10 @@ from defectnet.benchmark.curves import curves
 from defectnet.benchmark.entrants import Entrant, ask, call, check_alone
 from defectnet.benchmark.metrics import summary
 from defectnet.benchmark.protocol import Estimate, FitData, Rows
-from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, compare, interval
+from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, interval
 from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.dataset import Item
 from defectnet.data.measurement import measurement_named
 from defectnet.data.module import LoaderSettings, SpectraDataModule
@@ -37,11 +37,6 @@ from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 from defectnet.files import file_sha256
 from defectnet.uncertainty.calibration import best_threshold
-
-__all__ = ["CONDITIONS", "Benchmark", "SharedFitData", "compare", "plain", "versions"]
-
-CONDITIONS: Final = ("clean", "lab")
-"""Measurements that the benchmark asks under; see `defectnet.data.measurement`."""
 
 _BATCH_ROWS: Final = 256
 _PACKAGES: Final = ("defectnet", "torch", "numpy", "scikit-learn", "lightgbm")

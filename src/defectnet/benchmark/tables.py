@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from defectnet.benchmark.bars import CONDITIONS, Bar, number, part
-from defectnet.benchmark.results import Ratio, compare
+from defectnet.benchmark.results import Ratio, compare, part
+from defectnet.data.candidates import CONDITIONS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,6 +77,13 @@ _SHORT: Final[dict[str, tuple[Column, ...]]] = {
 }
 
 Results = Mapping[str, Mapping[str, Any]]
+
+
+def number(value: float | None) -> str:
+    """Write a number with as many digits as a table needs; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def ranked(results: Results, track: str, condition: str) -> list[str]:
@@ -219,15 +226,6 @@ def _part_rows(names: Sequence[str], results: Results, track: str, condition: st
 
 def _part_cells(values: Mapping[str, Any]) -> list[str]:
     return [f"{values['rows']:,}", *(number(values[key]) for key in ("recall_at_k", "mae", "r2")), "-", "-"]
-
-
-def bar_table(rows: Sequence[Bar]) -> list[str]:
-    """Return the bars as lines of Markdown."""
-    words = {True: "yes", False: "no", None: "not measured"}
-    return [
-        *head(["", "asked", "measured", "reached"]),
-        *(line([bar.what, bar.asked, bar.measured, words[bar.reached]]) for bar in rows),
-    ]
 
 
 def ratios(results: Results, model: str) -> list[str]:

@@ -45,8 +45,7 @@ def simulate(
         out: Folder for the shards.
         hosts: JSON list of crystals, a structure file that ase reads, or a folder of them.
         potential: defectnet-nep, nequix (better and much slower, by finite displacements), or nep89 (fetched once from
-            PyPI); or path of a NEP potential in GPUMD's text format, of a folder like theirs, or of a Nequix network
-            of its package (.nqx).
+            PyPI); or path of a NEP potential in GPUMD's text format, or of a folder like theirs.
         from_: Folder of host packs, one pack, or bundled.
         rows: Pairs that are drawn from host packs.
         spectra_per_host: Doped cells tried for each host.

@@ -138,7 +138,7 @@ def benchmark(
     if json:
         print_json(results)
     else:
-        from defectnet.benchmark.bars import by_name
+        from defectnet.benchmark.results import by_name
         from defectnet.benchmark.tables import SCREEN_NOTE, describe, screen_tables
 
         console = terminal()

@@ -17,6 +17,9 @@ Track = Literal["candidates", "blind", "mixed"]
 TRACKS: Final[tuple[Track, ...]] = ("candidates", "blind")
 """The two questions of the benchmark; ``mixed`` draws one of them for each row, for training."""
 
+CONDITIONS: Final = ("clean", "lab")
+"""Measurements under which networks are calibrated, baselines learn and all are judged."""
+
 
 @dataclass(frozen=True)
 class TrackSettings:

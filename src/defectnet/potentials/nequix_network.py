@@ -7,7 +7,8 @@ time, forward and backward, so that what lies between stays in the processor's c
 an edge's length, most of the work, is computed once with its derivative, and can be kept from call to call for the
 edges that have not changed: in a finite displacement few have.
 
-A network is a form and named tensors, see `NequixForm.shapes`; `convert_nequix` makes both from a file of the package.
+A network is a form and named tensors, see `NequixForm.shapes`; examples/convert_nequix.py makes both from a
+file of the package.
 
 Shape letters: N atoms, E edges, S species, U channels, M components (2 l + 1, or those of several l side by side).
 """

@@ -7,7 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from defectnet.benchmark.limits import (
+from defectnet.config import MODEL_GRID
+from defectnet.data.measurement import CLEAN, LAB
+from defectnet.errors import ConfigError
+from make_shards import toy_sample
+from oracle import (
     Contrasts,
     detectability,
     oracle,
@@ -16,10 +20,6 @@ from defectnet.benchmark.limits import (
     separation,
     whiten,
 )
-from defectnet.config import MODEL_GRID
-from defectnet.data.measurement import CLEAN, LAB
-from defectnet.errors import ConfigError
-from make_shards import toy_sample
 
 BINS = MODEL_GRID.bins
 ELEMENTS = ("Li", "Be", "B", "C", "N", "O", "F", "Na", "Mg", "Al", "Si", "P")
