@@ -71,13 +71,13 @@ def study(folder: str, options: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"{folder} holds {len(true)} pairs", fix="Simulate more, or ask about fewer (--ask)")
         orders = [np.random.default_rng(seed).permutation(len(true)) for seed in range(options.orders)]
         asked = [order[: options.ask] for order in orders]
-        found[condition] = {"as it is": summary([score(inner, batch[ask], true[ask]) for ask in asked])}
+        found[condition] = {"as it is": summary([score(inner, batch.rows(ask), true[ask]) for ask in asked])}
         for number in options.learn:
             parts = []
             for order in orders:
                 ask, learn = order[: options.ask], order[options.ask : options.ask + number]
-                model = MeasuredResponses.fit(inner, batch[learn], Targets(true[learn]))
-                parts.append(score(model, batch[ask], true[ask]))
+                model = MeasuredResponses.fit(inner, batch.rows(learn), Targets(true[learn]))
+                parts.append(score(model, batch.rows(ask), true[ask]))
             found[condition][str(number)] = summary(parts)
     return {"pairs": len(true), "dopants": int(batch.candidates[0].sum()), "results": found}
 

@@ -286,11 +286,13 @@ def toys(tmp_path_factory):
     return toy_folder(tmp_path_factory.mktemp("toys"), train=20, val=3, test=3, shards=2)
 
 
-def module(toys, folder, share=0.5, workers=0, **more):
-    return SpectraDataModule(
+def module(toys, folder, share=0.5, workers=0, projected=False, **more):
+    data = SpectraDataModule(
         str(toys), batch_size=8, packs={str(folder): share}, pack_settings=SETTINGS,
         loader=LoaderSettings(pack_workers=workers), seed=0, **more,
     )  # fmt: skip
+    data.projected = projected
+    return data
 
 
 def test_the_data_module_mixes_shards_and_packs_and_resumes(toys, folder):

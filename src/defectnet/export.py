@@ -67,7 +67,7 @@ def export(
     if half:
         round_to_half(model)
     loader = LoaderSettings(cache_rows=100_000)
-    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=extra)
+    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=dict.fromkeys(extra, 1))
     # The published network cannot be asked without candidates: they are its query.
     tracks = TRACKS if model.loss != "paper" else TRACKS[:1]
     calibration = calibrate(model, module, tracks, coverage)
@@ -140,7 +140,7 @@ def _amounts(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint says of its training: data and their hash, and what hosts were seen.
 
-    Rows count once, however often `extra` names their data set; those of randomised stiffness are rows, but no pairs.
+    Rows count once, however often they come in an epoch; those of randomised stiffness are rows, but no pairs.
     """
     index = module.index("train")
     edges: list[float] = []
@@ -177,7 +177,7 @@ def _rows(index: ShardIndex) -> Iterator[Sample]:
 
 def _first_rows(module: SpectraDataModule, track: Track, condition: str) -> Batch:
     batch = next(iter(module.evaluation("val", track, condition))).batch
-    return Batch(*(field[:_GOLDEN_ROWS] for field in batch))
+    return batch.rows(slice(_GOLDEN_ROWS))
 
 
 def _card(name: str, model: DefectModel, training: dict[str, Any]) -> str:

@@ -212,7 +212,7 @@ class Benchmark:
         if grid not in self._modules:
             loader = LoaderSettings(cache_rows=0)
             self._modules[grid] = SpectraDataModule(
-                self._data, batch_size=_BATCH_ROWS, grid=grid, loader=loader, extra=self._extra
+                self._data, batch_size=_BATCH_ROWS, grid=grid, loader=loader, extra=dict.fromkeys(self._extra, 1)
             )
         return self._modules[grid]
 

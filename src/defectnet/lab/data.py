@@ -185,7 +185,7 @@ class EncodedPairs:
 
     def _rows(self, rows: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(rows, dtype=torch.long)
-        return Batch(*(x[chosen] for x in self.batch))
+        return self.batch.rows(chosen)
 
     def _change(
         self,

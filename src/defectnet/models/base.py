@@ -195,7 +195,7 @@ class DefectModel(nn.Module, ABC):
         )
         output = self.predict_batch(batch)
         return [
-            self._prediction(_rows(batch, slice(i, i + 1)), output, i, query.formula) for i, query in enumerate(asked)
+            self._prediction(batch.rows(slice(i, i + 1)), output, i, query.formula) for i, query in enumerate(asked)
         ]
 
     def predict_batch(self, batch: Batch, batch_size: int = 256, *, precision: int = 64) -> Output:
@@ -224,7 +224,7 @@ class DefectModel(nn.Module, ABC):
         self.eval()
         try:
             with torch.no_grad():
-                rows = [_rows(batch, slice(i, i + batch_size)) for i in range(0, len(batch.host), batch_size)]
+                rows = [batch.rows(slice(i, i + batch_size)) for i in range(0, len(batch.host), batch_size)]
                 parts = [self._run(state, Batch(*(_cast(x.to(device), dtype) for x in piece))) for piece in rows]
         finally:
             self.train(training)
@@ -306,10 +306,6 @@ class DefectModel(nn.Module, ABC):
 def _publishing() -> ModuleType:
     """Return `defectnet.hub.push`, by name: the layer above, that no line here imports, called only by a user."""
     return import_module("defectnet.hub.push")
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return Batch(*(field[rows] for field in batch))
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -159,7 +159,7 @@ class MeasuredResponses(DefectModel):
         counted = torch.ones(len(batch.host)) if weight is None else weight
         model.eval()  # the network inside is asked what it expects
         for host, rows in enumerate(groups):
-            model._measure(host, Batch(*(x[rows] for x in batch)), targets.concentration[rows], counted[rows])
+            model._measure(host, batch.rows(rows), targets.concentration[rows], counted[rows])
         return model
 
     def _measure(self, host: int, batch: Batch, concentration: Tensor, weight: Tensor) -> None:
@@ -221,7 +221,7 @@ class MeasuredResponses(DefectModel):
             owner = self.host_of(batch)
             for host in torch.unique(owner[owner >= 0]).tolist():
                 rows = (owner == host).nonzero()[:, 0]
-                part = Batch(*(field[rows] for field in batch))
+                part = batch.rows(rows)
                 logits, concentration = self._answer(host, part, Output(*(x[rows] for x in output)))
                 output = Output(
                     output.identity_logits.index_copy(0, rows, logits.to(output.identity_logits.dtype)),

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from defectnet.batch import Batch, Output, Targets
 from defectnet.config import ModelSpec
 from defectnet.data.candidates import TRACKS
+from defectnet.data.module import SpectraDataModule
 from defectnet.errors import ConfigError
 from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
@@ -73,8 +74,8 @@ class DefectTask(LightningModule):
     """Trains a network to say which elements were substituted in, and how much of each.
 
     Args:
-        architecture: Name of the network in the registry; left out with `init_from`.
-        net: Fields of the network's size that differ from its defaults.
+        architecture: Name of the network in the registry; not needed with `init_from`.
+        net: Fields of the network's size that differ from its defaults; not needed with `init_from`.
         spec: What the network reads and answers; `defectnet fit` takes it from the data.
         init_from: Checkpoint to start from: a bundled name, a path (./ or /) or org/repo. None starts from scratch.
         optimiser: Learning rate and its schedule.
@@ -120,6 +121,12 @@ class DefectTask(LightningModule):
         output: Output = self.model(batch)
         return output
 
+    def setup(self, stage: str) -> None:
+        """Let the data show projected DOS in training, where the network learns from them."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SpectraDataModule):
+            data.projected = self.model.wants_projected
+
     def training_step(self, item: TrainingItem) -> Tensor:
         """Return the loss of a batch.
 
@@ -128,7 +135,8 @@ class DefectTask(LightningModule):
         """
         if self.simulated and self.model.wants_projected and item[1].projected is None:
             raise ConfigError(
-                "net.resolved learns from projected DOS, which are not shown", fix="Set data.projected: true"
+                f"{type(self.model).__name__} learns from projected DOS, which are not shown",
+                fix="Train it on a SpectraDataModule, given as datamodule=",
             )
         return self._step(item, "train")
 
@@ -216,10 +224,11 @@ def _pretrained(
 ) -> DefectModel:
     """Load a network to go on training it, and check that it fits what else was asked."""
     model = from_pretrained(source)
-    if net is not None or architecture not in (None, type(model).__name__):
+    same_size = net is None or {**model.net.to_dict(), **net} == model.net.to_dict()
+    if architecture not in (None, type(model).__name__) or not same_size:
         raise ConfigError(
-            f"model.init_from {source!r} is a {type(model).__name__} of its own size",
-            fix="Leave out model.architecture and model.net",
+            f"model.init_from {source!r} is a {type(model).__name__} of another size than model.net asks for",
+            fix="Use the recipe that it was trained with, or leave out model.architecture and model.net",
         )
     if spec is not None and spec.grid != model.spec.grid:
         raise ConfigError(
