@@ -597,7 +597,7 @@ def test_numbers_of_another_potential_need_its_licence(tmp_path, monkeypatch, ca
     [
         (["--light-dopants", "Xx"], "light_dopants"),
         (["--light", "2"], "light is 2"),
-        (["--highest", "0"], "highest 0"),
+        (["--highest", "0"], "highest is 0"),
         (["--batch", "0"], "--batch 0"),
         (["--count", "0"], "--count 0"),
     ],

@@ -181,7 +181,7 @@ def test_replayed_rows_make_up_their_share(lab, replay):
         assert item.weight.sum().item() == pytest.approx(1.0)
     assert "projected" in data.spec.kinds
     for share in (0.0, 1.0):
-        with pytest.raises(ConfigError, match="replay share"):
+        with pytest.raises(ConfigError, match="replay.share is"):
             Replay(replay, share)
 
 
@@ -355,7 +355,7 @@ def test_responses_of_hosts_with_few_pairs_are_refused_before_any_work(checkpoin
 
 
 def test_forgetting_is_measured_where_simulated_rows_are_at_hand(checkpoint, lab, tmp_path, replay):
-    training = replace(FAST, replay=replay, ema=0.5)
+    training = replace(FAST, replay=replay, learning_rate=3e-3)
     report = finetune(checkpoint, lab, tmp_path / "out", training, Holdout(folds=1, share=0.5))
     assert report["kept"] == "after"
     assert report["forgetting"]["rows"] == 4
@@ -376,7 +376,7 @@ def test_the_command_prints_before_and_after(checkpoint, lab, tmp_path, capsys):
 
 
 WRONG = {
-    "method": ({"method": "lora"}, {}, "method 'lora' is not known"),
+    "method": ({"method": "lora"}, {}, "method is 'lora'"),
     "epochs": ({"epochs": 0}, {}, "epochs is 0"),
     "rate": ({"learning_rate": -1.0}, {}, "learning_rate is -1"),
     "ema": ({"ema": 1.0}, {}, "ema is 1"),
@@ -384,7 +384,7 @@ WRONG = {
     "accelerator": ({"accelerator": "abacus"}, {}, "accelerator is 'abacus'"),
     "no GPU": ({"accelerator": "gpu", "devices": 1000}, {}, "devices is 1000, with [0-9]+ GPUs"),
     "replay": ({"replay": "nowhere"}, {}, "replay folder nowhere does not exist"),
-    "holdout": ({}, {"share": 1.0}, "holdout is 1.0"),
+    "holdout": ({}, {"share": 1.0}, "holdout.share is 1.0"),
     "folds": ({}, {"folds": 13}, "folds is 13, with 12 groups"),
     "group": ({}, {"group": "crystal"}, "group is 'crystal'"),
 }

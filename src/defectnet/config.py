@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -54,27 +54,20 @@ class Bounds(NamedTuple):
         """Return what to use, for an error."""
         if self.choices:
             return f"Use {', '.join(self.choices[:-1])} or {self.choices[-1]}"
-        ends = {"from": self.least, "above": self.above, "to": self.most, "below": self.below}
-        words = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
-        if len(words) == 1 and self.least is not None:
-            words.append("on")
+        ends = {"from": self.least, "above": self.above, "up to": self.most, "below": self.below}
+        words = ", ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
         kind = f"a multiple of {self.multiple}" if self.multiple > 1 else "a whole number" if whole else "a number"
-        return " ".join([f"Use {kind}", *words])
+        return f"Use {kind} {words}"
 
 
-def bounded(
-    default: Any = dataclasses.MISSING,
-    least: float | None = None,
-    most: float | None = None,
-    *,
-    above: float | None = None,
-    below: float | None = None,
-    multiple: int = 1,
-    choices: Sequence[str] = (),
-) -> Any:
-    """Declare a field of a `Bounded` dataclass with the values that it may have, see `Bounds`; None always may be."""
-    bounds = Bounds(least, most, above, below, multiple, tuple(choices))
-    return dataclasses.field(default=default, metadata={"bounds": bounds})
+def bounded(default: Any, least: float | None = None, most: float | None = None, **further: Any) -> Any:
+    """Declare a field of a `Bounded` dataclass: its default, and the `Bounds` of its values."""
+    return dataclasses.field(default=default, metadata=within(least, most, **further))
+
+
+def within(least: float | None = None, most: float | None = None, **further: Any) -> dict[str, Bounds]:
+    """Return the metadata of a field that has no default: ``field(metadata=within(0.0, 1.0))``."""
+    return {"bounds": Bounds(least, most, **further)}
 
 
 class Bounded:
@@ -93,11 +86,11 @@ class Bounded:
         cls._error = error or cls._error
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            bounds, value = field.metadata.get("bounds"), getattr(self, field.name)
-            if bounds is not None and value is not None:
-                whole = str(field.type).startswith("int")
-                self.require(bounds.hold(value, whole), field.name, bounds.advice(whole))
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            bounds, value = each.metadata.get("bounds"), getattr(self, each.name)
+            if bounds is not None and not (value is None and "None" in str(each.type)):
+                whole = str(each.type).removeprefix("tuple[").startswith("int")
+                self.require(bounds.hold(value, whole), each.name, bounds.advice(whole))
 
     def require(self, condition: object, name: str, fix: str) -> None:
         """Raise the error of the class, which names a field, its value and what to do, unless a condition holds."""
@@ -134,7 +127,7 @@ class Settings(Bounded):
         where = where or cls.__name__
         if not isinstance(values, dict):
             raise ConfigError(f"{where} is {type(values).__name__}", fix="It must be an object with named fields")
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key, only in cls.retired.items():
             if key in values and (type(values[key]) is not type(only) or values[key] != only):
                 raise ConfigError(
@@ -146,8 +139,8 @@ class Settings(Bounded):
         for key in values:
             if key not in fields:
                 raise ConfigError(f"{where}.{key} is not a known field", fix=f"Known are {', '.join(fields)}")
-        for name, field in fields.items():
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        for name, each in fields.items():
+            required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
             if required and name not in values:
                 raise ConfigError(f"{where}.{name} is missing", fix=f"Add the field {name}")
         hints = get_type_hints(cls)
@@ -342,8 +335,8 @@ class Interval(Settings, called="interval"):
         slope: Growth of the half-width with the concentration.
     """
 
-    coverage: float = bounded(above=0.0, below=1.0)
-    offset: float = bounded(least=0.0, most=1.0)
+    coverage: float = field(metadata=within(above=0.0, below=1.0))
+    offset: float = field(metadata=within(0.0, 1.0))
     slope: float = bounded(0.0, 0.0, 100.0)
 
 

@@ -9,8 +9,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.config import Bounded, bounded
 from defectnet.elements import multi_hot, properties
-from defectnet.errors import ConfigError
 
 Track = Literal["candidates", "blind", "mixed"]
 
@@ -22,7 +22,7 @@ CONDITIONS: Final = ("clean", "lab")
 
 
 @dataclass(frozen=True)
-class TrackSettings:
+class TrackSettings(Bounded, called="tracks"):
     """How candidate sets are drawn.
 
     Attributes:
@@ -33,17 +33,10 @@ class TrackSettings:
             host. Without them, to know by heart which dopants go with a host answers most questions about it.
     """
 
-    blind_share: float = 0.5
-    max_distractors: int = 6
-    likely_share: float = 0.5
-    familiar_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("blind_share", "likely_share", "familiar_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"tracks.{name} is {getattr(self, name)}", fix="Use a share between 0 and 1")
-        if not 1 <= self.max_distractors <= 40:
-            raise ConfigError(f"tracks.max_distractors is {self.max_distractors}", fix="Use 1 to 40")
+    blind_share: float = bounded(0.5, 0.0, 1.0)
+    max_distractors: int = bounded(6, 1, 40)
+    likely_share: float = bounded(0.5, 0.0, 1.0)
+    familiar_share: float = bounded(0.0, 0.0, 1.0)
 
 
 def _likeness() -> NDArray[np.float64]:

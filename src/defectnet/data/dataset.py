@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from defectnet.batch import Batch, Targets
-from defectnet.config import MODEL_GRID, Grid
+from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
 from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
 from defectnet.data.measurement import CLEAN, Measurement, Stack, measure_pairs, row_rng
@@ -151,7 +151,7 @@ def _short_columns(path: Path) -> tuple[NDArray[np.str_], NDArray[np.str_], NDAr
 
 
 @dataclass(frozen=True)
-class View:
+class View(Bounded, called="data"):
     """How rows become network input.
 
     Attributes:
@@ -169,12 +169,8 @@ class View:
     track: Track = "candidates"
     tracks: TrackSettings = field(default_factory=TrackSettings)
     seed: int | None = None
-    blend: float = 0.0
+    blend: float = bounded(0.0, 0.0, 1.0)
     projected: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.blend <= 1.0:
-            raise ConfigError(f"data.blend is {self.blend}", fix="Use a share between 0 and 1")
 
     @property
     def needs_others(self) -> bool:
@@ -231,7 +227,7 @@ def targets_of(samples: Sequence[Sample]) -> Targets:
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(Bounded, called="data"):
     """How rows are shared out and buffered.
 
     Attributes:
@@ -245,24 +241,18 @@ class Stream:
         workers: Loader processes of each rank; 0 and 1 share the rows out alike.
     """
 
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1)
     shuffle: bool = False
     seed: int = 0
-    buffer_rows: int = 1024
-    cache_rows: int = 0
-    rank: int = 0
-    ranks: int = 1
-    workers: int = 0
+    buffer_rows: int = bounded(1024, 1)
+    cache_rows: int = bounded(0, 0)
+    rank: int = bounded(0, 0)
+    ranks: int = bounded(1, 1)
+    workers: int = bounded(0, 0)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.buffer_rows < 1 or self.cache_rows < 0 or self.workers < 0:
-            raise ConfigError(
-                f"data: batch_size {self.batch_size}, buffer_rows {self.buffer_rows}, cache_rows {self.cache_rows}, "
-                f"workers {self.workers}",
-                fix="Use at least 1 for the first two and no negative numbers",
-            )
-        if not 0 <= self.rank < self.ranks:
-            raise ConfigError(f"data: rank is {self.rank} of {self.ranks}", fix="Use 0 <= rank < ranks")
+        super().__post_init__()
+        self.require(self.rank < self.ranks, "rank", f"Use less than ranks = {self.ranks}")
 
 
 class ShardDataset(IterableDataset[Item | Failure]):

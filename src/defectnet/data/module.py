@@ -11,7 +11,7 @@ from typing import Any, cast
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from defectnet.config import MODEL_GRID, Grid, ModelSpec
+from defectnet.config import MODEL_GRID, Bounded, Grid, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
 from defectnet.data.dataset import Failure, Item, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
@@ -24,7 +24,7 @@ from defectnet.spectrum import KINDS
 
 
 @dataclass(frozen=True)
-class LoaderSettings:
+class LoaderSettings(Bounded, called="data.loader"):
     """What loading may cost.
 
     Attributes:
@@ -35,10 +35,10 @@ class LoaderSettings:
             each, by the size of the cells.
     """
 
-    workers: int = 0
-    buffer_rows: int = 1024
-    cache_rows: int = 4096
-    pack_workers: int = 1
+    workers: int = bounded(0, 0)
+    buffer_rows: int = bounded(1024, 1)
+    cache_rows: int = bounded(4096, 0)
+    pack_workers: int = bounded(1, 0)
 
 
 class ShardLoader(DataLoader[Item]):

@@ -16,12 +16,13 @@ import numpy as np
 import spglib
 from numpy.typing import NDArray
 
+from defectnet.config import Bounded, bounded
 from defectnet.crystal.doping import build, draw_recipe
 from defectnet.crystal.hosts import Host
 from defectnet.data.splits import split_of
 from defectnet.distil.labels import Record, read_labels, write_labels
 from defectnet.elements import NUMBERS, VOCABULARY, element_index
-from defectnet.errors import ConfigError, SimulationError
+from defectnet.errors import SimulationError
 from defectnet.files import replacing
 from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
@@ -48,7 +49,7 @@ WIDEST = 0.4
 
 
 @dataclass(frozen=True)
-class LabelSettings:
+class LabelSettings(Bounded, called="labels"):
     """How labels are drawn.
 
     Attributes:
@@ -68,27 +69,21 @@ class LabelSettings:
 
     atoms: tuple[int, int, int] = (28, 40, 55)
     pristine: float = 0.15
-    light: float = 0.35
+    light: float = bounded(0.35, 0.0, 1.0)
     light_dopants: tuple[str, ...] = LIGHT
-    highest: float = 0.25
+    highest: float = bounded(0.25, above=0.0, below=1.0)
     cell: CellMode = "fixed"
     strain: float = 0.007
     raw: float = 0.2
     swelling: float = 0.015
     evaluations: int = 4
     rattles: tuple[float, ...] = (0.015, 0.025, 0.04)
-    astray: float = 0.0
+    astray: float = bounded(0.0, 0.0, below=WIDEST)
 
     def __post_init__(self) -> None:
         for symbol in self.light_dopants:
             element_index(symbol, field="light_dopants")
-        if not (0.0 <= self.light <= 1.0 and 0.0 < self.highest < 1.0):
-            raise ConfigError(
-                f"labels: light is {self.light}, highest {self.highest}",
-                fix="Use a share from 0 to 1, and a concentration between 0 and 1",
-            )
-        if not 0.0 <= self.astray < WIDEST:
-            raise ConfigError(f"labels: astray is {self.astray}", fix=f"Use a share from 0 to below {WIDEST}")
+        super().__post_init__()
 
 
 DEFAULT = LabelSettings()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from defectnet.batch import Batch, Output, Targets
-from defectnet.config import ModelSpec, Settings
+from defectnet.config import ModelSpec, Settings, bounded
 from defectnet.elements import VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
@@ -65,7 +65,7 @@ INNER: Final[dict[str, type[DefectModel]]] = {"DefectNet": DefectNet, "ResNet1d"
 
 
 @dataclass(frozen=True)
-class MeasuredConfig(Settings):
+class MeasuredConfig(Settings, called="net"):
     """What `MeasuredResponses` is made of.
 
     Attributes:
@@ -74,15 +74,9 @@ class MeasuredConfig(Settings):
         hosts: Hosts with measured responses.
     """
 
-    inner: str = "DefectNet"
+    inner: str = bounded("DefectNet", choices=tuple(INNER))
     inner_net: dict[str, Any] = field(default_factory=dict)
-    hosts: int = 0
-
-    def __post_init__(self) -> None:
-        if self.inner not in INNER:
-            raise ConfigError(f"net.inner is {self.inner!r:.80}", fix=f"Use {' or '.join(INNER)}")
-        if not 0 <= self.hosts <= 1000:
-            raise ConfigError(f"net.hosts is {self.hosts}", fix="Use a whole number from 0 to 1000")
+    hosts: int = bounded(0, 0, 1000)
 
 
 class MeasuredResponses(DefectModel):

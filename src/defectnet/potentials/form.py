@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defectnet.config import Settings
+from defectnet.config import Settings, bounded
 from defectnet.elements import properties
-from defectnet.errors import ConfigError
 from defectnet.potentials.nep_file import NEPParameters
 
 
 @dataclass(frozen=True)
-class StudentConfig(Settings):
+class StudentConfig(Settings, called="student"):
     """Form of the potential, and of what makes its numbers.
 
     Attributes:
@@ -32,34 +31,29 @@ class StudentConfig(Settings):
         fixed_base: Whether all of it is added to the tables of another potential, which stay as they are.
     """
 
-    cutoff_radial: float = 6.0
-    cutoff_angular: float = 5.0
-    n_radial: int = 8
-    n_angular: int = 5
-    basis_radial: int = 10
-    basis_angular: int = 10
-    l_max: int = 4
+    cutoff_radial: float = bounded(6.0, above=0.0)
+    cutoff_angular: float = bounded(5.0, above=0.0)
+    n_radial: int = bounded(8, 1)
+    n_angular: int = bounded(5, 1)
+    basis_radial: int = bounded(10, 1)
+    basis_angular: int = bounded(10, 1)
+    l_max: int = bounded(4, 2, 8)  # the four-body invariant is made of l = 2
     four_body: bool = True
     five_body: bool = True
-    neurons: int = 64
-    zbl_inner: float = 1.0
-    zbl_outer: float = 2.0
-    embedding: int = 24
-    rank: int = 48
-    net_rank: int = 16
+    neurons: int = bounded(64, 1)
+    zbl_inner: float = bounded(1.0, 0.0)
+    zbl_outer: float = bounded(2.0, 0.0)
+    embedding: int = bounded(24, 1)
+    rank: int = bounded(48, 1)
+    net_rank: int = bounded(16, 1)
     fixed_base: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("n_radial", "n_angular", "basis_radial", "basis_angular", "neurons", "embedding", "rank", "net_rank")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"student.{name} is {getattr(self, name)}", fix="Use a whole number from 1 on")
-        if not 2 <= self.l_max <= 8:  # the four-body invariant is made of l = 2
-            raise ConfigError(f"student.l_max is {self.l_max}", fix="Use a whole number from 2 to 8")
-        if not 0.0 < self.cutoff_angular <= self.cutoff_radial:
-            raise ConfigError("student: cut-offs out of order", fix="Use 0 < cutoff_angular <= cutoff_radial")
-        if not (0.0 < self.zbl_inner < self.zbl_outer or self.zbl_inner == self.zbl_outer == 0.0):
-            raise ConfigError("student: radii of the ZBL out of order", fix="Use 0 < inner < outer, or 0 for both")
+        super().__post_init__()
+        ordered = self.cutoff_angular <= self.cutoff_radial
+        self.require(ordered, "cutoff_angular", f"Use cutoff_radial, {self.cutoff_radial:g}, at most")
+        ordered = 0.0 < self.zbl_inner < self.zbl_outer or self.zbl_inner == self.zbl_outer == 0.0
+        self.require(ordered, "zbl_inner", f"Use less than zbl_outer, {self.zbl_outer:g}, or 0 for both")
 
     @property
     def descriptors(self) -> int:

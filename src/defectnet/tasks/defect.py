@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from defectnet.batch import Batch, Output, Targets
-from defectnet.config import ModelSpec
+from defectnet.config import Bounded, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS
 from defectnet.data.module import SpectraDataModule
 from defectnet.errors import ConfigError
@@ -32,7 +32,7 @@ TrainingItem = tuple[Batch, Targets, Tensor]
 
 
 @dataclass(frozen=True)
-class OptimiserSettings:
+class OptimiserSettings(Bounded, called="optimiser"):
     """AdamW with a linear warm-up and a cosine decay.
 
     Attributes:
@@ -43,21 +43,11 @@ class OptimiserSettings:
         decay: False keeps the learning rate at its peak after the warm-up.
     """
 
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_share: float = 0.05
-    final_share: float = 0.01
+    learning_rate: float = bounded(1e-3, above=0.0)
+    weight_decay: float = bounded(0.05, 0.0)
+    warmup_share: float = bounded(0.05, 0.0, 1.0)
+    final_share: float = bounded(0.01, 0.0, 1.0)
     decay: bool = True
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"optimiser: learning_rate {self.learning_rate}, weight_decay {self.weight_decay}",
-                fix="Use a positive learning rate and no negative decay",
-            )
-        for name in ("warmup_share", "final_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"optimiser.{name} is {getattr(self, name)}", fix="Use a share between 0 and 1")
 
     def factor(self, step: int, steps: int) -> float:
         """Return the learning rate at a step, relative to the peak."""
