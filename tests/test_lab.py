@@ -181,7 +181,7 @@ def test_replayed_rows_make_up_their_share(lab, replay):
         assert item.weight.sum().item() == pytest.approx(1.0)
     assert "projected" in data.spec.kinds
     for share in (0.0, 1.0):
-        with pytest.raises(ConfigError, match="replay.share is"):
+        with pytest.raises(ConfigError, match=r"replay\.share is"):
             Replay(replay, share)
 
 

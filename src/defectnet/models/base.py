@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, cast
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -233,25 +231,6 @@ class DefectModel(nn.Module, ABC):
             return Output(empty, empty)
         return Output(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, card: str | None = None, golden: Batch | None = None
-    ) -> Path:
-        """Write the network as it is now to a checkpoint folder; see `defectnet.hub.push.save_pretrained`."""
-        return cast("Path", _publishing().save_pretrained(self, folder, card=card, golden=golden))
-
-    def push_to_hub(self, repo: str, **settings: Any) -> Any:
-        """Publish the network as it is now on the Hugging Face Hub.
-
-        Args:
-            repo: ``org/repo``; made if it is not there.
-            **settings: `tag`, `private`, `token`, `commit_message`, `metrics`, `dataset`, `card`, `golden`, all
-                optional; see `push_checkpoint` and `push_model` of `defectnet.hub.push`.
-
-        Returns:
-            A `defectnet.hub.Pushed`: repository, full commit, address, tag.
-        """
-        return _publishing().push_model(self, repo, **settings)
-
     def _run(self, state: dict[str, Tensor], batch: Batch) -> Output:
         output: Output = torch.func.functional_call(self, state, (batch,))
         logits, concentration = (x.float().cpu() for x in output)
@@ -301,11 +280,6 @@ class DefectModel(nn.Module, ABC):
         if unseen:
             found.append(f"out of domain: no training host contains {', '.join(unseen)}")
         return found
-
-
-def _publishing() -> ModuleType:
-    """Return `defectnet.hub.push`, by name: the layer above, that no line here imports, called only by a user."""
-    return import_module("defectnet.hub.push")
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
