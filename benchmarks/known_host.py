@@ -27,7 +27,7 @@ from defectnet.batch import Batch, Targets
 from defectnet.benchmark.entrants import Checkpoint
 from defectnet.data.candidates import CONDITIONS
 from defectnet.data.module import SpectraDataModule
-from defectnet.data.shards import read_shard
+from defectnet.data.shards import read_shard, shard_files
 from defectnet.encode import stack
 from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
@@ -36,7 +36,7 @@ from defectnet.models.measured import MeasuredResponses
 
 def rows(folder: str, condition: str) -> tuple[Batch, Tensor]:
     """Return all pairs of a folder, asked about its dopants, and their concentrations."""
-    split = next(read_shard(min(Path(folder).glob("shard-*.parquet")))).split
+    split = next(read_shard(shard_files(folder)[0])).split
     items = list(SpectraDataModule(folder, batch_size=256).evaluation(split, "candidates", condition))
     batch, true = stack([item.batch for item in items]), torch.cat([item.targets.concentration for item in items])
     if len(torch.unique(batch.composition, dim=0)) != 1:

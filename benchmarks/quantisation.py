@@ -23,7 +23,7 @@ from defectnet.config import STORAGE_GRID
 from defectnet.data.candidates import TrackSettings, question
 from defectnet.data.dataset import targets_of
 from defectnet.data.measurement import Measurement, broaden, measure, measurement_named, row_rng, weighted_dos
-from defectnet.data.shards import Sample, decoded, read_shard
+from defectnet.data.shards import Sample, decoded, read_shard, shard_files
 from defectnet.elements import composition
 from defectnet.encode import stack
 from defectnet.errors import ShardError
@@ -39,7 +39,7 @@ FWHM_MEV = 1.0
 
 def chosen(folder: Path, rows: int, seed: int) -> list[Sample]:
     """Return random rows of the test split."""
-    found = [s for path in sorted(folder.glob("shard-*.parquet")) for s in read_shard(path) if s.split == "test"]
+    found = [s for path in shard_files(folder) for s in read_shard(path) if s.split == "test"]
     if len(found) < rows:
         raise ShardError(f"{folder} has {len(found)} test rows, {rows} are wanted", fix="Use --rows with fewer")
     order = np.random.default_rng(seed).permutation(len(found))

@@ -14,7 +14,7 @@ import numpy as np
 
 from defectnet.config import STORAGE_GRID
 from defectnet.data.measurement import CLEAN, measure, row_rng
-from defectnet.data.shards import Sample, read_shard
+from defectnet.data.shards import Sample, read_shard, shard_files
 from defectnet.errors import ShardError
 from defectnet.files import replacing
 from defectnet.spectrum import Spectrum
@@ -25,7 +25,7 @@ REACH = 2.5  # of the band edge: until both spectra have long fallen to zero
 
 def find_row(data: Path, row_id: str) -> Sample:
     """Return one row of a folder of shards."""
-    for path in sorted(data.glob("shard-*.parquet")):
+    for path in shard_files(data):
         for sample in read_shard(path):
             if sample.row_id == row_id:
                 return sample

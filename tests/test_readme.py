@@ -17,6 +17,7 @@ from defectnet import list_checkpoints
 from defectnet.benchmark.report import into_block
 from defectnet.cli import COMMANDS, TRAINING
 from defectnet.errors import ShardError
+from defectnet.hub.catalogue import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -37,6 +38,14 @@ def test_python_block_runs_as_pasted(number):
 
 def test_blocks_are_current():
     assert refresh_readme.refresh(README) == README, "run: make docs"
+
+
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_every_checkpoint_has_a_current_card_of_its_own(name):
+    text = (bundled()[name] / "README.md").read_text(encoding="utf-8")
+    assert text == refresh_readme.card(name), "run: make docs"
+    assert f"# {name}\n" in text
+    assert text.count(" | ") > 20
 
 
 def test_table_names_every_checkpoint():
@@ -102,5 +111,6 @@ def test_example_is_that_row_of_the_data(tmp_path):
 
 
 def test_example_of_an_unknown_row_is_one_clear_error(tmp_path):
+    words = ["--data", str(ROOT / "tests" / "data" / "pilot-mini"), "--row", "Si/9", "--out", str(tmp_path)]
     with pytest.raises(ShardError, match="has no row Si/9"):
-        make_example.main(["--data", str(tmp_path), "--row", "Si/9"])
+        make_example.main(words)

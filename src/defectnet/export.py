@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from defectnet.encode import stack
 from defectnet.errors import CheckpointError
 from defectnet.files import file_sha256
 from defectnet.hub import save
+from defectnet.hub.card import checkpoint_card
 from defectnet.hub.io import round_to_half
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import architecture
@@ -73,7 +73,8 @@ def export(
     calibration = calibrate(model, module, tracks, coverage)
     golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
     training = training_record(module, Path(checkpoint))
-    text = card or _card(Path(folder).name, model, training)
+    about = {**model.config, "calibration": calibration.to_dict(), "training": training}
+    text = card or checkpoint_card(Path(folder).name, about, sum(p.numel() for p in model.parameters()))
     return save(model, folder, golden=golden, card=text, training=training, calibration=calibration, half=half)
 
 
@@ -178,21 +179,3 @@ def _rows(index: ShardIndex) -> Iterator[Sample]:
 def _first_rows(module: SpectraDataModule, track: Track, condition: str) -> Batch:
     batch = next(iter(module.evaluation("val", track, condition))).batch
     return batch.rows(slice(_GOLDEN_ROWS))
-
-
-def _card(name: str, model: DefectModel, training: dict[str, Any]) -> str:
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            f"A {type(model).__name__} trained on {training['train_pairs']} simulated pairs of "
-            f"{training['train_hosts']} crystals, calibrated on {training['val_rows']} pairs of other crystals under "
-            f"the conditions {' and '.join(CONDITIONS)}.",
-            "",
-            "Not evaluated yet: run `defectnet benchmark` and state its numbers here.",
-            "",
-            "```json",
-            json.dumps(model.config["net"], indent=2),
-            "```",
-        ]
-    )

@@ -29,7 +29,7 @@ from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
 from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
 from defectnet.data.measurement import CLEAN, Measurement, Stack, measure_pairs, row_rng
-from defectnet.data.shards import AS_IS, DAMAGE, Row, Sample, open_shard, read_rows
+from defectnet.data.shards import AS_IS, DAMAGE, Row, Sample, open_shard, read_rows, shard_files
 from defectnet.data.splits import SPLITS, Split
 from defectnet.elements import INDEX, VOCABULARY, composition
 from defectnet.errors import ConfigError, DefectNetError, ShardError
@@ -109,12 +109,7 @@ def index_folder(folder: str | Path, split: Split, *, variants: bool = True) -> 
     Raises:
         ShardError: The folder is missing, has no shards, no row of the split, or a shard is not whole.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
-    paths = tuple(sorted(folder.glob("shard-*.parquet")))
-    if not paths:
-        raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
+    paths = shard_files(folder)
     with_variants = variants and split == "train"
     shards, rows = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     placements, names = [np.zeros(0, np.str_)], [np.zeros(0, np.str_)]

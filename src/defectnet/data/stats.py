@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defectnet.data.shards import AS_IS, DAMAGE, Sample, open_shard, read_extra, read_shard
+from defectnet.data.shards import AS_IS, DAMAGE, Sample, open_shard, read_extra, read_shard, shard_files
 from defectnet.data.splits import SPLITS
 from defectnet.elements import INDEX, VOCABULARY, properties
 from defectnet.errors import ShardError
@@ -127,21 +127,6 @@ def read_contents(folder: str | Path) -> Contents:
     settings = manifest.get("settings") or notes[0].get("settings")
     wished = _count_or_none(settings.get("spectra_per_host")) if isinstance(settings, dict) else None
     return Contents(folder, shards, manifest, table, tuple(tried), tuple(rejects), wished)
-
-
-def shard_files(folder: str | Path) -> tuple[Path, ...]:
-    """Return the shards of a folder, sorted by name.
-
-    Raises:
-        ShardError: The folder is missing or has none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
-    paths = tuple(sorted(folder.glob("shard-*.parquet")))
-    if not paths:
-        raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
-    return paths
 
 
 def default_folder(root: str | Path = "data") -> Path:

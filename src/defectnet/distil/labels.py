@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import read_shard
+from defectnet.data.shards import read_shard, shard_files
 from defectnet.data.splits import Split, split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
@@ -279,7 +279,7 @@ def read_curved(folder: str | Path) -> list[Curved]:
     """
     folder = Path(folder)
     found = []
-    for shard in sorted(folder.glob("shard-*.parquet")):
+    for shard in shard_files(folder):
         path = hessian_file(shard)
         if not path.is_file():
             continue

@@ -26,7 +26,8 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from defectnet.config import Settings, bounded
 from defectnet.data.candidates import TrackSettings
@@ -198,7 +199,7 @@ def run(job: Job) -> None:
         model = read_run(best if best.is_file() else last)
         weights = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
         with replacing(folder / WEIGHTS) as temporary:
-            save_file(weights, temporary)
+            temporary.write_bytes(to_bytes(weights))
     trainer.strategy.barrier()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from defectnet.config import STORAGE_GRID, Bounded, bounded
 from defectnet.data.measurement import Measured, Measurement, measure, row_rng
-from defectnet.data.shards import Sample, read_shard
+from defectnet.data.shards import AS_IS, Sample, read_shard, shard_files
 from defectnet.elements import element_index
 from defectnet.errors import ConfigError, LabError, ShardError
 from defectnet.files import replacing
@@ -116,8 +116,7 @@ def as_is(folder: Path) -> list[Sample]:
     Raises:
         ShardError: There are none, or a shard is damaged.
     """
-    paths = sorted(folder.glob("shard-*.parquet"))
-    rows = [row for path in paths for row in read_shard(path) if row.variant == "as-is"]
+    rows = [row for path in shard_files(folder) for row in read_shard(path) if row.variant == AS_IS]
     if not rows:
         raise ShardError(f"folder {folder} holds no rows", fix="Give a folder of `defectnet simulate`")
     return rows
