@@ -275,7 +275,8 @@ def read_curved(folder: str | Path) -> list[Curved]:
     """Read the relaxed doped cells whose Hessians were kept beside the shards of a data set.
 
     Raises:
-        SimulationError: The folder holds none, or a Hessian belongs to no row of its shard.
+        ShardError: The folder holds no shard.
+        SimulationError: It holds no Hessians, or one belongs to no row of its shard.
     """
     folder = Path(folder)
     found = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +12,6 @@ from torch import Tensor
 
 from defectnet.config import Settings, bounded
 from defectnet.elements import properties
-from defectnet.potentials.nep_file import NEPParameters
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class StudentConfig(Settings, called="student"):
         embedding: Width of an element's embedding.
         rank: Products of embeddings that the radial functions of a pair are made of.
         net_rank: Terms that the network of an element is made of.
-        fixed_base: Whether all of it is added to the tables of another potential, which stay as they are.
     """
+
+    retired: ClassVar[Mapping[str, Any]] = {"fixed_base": False}
 
     cutoff_radial: float = bounded(6.0, above=0.0)
     cutoff_angular: float = bounded(5.0, above=0.0)
@@ -46,7 +48,6 @@ class StudentConfig(Settings, called="student"):
     embedding: int = bounded(24, 1)
     rank: int = bounded(48, 1)
     net_rank: int = bounded(16, 1)
-    fixed_base: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,26 +65,6 @@ class StudentConfig(Settings, called="student"):
     def cutoff(self) -> float:
         """Angstrom within which pairs are needed."""
         return max(self.cutoff_radial, self.cutoff_angular, self.zbl_outer)
-
-    def matching(self, parameters: NEPParameters) -> StudentConfig:
-        """Return the settings in the form of another potential, to be added to its tables."""
-        p = parameters
-        return replace(
-            self,
-            cutoff_radial=p.cutoff_radial,
-            cutoff_angular=p.cutoff_angular,
-            n_radial=p.c_radial.shape[2],
-            n_angular=p.c_angular.shape[2],
-            basis_radial=p.c_radial.shape[3],
-            basis_angular=p.c_angular.shape[3],
-            l_max=p.l_max,
-            four_body=p.with_4body,
-            five_body=p.with_5body,
-            neurons=p.w0.shape[1],
-            zbl_inner=p.zbl_inner,
-            zbl_outer=p.zbl_outer,
-            fixed_base=True,
-        )
 
 
 def element_features() -> Tensor:
