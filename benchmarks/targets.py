@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from defectnet.benchmark.report import into_block
 from defectnet.benchmark.results import Ratio, by_name, compare, part, read_results
-from defectnet.benchmark.tables import head, line, number
+from defectnet.benchmark.tables import number
 from defectnet.data.candidates import CONDITIONS
 from defectnet.errors import ConfigError
-from defectnet.files import replacing
+from defectnet.files import into_block, replacing
+from report_tables import head, line
 
 FLAGSHIPS: Final = ("defectnet-base", "defectnet-small")
 """Models that the targets are for, the first that was measured."""

@@ -8,10 +8,9 @@ from io import StringIO
 from pathlib import Path
 
 from defectnet import from_pretrained, list_checkpoints
-from defectnet.benchmark.report import into_block
 from defectnet.cli import DEFAULT_CHECKPOINT
 from defectnet.cli import main as command_line
-from defectnet.files import replacing
+from defectnet.files import into_block, replacing
 from defectnet.hub.card import checkpoint_card, read_results
 from defectnet.hub.catalogue import bundled
 from defectnet.hub.io import CARD, CONFIG

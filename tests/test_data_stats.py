@@ -508,7 +508,7 @@ def test_card_describes_every_column():
 
 @pytest.mark.parametrize("name", ["defectnet-sim-v1", "defectnet-hifi-v1"])
 def test_card_has_the_numbers_of_the_data(name):
-    from defectnet.benchmark.report import into_block
+    from defectnet.files import into_block
 
     folder = ROOT / "data" / name
     if (folder / ".parts").exists() or not list(folder.glob("shard-*.parquet")):

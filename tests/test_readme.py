@@ -14,9 +14,9 @@ import pytest
 import make_example
 import refresh_readme
 from defectnet import list_checkpoints
-from defectnet.benchmark.report import into_block
 from defectnet.cli import COMMANDS, TRAINING
 from defectnet.errors import ShardError
+from defectnet.files import into_block
 from defectnet.hub.catalogue import bundled
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,14 +13,17 @@ import pytest
 from PIL import Image
 
 import predict
+import report
 from benchmark_results import toy_result
 from conftest import make_random_batch
 from defectnet.benchmark import tables
-from defectnet.benchmark.figures import FIGURES, LARGEST_KB, write_figures
-from defectnet.benchmark.report import featured, into_block, main, page
 from defectnet.benchmark.results import compare, file_name, read_result, read_results, write_result
 from defectnet.errors import ConfigError
+from defectnet.files import into_block
 from defectnet.hub import save
+from report import featured, main, page
+from report_figures import FIGURES, LARGEST_KB, write_figures
+from report_tables import leaderboard, short_form
 from targets import best_without_attention, flagship, read_speed, targets
 from targets import main as targets_main
 
@@ -235,13 +238,13 @@ def test_speeds_are_measured(tmp_path, tiny_model, capsys):
 
 
 def test_leaderboard_is_ranked_and_marks_the_best(results):
-    lines = tables.leaderboard(results, "blind", "clean")
+    lines = leaderboard(results, "blind", "clean")
     assert [text.split(" | ")[0] for text in lines[2:]] == ["| defectnet-base", "| ridge", "| mean"]
     values = results["defectnet-base"]["results"]["blind"]["clean"]
     low, high = values["intervals"]["identity.ap_micro"]
     shown = f"**{tables.number(values['identity']['ap_micro'])} ({tables.number(low)} to {tables.number(high)})**"
     assert lines[2].split(" | ")[1] == shown
-    assert "paper-defectnet" in "\n".join(tables.leaderboard(results, "candidates", "lab"))
+    assert "paper-defectnet" in "\n".join(leaderboard(results, "candidates", "lab"))
 
 
 def test_every_table_has_as_many_cells_as_headings(results):
@@ -323,7 +326,7 @@ def test_command_writes_page_figures_and_block(results, folder, tmp_path, capsys
     ordered = {result["entrant"]: result for result in read_results([folder])}
     assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == page(ordered, ["mean", "ridge"], "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
-    short = "\n".join(tables.short_form(ordered))
+    short = "\n".join(short_form(ordered))
     assert (tmp_path / "card.md").read_text(encoding="utf-8") == into_block(CARD, "results", short)
     assert "| defectnet-base |" in short
     main([str(folder)])
@@ -341,7 +344,7 @@ def test_one_document_without_a_block_leaves_all_as_they_were(folder, tmp_path):
 
 
 def test_module_reports_errors_in_one_line(tmp_path):
-    words = [sys.executable, "-m", "defectnet.benchmark.report", str(tmp_path)]
+    words = [sys.executable, str(Path(report.__file__)), str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

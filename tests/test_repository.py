@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 import defectnet
-from defectnet.benchmark.report import into_block, page
 from defectnet.benchmark.results import by_name, read_results
-from defectnet.benchmark.tables import short_form
+from defectnet.files import into_block
 from defectnet.hub.catalogue import bundled
+from report import page
+from report_tables import short_form
 from targets import read_speed, target_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@
     result = bench.measure(entrant_named("lightgbm"))
     result["results"]["blind"]["clean"]["identity"]["ap_micro"]
 
-A result is plain JSON; `compare` puts two of them side by side, `python -m defectnet.benchmark.report` all of them.
+A result is plain JSON; `results.compare` puts two of them side by side, `benchmarks/report.py` all of them.
 """
 
 from __future__ import annotations

@@ -184,8 +184,7 @@ def data_stats(folder: str, *, hosts: str | None = None, into: str | None = None
 
     stats = statistics(read_contents(folder), hosts)
     if into is not None:
-        from defectnet.benchmark.report import into_block
-        from defectnet.files import replacing
+        from defectnet.files import into_block, replacing
 
         text = into_block(Path(into).read_text(encoding="utf-8"), f"stats {stats['name']}", to_markdown(stats))
         with replacing(into) as temporary:

@@ -1,6 +1,6 @@
 """The results page: tables and figures from result files, and the short form for README and model card.
 
-python -m defectnet.benchmark.report benchmarks/results --out benchmarks/RESULTS.md --into README.md MODEL_CARD.md
+python benchmarks/report.py benchmarks/results --out benchmarks/RESULTS.md --into README.md MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -12,21 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.benchmark.results import by_name, read_results
-from defectnet.benchmark.tables import (
-    LEADERBOARD,
-    describe,
-    elements,
-    head,
-    leaderboard,
-    line,
-    parts,
-    ranked,
-    ratios,
-    short_form,
-)
+from defectnet.benchmark.tables import LEADERBOARD, describe, ranked
 from defectnet.data.candidates import CONDITIONS
 from defectnet.errors import ConfigError, DefectNetError
-from defectnet.files import replacing
+from defectnet.files import into_block, replacing
+from report_tables import elements, head, leaderboard, line, parts, ratios, short_form
 
 BLOCK: Final = "results"
 """Name of the block that the short form goes into."""
@@ -73,7 +63,7 @@ def page(results: Mapping[str, Mapping[str, Any]], shown: Sequence[str] = (), fi
         "# Results of the benchmark",
         "",
         f"{describe(first)} No system of these is in the training or the validation split. Written by "
-        "`python -m defectnet.benchmark.report` from the files of `defectnet benchmark --out`; not edited by hand.",
+        "`benchmarks/report.py` from the files of `defectnet benchmark --out`; not edited by hand.",
         "",
         *_leaderboards(results),
     ]
@@ -133,28 +123,9 @@ def _entrants(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, "", *skipped, *([""] if skipped else []), f"Measured with {'; and '.join(versions)}."]
 
 
-def into_block(document: str, name: str, content: str) -> str:
-    """Replace what a document holds between ``<!-- name:start -->`` and ``<!-- name:end -->``.
-
-    Args:
-        document: Markdown text.
-        name: Name of the block.
-        content: Markdown that takes its place.
-
-    Raises:
-        ConfigError: The document has no such block, or more than one.
-    """
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    before, _, rest = document.partition(start)
-    _, _, after = rest.partition(end)
-    if document.count(start) != 1 or document.count(end) != 1 or end not in rest:
-        raise ConfigError(f"the document has not exactly one block {name!r}", fix=f"Put {start} above {end}, once")
-    return f"{before}{start}\n{content.strip()}\n{end}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page and its figures, and put the short form into the block ``results`` of documents."""
-    parser = argparse.ArgumentParser(prog="python -m defectnet.benchmark.report", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="folder of result files, or single files")
     parser.add_argument("--out", type=Path, help="page to write; its figures go to the folder figures beside it")
     parser.add_argument("--show", nargs="+", default=[], help="entrants of long tables and figures")
@@ -164,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     short = "\n".join(short_form(results))
     changed = {path: into_block(path.read_text(encoding="utf-8"), BLOCK, short) for path in chosen.into}
     if chosen.out:
-        from defectnet.benchmark.figures import write_figures
+        from report_figures import write_figures
 
         folder = chosen.out.parent / "figures"
         write_figures(results, featured(results, chosen.show), folder)
