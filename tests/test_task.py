@@ -140,8 +140,8 @@ def test_a_network_learns_16_pairs_by_heart(tmp_path):
     data = SpectraDataModule(str(folder), **settings)
     torch.manual_seed(0)
     net = {**TINY, "d_model": 32, "decoder_layers": 2}
-    task = DefectTask("DefectNet", net=net, optimiser=OptimiserSettings(learning_rate=4e-3, weight_decay=0.0))
-    quiet(max_epochs=300, limit_val_batches=0, gradient_clip_val=1.0).fit(task, data)
+    task = DefectTask("DefectNet", net=net, optimiser=OptimiserSettings(learning_rate=8e-3, weight_decay=0.0))
+    quiet(max_epochs=150, limit_val_batches=0, gradient_clip_val=1.0).fit(task, data)
     for track in ("candidates", "blind"):
         output, _, targets = answer(task.model.predict_batch, data.evaluation("train", track))
         assert torch.equal(output.identity_logits > 0, targets.present), track
