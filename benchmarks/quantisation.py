@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from defectnet.batch import Batch, Targets
 from defectnet.benchmark.metrics import CalibratedModel, evaluate
 from defectnet.config import STORAGE_GRID
-from defectnet.data.candidates import TrackSettings, question
-from defectnet.data.dataset import targets_of
+from defectnet.data.candidates import TrackSettings, questions
 from defectnet.data.measurement import Measurement, broaden, measure, measurement_named, row_rng, weighted_dos
 from defectnet.data.shards import Sample, decoded, read_shard, shard_files
-from defectnet.elements import composition
+from defectnet.elements import INDEX, VOCABULARY, composition, multi_hot
 from defectnet.encode import stack
 from defectnet.errors import ShardError
 from defectnet.hub import from_pretrained
@@ -69,19 +68,24 @@ def batches(samples: Sequence[Sample], model: DefectModel, measurement: Measurem
     for sample in samples:
         pair = measure(sample, measurement, row_rng("measurement", sample.row_id), grid=model.spec.grid)
         rng = row_rng("candidates", sample.row_id)
-        asked, given = question(sample.host_elements, sample.dopants, "candidates", TrackSettings(), rng)
+        host, dopants = multi_hot(sample.host_elements)[None], multi_hot(sample.dopants)[None]
+        asked, given = questions(host, dopants, "candidates", TrackSettings(), [rng])
         rows.append(
             Batch(
                 host=torch.from_numpy(pair.host)[None],
                 doped=torch.from_numpy(pair.doped)[None],
                 edge_mev=torch.tensor([pair.edge_mev], dtype=torch.float32),
                 composition=torch.from_numpy(composition(sample.formula).astype(np.float32))[None],
-                candidates=torch.from_numpy(asked)[None],
-                candidates_given=torch.tensor([given]),
+                candidates=torch.from_numpy(asked),
+                candidates_given=torch.from_numpy(given),
                 kind=torch.tensor([pair.kind]),
             )
         )
-    return stack(rows), targets_of(samples)
+    concentration = np.zeros((len(samples), len(VOCABULARY)), dtype=np.float32)
+    for amounts, sample in zip(concentration, samples, strict=True):
+        for symbol, value in sample.concentrations.items():
+            amounts[INDEX[symbol]] = value
+    return stack(rows), Targets(torch.from_numpy(concentration))
 
 
 def errors(samples: Sequence[Sample], model: DefectModel, condition: str) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 import leakage
 from conftest import NotFoundResponse
 from defectnet.data import dataset as dataset_module
-from defectnet.data.candidates import LIKENESS, TrackSettings, candidate_set, question
+from defectnet.data.candidates import LIKENESS, TrackSettings, questions
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
 from defectnet.data.measurement import AUGMENT, CLEAN, LAB
 from defectnet.data.module import LoaderSettings, ShardLoader, SpectraDataModule
@@ -281,12 +281,18 @@ def test_an_error_in_a_worker_arrives_as_the_same_clear_error(folder):
         next(iter(ShardLoader(make(folder), workers=2)))
 
 
+def question(host, dopants, track, settings, rng):
+    """The elements in question of one row, and whether they were named."""
+    masks, given = questions(multi_hot(host)[None], multi_hot(dopants)[None], track, settings, [rng])
+    return masks[0], given[0]
+
+
 def test_candidates_hold_the_dopants_and_never_a_host_element():
     rng, settings = np.random.default_rng(0), TrackSettings()
     counts = set()
     for number in range(200):
         sample = toy_sample(number % 20)
-        mask = candidate_set(sample.host_elements, sample.dopants, settings, rng)
+        mask = question(sample.host_elements, sample.dopants, "candidates", settings, rng)[0]
         assert mask.any()
         assert not (mask & multi_hot(sample.host_elements)).any()
         assert mask[multi_hot(sample.dopants)].all()
@@ -297,7 +303,7 @@ def test_candidates_hold_the_dopants_and_never_a_host_element():
 def test_likely_distractors_resemble_the_host():
     def mean_likeness(share):
         rng, settings = np.random.default_rng(0), TrackSettings(likely_share=share)
-        sets = [candidate_set(("Ga", "As"), (), settings, rng) for _ in range(200)]
+        sets = [question(("Ga", "As"), (), "candidates", settings, rng)[0] for _ in range(200)]
         likeness = LIKENESS[[INDEX["Ga"], INDEX["As"]]].max(axis=0)
         return np.mean([likeness[mask].mean() for mask in sets])
 

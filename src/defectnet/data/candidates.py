@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import Bounded, bounded
-from defectnet.elements import multi_hot, properties
+from defectnet.elements import properties
 
 Track = Literal["candidates", "blind", "mixed"]
 
@@ -51,29 +51,6 @@ LIKENESS: Final = _likeness()
 """(62, 62) likeness of two elements, 1 for the same: by radius, electronegativity, group and period."""
 
 
-def candidate_set(
-    host: Iterable[str], dopants: Iterable[str], settings: TrackSettings, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Draw the elements a user would name: the true dopants and some distractors, never an element of the host.
-
-    Returns:
-        (62,) mask with at least one element, also for an undoped control.
-    """
-    return question(host, dopants, "candidates", settings, rng)[0]
-
-
-def question(
-    host: Iterable[str], dopants: Iterable[str], track: Track, settings: TrackSettings, rng: np.random.Generator
-) -> tuple[NDArray[np.bool_], bool]:
-    """Return the elements in question and whether the user named them.
-
-    Returns:
-        (62,) mask, all elements but the host's when blind; and true for a named set.
-    """
-    masks, given = questions(multi_hot(host)[None], multi_hot(dopants)[None], track, settings, [rng])
-    return masks[0], bool(given[0])
-
-
 def questions(
     hosts: NDArray[np.bool_],
     dopants: NDArray[np.bool_],
@@ -82,7 +59,7 @@ def questions(
     rngs: Sequence[np.random.Generator],
     familiar: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return what `question` does for many rows.
+    """Return the elements in question, and whether the user named them; never an element of the host.
 
     Args:
         hosts: (B, 62) elements of the hosts.
@@ -93,7 +70,8 @@ def questions(
         familiar: (B, 62) dopants of other rows of the same hosts, in training.
 
     Returns:
-        (B, 62) masks and (B,) whether they were named.
+        (B, 62) masks: all elements but the host's where nothing is named, else the dopants and some distractors, one
+        element at least; and (B,) whether they were named.
     """
     each = 2 if familiar is None else 4
     uniform = np.empty((len(rngs), 2 + each * settings.max_distractors))

@@ -29,9 +29,9 @@ from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
 from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
 from defectnet.data.measurement import CLEAN, Measurement, Stack, measure_pairs, row_rng
-from defectnet.data.shards import AS_IS, DAMAGE, Row, Sample, open_shard, read_rows, shard_files
+from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, read_rows, shard_files
 from defectnet.data.splits import SPLITS, Split
-from defectnet.elements import INDEX, VOCABULARY, composition
+from defectnet.elements import VOCABULARY, composition
 from defectnet.errors import ConfigError, DefectNetError, ShardError
 
 
@@ -210,15 +210,6 @@ class View(Bounded, called="data"):
 @lru_cache(maxsize=1024)
 def _composition(formula: str) -> NDArray[np.float32]:
     return composition(formula).astype(np.float32)
-
-
-def targets_of(samples: Sequence[Sample]) -> Targets:
-    """Return the true concentrations of samples."""
-    concentration = np.zeros((len(samples), len(VOCABULARY)), dtype=np.float32)
-    for out, sample in zip(concentration, samples, strict=True):
-        for symbol, value in sample.concentrations.items():
-            out[INDEX[symbol]] = value
-    return Targets(torch.from_numpy(concentration))
 
 
 @dataclass(frozen=True)
