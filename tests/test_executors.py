@@ -166,9 +166,9 @@ def test_killed_worker_costs_nothing(kind, inputs, undisturbed, tmp_path, monkey
 def test_command_line_with_a_parsl_config(inputs, undisturbed, tmp_path, capsys):
     """Relative paths are those of the command, and a config's own `worker_init` holds, too."""
     write_hosts(Path("hosts.json"), HOSTS)
-    Path("recipe.json").write_text(json.dumps(SETTINGS.to_dict()))
+    Path("settings.json").write_text(json.dumps(SETTINGS.to_dict()))
     Path("config.py").write_text(CONFIG)
-    words = ["--hosts", "hosts.json", "--potential", inputs[1], "--recipe", "recipe.json", "--out", "out"]
+    words = ["--hosts", "hosts.json", "--potential", inputs[1], "--settings", "settings.json", "--out", "out"]
     main(["simulate", *words, "--executor", "parsl", "--parsl-config", "config.py"])
     assert capsys.readouterr().out.splitlines()[0].endswith(" rows in out")
     assert contents(Path("out")) == contents(undisturbed)

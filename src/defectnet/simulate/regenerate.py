@@ -22,7 +22,7 @@ from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings
+from defectnet.simulate.rows import HostSimulation, Rejected, Settings, read_settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
 
 FORGIVEN: Final = 0.005
@@ -181,7 +181,7 @@ def verify(
 
 def _maker(folder: Path, potential: str, preconditioner: str | None) -> Callable[[Sample], Sample]:
     """Return what simulates a row of a data set again."""
-    settings = Settings.read(folder / MANIFEST)
+    settings = read_settings(Settings, folder / MANIFEST)
     tools = ToolNames(potential, preconditioner).load()
     _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
     return lambda sample: regenerate(sample, tools.potential, settings, tools.preconditioner)

@@ -7,7 +7,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,31 @@ soft acoustic ones are artefacts of the small cell. At Gamma, where it is exact,
 
 LATER = ("highest", "controls", "dopants")
 """Settings that the first data sets do not have: left out where they are at their default, so that these go on."""
+
+
+Kind = TypeVar("Kind", bound=Bounded)
+
+
+def read_settings(kind: type[Kind], path: str | Path) -> Kind:
+    """Read settings from a JSON object, or from an existing data set's ``dataset.json``.
+
+    Args:
+        kind: `Settings`, or `PairSettings` of pairs from host packs.
+        path: The file.
+
+    Raises:
+        SimulationError: The file is not such an object, or names a setting that does not exist.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return kind(**values.get("settings", values))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SimulationError(f"settings {path} cannot be read", why=str(error), fix="Check the path") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
+        raise SimulationError(
+            f"{path} is no JSON object of settings", why=str(error), fix=f"Settings are {known}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -116,25 +141,6 @@ class Settings(Bounded, error=SimulationError):
     def has_dilute(self) -> bool:
         """Whether dilute dopants get cells of their own."""
         return self.dilute_largest > 0
-
-    @classmethod
-    def read(cls, path: str | Path) -> Settings:
-        """Read the settings of a recipe, a JSON object, or of an existing data set's ``dataset.json``.
-
-        Raises:
-            SimulationError: The file is not such an object, or names a setting that does not exist.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            values = values.get("settings", values)
-            return cls(**values)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SimulationError(f"recipe {path} cannot be read", why=str(error), fix="Check the path") from error
-        except (ValueError, AttributeError, TypeError) as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise SimulationError(
-                f"recipe {path} is no JSON object of settings", why=str(error), fix=f"Settings are {known}"
-            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values; of those in `LATER`, what is not the default."""
