@@ -1,11 +1,11 @@
 """What the wrong world costs: errors on crystals simulated with a better potential, over those on the model's own.
 
-    defectnet simulate --hosts data/hosts.json.xz --potential nep89 --recipe configs/defectnet-hifi-v1.json \
+    defectnet simulate --hosts data/hosts.json.xz --potential nep89 --settings configs/defectnet-hifi-v1.json \
         --out runs/defectnet-hifi-v1-nep89 --workers 2
     python benchmarks/fidelity.py --model fast=./runs/fast --model variants=defectnet-small --model tuned=./runs/tuned \
         --home runs/defectnet-hifi-v1-nep89 --away data/defectnet-hifi-v1 > benchmarks/fidelity.json
 
-Both sets are made by one recipe, so that cells are alike in size and concentration; only rows of test hosts that both
+Both sets are made with the same settings: cells are alike in size and concentration. Only rows of test hosts that both
 hold are asked about. Candidates named. Intervals (95 %) are over resampled chemical systems, the same for both sets.
 """
 
@@ -22,8 +22,9 @@ from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.entrants import entrant_named
 from defectnet.benchmark.metrics import summary
 from defectnet.benchmark.results import interval
-from defectnet.benchmark.runner import CONDITIONS, Benchmark
+from defectnet.benchmark.runner import Benchmark
 from defectnet.benchmark.scores import Scores
+from defectnet.data.candidates import CONDITIONS
 from defectnet.errors import ConfigError, DefectNetError
 
 
@@ -44,7 +45,9 @@ def main() -> None:
     sets = {name: Benchmark(getattr(options, name), options.split, bootstrap=0) for name in ("home", "away")}
     shared = np.intersect1d(*(bench.facts.host_id for bench in sets.values()))
     if not len(shared):
-        raise ConfigError(f"{options.home} and {options.away} share no {options.split} host", fix="Use one recipe")
+        raise ConfigError(
+            f"{options.home} and {options.away} share no {options.split} host", fix="Use the same settings"
+        )
     systems = sets["home"].facts.system[np.isin(sets["home"].facts.host_id, shared)]
     resamples = Resamples.draw(systems, options.bootstrap)
     report: dict[str, object] = {

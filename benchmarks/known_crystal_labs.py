@@ -27,7 +27,7 @@ from defectnet.crystal.hosts import read_hosts
 from defectnet.crystal.make import DISPLACED_ATOMS, EXACT_ATOMS, FASTER
 from defectnet.crystal.substitution import substitute
 from defectnet.crystal.superposition import Occupation, Superposition
-from defectnet.data.shards import read_shard
+from defectnet.data.shards import read_shard, shard_files
 from defectnet.measure.broadening import broaden
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, projected_dos, q_mesh
@@ -83,7 +83,7 @@ def study(lab: str, potential_name: str, atoms: int, resolution: float) -> dict[
     powers = np.arange(1, 4)
     coefficients = np.linalg.lstsq(np.array(concentrations)[:, None] ** powers, np.array(changes), rcond=None)[0]
     truth, answers = [], []
-    for path in sorted((ROOT / "benchmarks" / "virtual_lab" / lab).glob("shard-*.parquet")):
+    for path in shard_files(ROOT / "benchmarks" / "virtual_lab" / lab):
         for row in read_shard(path):
             seen = blurred(row.doped_dos.sum(0).astype(float) - row.host_dos.sum(0).astype(float), resolution)
             fits = [

@@ -25,9 +25,9 @@ from torch import Tensor
 from defectnet import from_pretrained
 from defectnet.batch import Batch, Targets
 from defectnet.benchmark.entrants import Checkpoint
-from defectnet.benchmark.runner import CONDITIONS
+from defectnet.data.candidates import CONDITIONS
 from defectnet.data.module import SpectraDataModule
-from defectnet.data.shards import read_shard
+from defectnet.data.shards import read_shard, shard_files
 from defectnet.errors import ConfigError
 from defectnet.measure.encode import stack
 from defectnet.models.base import DefectModel
@@ -36,7 +36,7 @@ from defectnet.models.measured import MeasuredResponses
 
 def rows(folder: str, condition: str) -> tuple[Batch, Tensor]:
     """Return all pairs of a folder, asked about its dopants, and their concentrations."""
-    split = next(read_shard(min(Path(folder).glob("shard-*.parquet")))).split
+    split = next(read_shard(shard_files(folder)[0])).split
     items = list(SpectraDataModule(folder, batch_size=256).evaluation(split, "candidates", condition))
     batch, true = stack([item.batch for item in items]), torch.cat([item.targets.concentration for item in items])
     if len(torch.unique(batch.composition, dim=0)) != 1:
@@ -71,13 +71,13 @@ def study(folder: str, options: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"{folder} holds {len(true)} pairs", fix="Simulate more, or ask about fewer (--ask)")
         orders = [np.random.default_rng(seed).permutation(len(true)) for seed in range(options.orders)]
         asked = [order[: options.ask] for order in orders]
-        found[condition] = {"as it is": summary([score(inner, batch[ask], true[ask]) for ask in asked])}
+        found[condition] = {"as it is": summary([score(inner, batch.rows(ask), true[ask]) for ask in asked])}
         for number in options.learn:
             parts = []
             for order in orders:
                 ask, learn = order[: options.ask], order[options.ask : options.ask + number]
-                model = MeasuredResponses.fit(inner, batch[learn], Targets(true[learn]))
-                parts.append(score(model, batch[ask], true[ask]))
+                model = MeasuredResponses.fit(inner, batch.rows(learn), Targets(true[learn]))
+                parts.append(score(model, batch.rows(ask), true[ask]))
             found[condition][str(number)] = summary(parts)
     return {"pairs": len(true), "dopants": int(batch.candidates[0].sum()), "results": found}
 

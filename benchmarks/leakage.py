@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.data.shards import AS_IS, open_shard, projected_pairs, read_rows
+from defectnet.data.shards import AS_IS, open_shard, projected_pairs, read_rows, shard_files
 from defectnet.data.splits import SPLITS
 from defectnet.measure.broadening import FWHM_TO_SIGMA, broaden
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of shards")
     parser.add_argument("--worst", type=int, default=20, help="how many of the nearest pairs are listed")
     options = parser.parse_args(arguments)
-    json.dump(report(read_hosts(sorted(options.data.glob("shard-*.parquet"))), options.worst), sys.stdout, indent=1)
+    json.dump(report(read_hosts(shard_files(options.data)), options.worst), sys.stdout, indent=1)
     print()
 
 

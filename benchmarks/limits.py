@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from defectnet.data.measurement import CLEAN, LAB, Measurement
 from numpy.typing import NDArray
 
-from defectnet.benchmark.limits import (
+from defectnet.crystal.doping import Recipe, build, likeness
+from defectnet.crystal.hosts import read_hosts
+from defectnet.data.shards import Sample, read_shard, shard_files, write_shard
+from defectnet.elements import VOCABULARY
+from defectnet.files import replacing
+from defectnet.potentials.potential import load_potential
+from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
+from oracle import (
     Contrasts,
     Whitened,
     detectability,
@@ -26,14 +34,6 @@ from defectnet.benchmark.limits import (
     separation,
     whiten,
 )
-from defectnet.crystal.doping import Recipe, build, likeness
-from defectnet.crystal.hosts import read_hosts
-from defectnet.data.shards import Sample, read_shard, write_shard
-from defectnet.elements import VOCABULARY
-from defectnet.files import replacing
-from defectnet.measure.settings import CLEAN, LAB, Measurement
-from defectnet.potentials.potential import load_potential
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
 
 HOSTS = ("GaAs-zincblende", "Si-diamond", "mp-549706")  # the last one is MgO
 CONCENTRATIONS = (0.01, 0.02, 0.05, 0.10)
@@ -73,7 +73,7 @@ def simulate(options: argparse.Namespace) -> None:
 
 def cells_of(folder: Path) -> list[Sample]:
     """Read the cells of a host; elements that lost a placement to rejection are left out."""
-    found = [list(read_shard(path)) for path in sorted(folder.glob("shard-*.parquet"))]
+    found = [list(read_shard(path)) for path in shard_files(folder)]
     most = max(len(samples) for samples in found)
     return [sample for samples in found if len(samples) == most for sample in samples]
 

@@ -31,6 +31,7 @@ from ase import Atoms
 from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.structures import SYMPREC, bonded_directions, read_structure
+from defectnet.data.shards import AS_IS, shard_files
 from defectnet.data.splits import Split, split_of
 from defectnet.elements import VOCABULARY
 from defectnet.errors import SimulationError
@@ -128,10 +129,10 @@ def dopants(host: Host) -> list[str]:
 def yields(folder: Path) -> Counter[str]:
     """Return the number of pairs, as they are, of each host of a data set."""
     counts: Counter[str] = Counter()
-    for shard in sorted(folder.glob("shard-*.parquet")):
+    for shard in shard_files(folder):
         table = pq.read_table(shard, columns=["host_id", "variant"]).to_pydict()
         counts.update(
-            host for host, variant in zip(table["host_id"], table["variant"], strict=True) if variant == "as-is"
+            host for host, variant in zip(table["host_id"], table["variant"], strict=True) if variant == AS_IS
         )
     return counts
 

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.physics.cells import Preconditioned
-from defectnet.simulate.physics.report import detail_table, skipped_lines, summary_table
-from defectnet.simulate.physics.suite import PARTS, Context, parse_parts, read_results, run
+from physics_suite.cells import Preconditioned
+from physics_suite.report import detail_table, skipped_lines, summary_table
+from physics_suite.suite import PARTS, Context, parse_parts, read_results, run
 
 HERE = Path(__file__).resolve().parent
 FACTS = HERE / "physics"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
-from defectnet.simulate.physics.curves import CM1_PER_MEV
+from physics_suite.curves import CM1_PER_MEV
 
 Record = Mapping[str, Any]
 

@@ -18,8 +18,8 @@ import torch
 from defectnet.crystal.hosts import read_hosts
 from defectnet.errors import DefectNetError
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.physics.cells import Preconditioned
-from defectnet.simulate.physics.heldout import choose, teach
+from physics_suite.cells import Preconditioned
+from physics_suite.heldout import choose, teach
 
 OUT = Path(__file__).resolve().parent / "physics" / "teacher.npz"
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
 from defectnet.data.dataset import View
-from defectnet.data.shards import Row, Sample, decoded, projected_pairs, read_shard
+from defectnet.data.shards import Row, Sample, decoded, projected_pairs, read_shard, shard_files
 from defectnet.elements import NEUTRON_WEIGHT
 from defectnet.errors import ShardError
 from defectnet.hub import from_pretrained
@@ -29,7 +29,7 @@ from defectnet.measure.settings import measurement_named
 from defectnet.models.base import DefectModel
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.regenerate import differences, regenerate
-from defectnet.simulate.rows import Settings
+from defectnet.simulate.rows import Settings, read_settings
 from defectnet.tasks.losses import expected_concentration
 
 FWHM_MEV = 1.0
@@ -38,7 +38,7 @@ FWHM_MEV = 1.0
 
 def chosen(folder: Path, rows: int, seed: int) -> list[Sample]:
     """Return random rows of the test split."""
-    found = [s for path in sorted(folder.glob("shard-*.parquet")) for s in read_shard(path) if s.split == "test"]
+    found = [s for path in shard_files(folder) for s in read_shard(path) if s.split == "test"]
     if len(found) < rows:
         raise ShardError(f"{folder} has {len(found)} test rows, {rows} are wanted", fix="Use --rows with fewer")
     order = np.random.default_rng(seed).permutation(len(found))
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="defectnet-small")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = Settings.read(options.data / "dataset.json")
+    settings = read_settings(Settings, options.data / "dataset.json")
     potential = load_potential(options.potential)
     stored = chosen(options.data, options.rows, options.seed)
     exact = [regenerate(sample, potential, settings) for sample in stored]

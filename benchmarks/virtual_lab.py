@@ -190,7 +190,7 @@ def metrics(model: DefectModel, items: Sequence[Item]) -> dict[str, float]:
 def rows_of(item: Item, rows: Sequence[int]) -> Item:
     """Return some rows of a batch."""
     chosen = torch.as_tensor(rows, dtype=torch.long)
-    batch = Batch(*(field[chosen] for field in item.batch))
+    batch = item.batch.rows(chosen)
     return Item(batch, Targets(item.targets.concentration[chosen]), item.rows[chosen])
 
 

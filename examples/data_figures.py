@@ -43,17 +43,10 @@ def _title(stats: Mapping[str, Any]) -> str:
     return f"{stats['name']}: {summary(stats)}".replace(". ", ".\n")
 
 
-def rows_as_they_are(contents: Contents) -> dict[str, list[Any]]:
-    """Return the columns of a data set without the rows of randomised stiffness."""
-    columns = {name: contents.table.column(name).to_pylist() for name in contents.table.column_names}
-    keep = [i for i, variant in enumerate(columns["variant"]) if variant == AS_IS]
-    return {name: [values[i] for i in keep] for name, values in columns.items()}
-
-
 def figure_of_cells(contents: Contents, stats: Mapping[str, Any]) -> Figure:
     """Draw concentrations, numbers of dopants, sizes of cells, and edges."""
-    rows = rows_as_they_are(contents)
-    found = concentrations(rows["dopant_counts"], rows["atoms"])
+    rows = contents.rows[contents.rows.variant == AS_IS]
+    found = concentrations(rows)
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     figure.suptitle(_title(stats), fontsize=8.5, x=0.01, ha="left")
     (one, two), (three, four) = figure.subplots(2, 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from defectnet.config import STORAGE_GRID
-from defectnet.data.shards import Row, Sample, projected_pairs, read_shard
+from defectnet.data.shards import Row, Sample, projected_pairs, read_shard, shard_files
 from defectnet.errors import ShardError
 from defectnet.files import replacing
 from defectnet.measure.forward import measure_pairs
@@ -27,7 +27,7 @@ REACH = 2.5  # of the band edge: until both spectra have long fallen to zero
 
 def find_row(data: Path, row_id: str) -> Sample:
     """Return one row of a folder of shards."""
-    for path in sorted(data.glob("shard-*.parquet")):
+    for path in shard_files(data):
         for sample in read_shard(path):
             if sample.row_id == row_id:
                 return sample

@@ -1,4 +1,4 @@
-"""Bring the parts of README.md up to date that follow from the bundled checkpoints: make docs."""
+"""Bring up to date what follows from the bundled checkpoints, parts of README.md and their own cards: make docs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from io import StringIO
 from pathlib import Path
 
 from defectnet import from_pretrained, list_checkpoints
-from defectnet.benchmark.report import into_block
 from defectnet.cli import DEFAULT_CHECKPOINT
 from defectnet.cli import main as command_line
-from defectnet.files import replacing
+from defectnet.files import into_block, replacing
+from defectnet.hub.card import checkpoint_card, read_results
+from defectnet.hub.catalogue import bundled
+from defectnet.hub.io import CARD, CONFIG
 
 EXAMPLES = Path(__file__).resolve().parent
 README = EXAMPLES.parent / "README.md"
+CARD_END = """\
+What it is for, what it was trained on and where it fails: MODEL_CARD.md of the project. Above all: in crystals that it
+has not seen an answer is a hint, best with candidates named, and no decision should rest on it alone. An independent
+implementation, not by the authors of DefectNet (arXiv:2506.00725) and not endorsed by them.
+"""
 
 
 def checkpoint_table() -> str:
@@ -50,10 +57,22 @@ def refresh(text: str) -> str:
     return into_block(into_block(text, "checkpoints", checkpoint_table()), "example", example_output())
 
 
+def card(name: str) -> str:
+    """Return the card of a bundled checkpoint."""
+    config = json.loads((bundled()[name] / CONFIG).read_text(encoding="utf-8"))
+    parameters = sum(parameter.numel() for parameter in from_pretrained(name).parameters())
+    results = read_results(EXAMPLES.parent / "benchmarks" / "results" / f"{name}.json", name)
+    text = checkpoint_card(name, config, parameters, results, licence="mit")
+    return f"{text}\n{CARD_END}"
+
+
 def main() -> None:
-    """Write README.md."""
-    with replacing(README) as temporary:
-        temporary.write_text(refresh(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write README.md and the cards."""
+    changed = {README: refresh(README.read_text(encoding="utf-8"))}
+    changed |= {folder / CARD: card(name) for name, folder in bundled().items()}
+    for path, text in changed.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class Steps:
         import defectnet
         from defectnet import cli
         from defectnet.hub import push_checkpoint as push
+        from defectnet.hub import push_model
 
         v1, result = self.work / "v1", str(self.work / "result.json")
         words = ["push", str(v1), "lab/tiny", "--tag", "v1", "--metrics", result, "--dataset", "lab/pairs"]
@@ -118,9 +119,9 @@ class Steps:
         self.push("push again", lambda: push(v1, "lab/tiny", tag="v1", **settings))
         self.push("push again without a tag", lambda: push(v1, "lab/tiny", **settings))
         model = defectnet.from_pretrained(v1)
-        self.push("push of the model", lambda: model.push_to_hub("lab/tiny", tag="v1", **settings))
+        self.push("push of the model", lambda: push_model(model, "lab/tiny", tag="v1", **settings))
         fetched = defectnet.from_pretrained("lab/tiny", cache_dir=self.work / "third-cache")
-        self.push("push of what came from there", lambda: fetched.push_to_hub("lab/tiny", tag="v1"))
+        self.push("push of what came from there", lambda: push_model(fetched, "lab/tiny", tag="v1"))
         self.push("push of others under the tag", lambda: push(self.work / "v2", "lab/tiny", tag="v1"))
         self.push("private push", lambda: push(v1, "lab/secret", private=True))
         self.report["private push"]["private"] = self.server.repos["models", "lab/secret"].private

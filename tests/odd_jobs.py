@@ -28,6 +28,15 @@ def odd_job(task: tuple[Path, str]) -> str:
         raise OSError("disk full")
     if what == "kills" or (what == "kills once" and tries == 1):
         killed()
+    if what == "ends its block once" and tries == 1:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    if what == "meets":
+        block = os.environ["PARSL_WORKER_BLOCK_ID"]
+        (path.parent / f"met-{block}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(path.parent.glob("met-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return block
     if what == "sleeps":
         time.sleep(60)
     if what == "environment":

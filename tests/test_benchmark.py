@@ -17,8 +17,8 @@ from defectnet.benchmark.curves import CURVE_POINTS, SCATTER_POINTS, curves, pre
 from defectnet.benchmark.entrants import Entrant
 from defectnet.benchmark.metrics import inclusion, recall_at_k, summary
 from defectnet.benchmark.protocol import Estimate
-from defectnet.benchmark.results import GROUPS, MAIN, interval, read_result, write_result
-from defectnet.benchmark.runner import Benchmark, compare, plain
+from defectnet.benchmark.results import GROUPS, MAIN, compare, interval, read_result, write_result
+from defectnet.benchmark.runner import Benchmark, plain
 from defectnet.benchmark.scores import Facts, read_facts
 from defectnet.config import MODEL_GRID
 from defectnet.data.dataset import index_folder

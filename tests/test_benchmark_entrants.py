@@ -364,6 +364,6 @@ def test_wrong_words_are_one_line(folder, capsys, words, message):
 
 def test_reading_results_needs_no_sklearn():
     """The report is written where the results are read, which need not be where they were measured."""
-    code = "import sys, defectnet.benchmark.report, defectnet.benchmark.figures; print('sklearn' in sys.modules)"
+    code = "import sys, defectnet.benchmark.tables; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

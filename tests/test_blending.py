@@ -137,7 +137,7 @@ def test_evaluation_is_never_blended(folder):
 
 
 def test_a_share_above_one_is_refused():
-    with pytest.raises(ConfigError, match=r"data.blend is 1.5. Use a share between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"data.blend is 1.5. Use a number from 0, up to 1"):
         View(blend=1.5)
 
 

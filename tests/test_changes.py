@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_NETS
 from defectnet.batch import Targets
 from defectnet.config import MODEL_GRID, PROJECTED_BINS
 from defectnet.elements import INDEX, NEUTRON_WEIGHT, VOCABULARY
-from defectnet.models.registry import build_model
 from defectnet.nn.changes import ElementChanges, HostAtoms, HostModes
 from defectnet.spectrum import KINDS
 
@@ -130,10 +128,8 @@ def test_what_was_made_of_the_parts_has_no_misfit(changes):
     assert not hidden["change"].any()
 
 
-def test_training_teaches_the_parts(random_batch):
-    torch.manual_seed(0)
-    net = {**TINY_NETS["DefectNet"], "correlated": True, "resolved": True}
-    batch, model = random_batch(6), build_model("DefectNet", net=net).eval()
+def test_training_teaches_the_parts(tiny_model, random_batch):
+    batch, model = random_batch(6), tiny_model("DefectNet")
     concentration = 0.02 * batch.candidates.float() * (torch.rand(batch.candidates.shape) < 0.1)
     projected = torch.rand(6, 2, len(VOCABULARY), PROJECTED_BINS)
     output, terms = model.learn(batch, Targets(concentration, projected))
@@ -146,10 +142,8 @@ def test_training_teaches_the_parts(random_batch):
     assert set(model.learn(batch, Targets(concentration))[1]) == {"response"}
 
 
-def test_neutrons_count_elements_by_cross_section_over_mass(random_batch):
-    torch.manual_seed(0)
-    net = {**TINY_NETS["DefectNet"], "resolved": True}
-    dictionary = build_model("DefectNet", net=net).eval().impurity
+def test_neutrons_count_elements_by_cross_section_over_mass(tiny_model, random_batch):
+    dictionary = tiny_model("DefectNet").impurity
     batch = random_batch(3)
     composition = torch.zeros_like(batch.composition)
     composition[:, INDEX["Ga"]], composition[:, INDEX["As"]] = 0.25, 0.75

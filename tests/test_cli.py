@@ -126,6 +126,32 @@ def test_wrong_input_is_one_line_and_exit_code_2(work, checkpoint, capsys, name)
     assert re.search(message, captured.err)
 
 
+TRAINING_ERRORS = {
+    "option": (["--model.foo", "3"], r"fit: unrecognized arguments: --model.foo 3.*fit --help"),
+    "recipe": (["-c", "nowhere.yaml"], r"File does not exist.*nowhere\.yaml"),
+    "type": (["--data.folder", "x", "--data.batch_size", "many"], r"data\.batch_size.*Expected a <class 'int'>"),
+    "nothing": ([], "required: fit.data.folder"),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING_ERRORS)
+def test_errors_of_training_are_not_buried(capsys, name):
+    words, message = TRAINING_ERRORS[name]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words])
+    captured = capsys.readouterr()
+    assert stop.value.code == cli.EXIT_ERROR
+    assert captured.err.startswith("defectnet: fit: ")
+    assert captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+
+
+def test_training_is_in_the_list_of_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert re.search(r"^    fit +Train a network", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_unknown_option_is_refused(work, checkpoint, capsys):
     with pytest.raises(SystemExit) as stop:
         run(work, checkpoint, "--dopants", "Al")

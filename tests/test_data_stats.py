@@ -7,13 +7,13 @@ import lzma
 import re
 from collections import Counter
 from dataclasses import replace
-from importlib import util
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 
+import data_figures
 from defectnet import cli
 from defectnet.data.shards import SCHEMA, write_shard
 from defectnet.data.stats import (
@@ -491,10 +491,7 @@ def test_describe_is_json(folder):
 
 
 def test_figures_are_small_files(folder, tmp_path, capsys):
-    spec = util.spec_from_file_location("data_figures", ROOT / "examples" / "data_figures.py")
-    script = util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.main([str(folder), "--out", str(tmp_path / "figures")])
+    data_figures.main([str(folder), "--out", str(tmp_path / "figures")])
     files = sorted((tmp_path / "figures").iterdir())
     assert [path.name for path in files] == ["made-up-cells.png", "made-up-elements.png"]
     for path in files:
@@ -511,7 +508,7 @@ def test_card_describes_every_column():
 
 @pytest.mark.parametrize("name", ["defectnet-sim-v1", "defectnet-hifi-v1"])
 def test_card_has_the_numbers_of_the_data(name):
-    from defectnet.benchmark.report import into_block
+    from defectnet.files import into_block
 
     folder = ROOT / "data" / name
     if (folder / ".parts").exists() or not list(folder.glob("shard-*.parquet")):

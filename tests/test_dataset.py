@@ -1,5 +1,4 @@
 import shutil
-import sys
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ import torch
 from huggingface_hub import errors
 from lightning import Callback, Trainer
 
+import leakage
 from conftest import NotFoundResponse
 from defectnet.data import dataset as dataset_module
 from defectnet.data.candidates import LIKENESS, TrackSettings, questions
@@ -393,7 +393,10 @@ def test_the_index_knows_the_placement_of_every_row(varied):
 def test_training_rows_of_further_data_sets(folder, varied, tmp_path):
     more = [toy_sample(100 + i, split) for i, split in enumerate(("train", "val", "test"))]
     extra = [str(varied), str(write_toy_folder(tmp_path / "more", more, shards=1))]
-    alone, module = SpectraDataModule(str(folder)), SpectraDataModule(str(folder), batch_size=3, extra=extra)
+    alone, module = (
+        SpectraDataModule(str(folder)),
+        SpectraDataModule(str(folder), batch_size=3, extra=dict.fromkeys(extra, 1)),
+    )
     parts = [index_folder(path, "train") for path in (folder, *extra)]
     index = module.index("train")
     assert len(index) == sum(len(part) for part in parts)
@@ -406,17 +409,18 @@ def test_training_rows_of_further_data_sets(folder, varied, tmp_path):
         assert module.index(split).paths == alone.index(split).paths
 
 
-def test_a_further_data_set_that_is_named_twice_counts_twice(folder, varied):
-    module = SpectraDataModule(str(folder), batch_size=3, extra=[str(varied)] * 2)
+def test_a_further_data_set_of_weight_two_counts_twice(folder, varied):
+    module = SpectraDataModule(str(folder), batch_size=3, extra={str(varied): 2})
     once = len(index_folder(varied, "train"))
     assert len(module.index("train")) == len(index_folder(folder, "train")) + 2 * once
     given = torch.cat([item.rows for item in module.train_dataloader()])
     assert sorted(given.tolist()) == list(range(len(module.index("train"))))
 
 
-def test_further_data_sets_that_are_no_list(folder):
-    with pytest.raises(ConfigError, match=r"data.extra is the text"):
-        SpectraDataModule(str(folder), extra=str(folder))
+@pytest.mark.parametrize("weight", [0, -1, 1.5, "2"])
+def test_further_data_sets_come_a_whole_number_of_times(folder, weight):
+    with pytest.raises(ConfigError, match=r"data.extra\['more'\] is .*whole number from 1 on"):
+        SpectraDataModule(str(folder), extra={"more": weight})
 
 
 # Data on the Hub
@@ -530,11 +534,7 @@ def test_only_sound_shards_are_uploaded(folder, tmp_path, monkeypatch):
     assert len(sent) == 1
 
 
-def test_the_leak_check_finds_a_copied_spectrum(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import leakage
-
-    sys.modules.pop("leakage")
+def test_the_leak_check_finds_a_copied_spectrum(tmp_path):
     samples = [toy_sample(i, "train") for i in range(12)]
     other = toy_sample(50, "test")
     copy = replace(other, row_id="copy/0", host_id="copy", host_dos=samples[4].host_dos)

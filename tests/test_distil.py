@@ -23,7 +23,6 @@ from defectnet.distil.__main__ import main
 from defectnet.distil.batch import Example, PairCache, collate
 from defectnet.distil.calibrate import calibrate, curvature_share
 from defectnet.distil.data import DistilDataModule, ExampleLoader
-from defectnet.distil.label import LabelSettings, choose_hosts, host_weights, make_labels
 from defectnet.distil.labels import (
     Curved,
     Record,
@@ -35,7 +34,7 @@ from defectnet.distil.labels import (
 )
 from defectnet.distil.task import DistilTask, load_student
 from defectnet.elements import NUMBERS, VOCABULARY
-from defectnet.errors import ConfigError, DefectNetError, SimulationError
+from defectnet.errors import ConfigError, DefectNetError, ShardError, SimulationError
 from defectnet.files import file_sha256
 from defectnet.potentials.folder import bundled_potentials, save_student
 from defectnet.potentials.form import StudentConfig
@@ -46,7 +45,9 @@ from defectnet.potentials.relax import relax
 from defectnet.potentials.student import Student
 from defectnet.simulate.hessians import hessian_file, write_hessians
 from defectnet.tasks.defect import OptimiserSettings
-from make_potential import write_morse_nep, write_tiny_nep
+from make_labels import LabelSettings, choose_hosts, host_weights, make_labels
+from make_labels import main as label
+from make_potential import write_tiny_nep
 from make_shards import toy_sample
 
 DATA = Path(__file__).parent.parent / "data"
@@ -275,7 +276,11 @@ def test_kept_hessians_are_read(teacher, tmp_path):
     write_hessians(hessian_file(shard), {"unknown/0": (crystal, load_hessian(teacher, crystal))})
     with pytest.raises(SimulationError, match="unknown/0"):
         read_curved(tmp_path)
+    for path in tmp_path.glob("hessians-*"):
+        path.unlink()
     with pytest.raises(SimulationError, match="no Hessians"):
+        read_curved(tmp_path)
+    with pytest.raises(ShardError, match="does not exist"):
         read_curved(tmp_path / "nowhere")
 
 
@@ -333,28 +338,6 @@ def test_broken_numbers_are_not_written(tmp_path):
     with pytest.raises(SimulationError, match="NaN"):
         student.export(tmp_path / "broken.txt")
     assert not list(tmp_path.iterdir())
-
-
-def test_start_from_another_potential_is_that_potential(tmp_path, teacher):
-    path = write_morse_nep(tmp_path / "morse.txt")
-    student, potential = Student.from_nep(path), load_potential(path)
-    for name in HOSTS:
-        crystal = cell(name, 7)
-        ours, theirs = student.potential().evaluate(crystal), potential.evaluate(crystal)
-        assert ours.energy == theirs.energy
-        assert np.array_equal(ours.forces, theirs.forces)
-    with pytest.raises(SimulationError, match="does not know Be"):
-        Student.from_nep(write_tiny_nep(tmp_path / "few.txt", SYMBOLS, seed=1))
-
-
-def test_a_correction_can_learn(tmp_path, records, folder):
-    """All of the correction is zero at first, yet its slope is not."""
-    student = Student.from_nep(write_morse_nep(tmp_path / "morse.txt"))
-    found = structures(records, chemical_systems(read_hosts(folder / "hosts.json")))[:1]
-    batch = batch_of([Example.of_labels(s) for s in found], student.config.cutoff)
-    (student(batch)[1] - batch.forces).square().sum().backward()
-    for parameter in (student.pair_base, student.pair_terms, student.net_base, student.net_terms):
-        assert float(parameter.grad.abs().max()) > 0.0
 
 
 def test_an_element_that_was_never_seen_gets_numbers_by_its_embedding():
@@ -556,13 +539,6 @@ def test_a_folder_is_the_same_potential(saved):
     assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
 
 
-def test_a_started_from_potential_in_a_folder(tmp_path):
-    path = write_morse_nep(tmp_path / "morse.txt")
-    save_student(tmp_path / "mine", Student.from_nep(path), licence="GPL-3.0", training={}, card="")
-    ours, theirs = load_potential(tmp_path / "mine"), load_potential(path)
-    assert np.abs(ours.evaluate(cell("MgO", 1)).forces - theirs.evaluate(cell("MgO", 1)).forces).max() < 1e-4
-
-
 @pytest.mark.parametrize("name", ["thesis.txt", "README.md"])
 def test_folders_of_other_things_are_not_replaced(name, tmp_path, capsys):
     (tmp_path / "precious").mkdir()
@@ -581,23 +557,12 @@ def test_a_copy_keeps_the_licence(tmp_path, saved):
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["licence"] == "GPL-3.0"
 
 
-def test_numbers_of_another_potential_need_its_licence(tmp_path, monkeypatch, capsys):
-    path = write_morse_nep(tmp_path / "morse.txt")
-    monkeypatch.setattr("defectnet.distil.__main__.load_student", lambda _: Student.from_nep(path))
-    monkeypatch.setattr("defectnet.distil.__main__.training_record", lambda _: {})
-    words = ["export", "--run", "run.ckpt", "--out", str(tmp_path / "mine")]
-    assert main(words) == 2
-    assert "licence with --licence" in capsys.readouterr().err
-    assert main([*words, "--licence", "GPL-3.0"]) == 0
-    assert json.loads((tmp_path / "mine" / "config.json").read_text())["licence"] == "GPL-3.0"
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--light-dopants", "Xx"], "light_dopants"),
         (["--light", "2"], "light is 2"),
-        (["--highest", "0"], "highest 0"),
+        (["--highest", "0"], "highest is 0"),
         (["--batch", "0"], "--batch 0"),
         (["--count", "0"], "--count 0"),
     ],
@@ -605,7 +570,7 @@ def test_numbers_of_another_potential_need_its_licence(tmp_path, monkeypatch, ca
 def test_labels_refuse_nonsense_before_anything_is_computed(words, message, tmp_path, capsys):
     out = tmp_path / "new" / "labels.npz"
     teacher = ["--teacher", "defectnet-nep", "--guide", "defectnet-nep"]
-    assert main(["label", *teacher, "--out", str(out), *words]) == 2
+    assert label([*teacher, "--out", str(out), *words]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
@@ -692,14 +657,6 @@ def test_calibration_finds_what_is_missing(folder, teacher):
     assert np.abs(soft.potential().evaluate(crystal).forces - forces).max() > 0.01
     assert calibrate(soft, data) == pytest.approx(1.25, rel=0.05)  # ZBL is the same in both
     assert np.abs(soft.potential().evaluate(crystal).forces - forces).max() < 0.05 * np.abs(forces).max()
-
-
-def test_amplified_correction_of_another_potential(tmp_path):
-    path = write_morse_nep(tmp_path / "morse.txt")
-    student = Student.from_nep(path)
-    student.amplify(2.0)
-    ours, theirs = student.potential().evaluate(cell("MgO", 1)), load_potential(path).evaluate(cell("MgO", 1))
-    assert np.allclose(ours.forces, 2.0 * theirs.forces)
 
 
 # -- making labels ---------------------------------------------------------------------------------------------

@@ -166,9 +166,9 @@ def test_killed_worker_costs_nothing(kind, inputs, undisturbed, tmp_path, monkey
 def test_command_line_with_a_parsl_config(inputs, undisturbed, tmp_path, capsys):
     """Relative paths are those of the command, and a config's own `worker_init` holds, too."""
     write_hosts(Path("hosts.json"), HOSTS)
-    Path("recipe.json").write_text(json.dumps(SETTINGS.to_dict()))
+    Path("settings.json").write_text(json.dumps(SETTINGS.to_dict()))
     Path("config.py").write_text(CONFIG)
-    words = ["--hosts", "hosts.json", "--potential", inputs[1], "--recipe", "recipe.json", "--out", "out"]
+    words = ["--hosts", "hosts.json", "--potential", inputs[1], "--settings", "settings.json", "--out", "out"]
     main(["simulate", *words, "--executor", "parsl", "--parsl-config", "config.py"])
     assert capsys.readouterr().out.splitlines()[0].endswith(" rows in out")
     assert contents(Path("out")) == contents(undisturbed)
@@ -279,17 +279,47 @@ def test_closed_early(kind, tmp_path):
     assert left_behind(tmp_path, seconds=60) == []
 
 
+TWO_BLOCKS = """
+from parsl import Config, HighThroughputExecutor
+from parsl.providers import LocalProvider
+
+executor = HighThroughputExecutor(
+    address="127.0.0.1",
+    max_workers_per_node=1,
+    cores_per_worker=1e-6,
+    heartbeat_period=1,
+    heartbeat_threshold=5,
+    provider=LocalProvider(init_blocks=2, min_blocks=2, max_blocks=2),
+)
+config = Config(executors=[executor], strategy="none")
+"""
+
+
+def test_two_blocks_share_the_tasks_and_one_that_dies_costs_a_retry(tmp_path):
+    pytest.importorskip("parsl")
+    (tmp_path / "two.py").write_text(TWO_BLOCKS)
+    two = ParslExecutor(folder=tmp_path / ".parsl", config=read_parsl_config(tmp_path / "two.py"))
+    tasks = [(tmp_path / name, what) for name, what in (("1", "meets"), ("2", "meets"), ("3", "ends its block once"))]
+    found = {path.name: outcome for (path, _), outcome in two.run(odd_job, tasks, deaths=1)}
+    assert sorted([found["1"], found["2"]]) == ["0", "1"]  # each waited for the other: they were at work together
+    assert found["3"] == "ends its block once done"
+    assert (tmp_path / "3").read_text() == ".."
+
+
 def test_parsl_ends_when_its_starter_is_killed(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_BLOCKS)
     code = (
-        "import sys; from odd_jobs import *; from defectnet.simulate.executors import ParslExecutor\n"
+        "import sys; from odd_jobs import *\n"
+        "from defectnet.simulate.executors import ParslExecutor, read_parsl_config\n"
         "folder = Path(sys.argv[1]); tasks = [(folder / word, word) for word in ('works', 'sleeps')]\n"
-        "for _ in ParslExecutor(1, folder=folder / '.parsl').run(odd_job, tasks):\n"
+        "config = read_parsl_config(folder / 'two.py')\n"
+        "for _ in ParslExecutor(folder=folder / '.parsl', config=config).run(odd_job, tasks):\n"
         "    print('one', flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "one\n"
         process.kill()
-    assert left_behind(tmp_path, seconds=15) == []
+    assert left_behind(tmp_path, seconds=20) == []
 
 
 def test_workers_compute_on_one_thread(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,11 @@ def test_saving_replaces_a_checkpoint_as_a_whole(folder, model, tiny_batch):
     (folder / "stale.txt").write_text("left over")
     save(model, folder, golden=tiny_batch, card="# New card", training={})
     assert (folder / "README.md").read_text() == "# New card\n"
+    old = os.umask(0o022)
+    os.umask(old)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
+        ("README.md", "config.json", "golden.safetensors", "model.safetensors"), 0o666 & ~old
+    )
     assert not (folder / "stale.txt").exists()
     assert load(folder).calibration is None
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ LAYERS: dict[str, int] = {
     "potentials": 4,
     "crystal": 5,
     "data": 6,
+    "inference": 7,
     "tasks": 7,
     "uncertainty": 8,
     "simulate": 9,
@@ -50,19 +52,62 @@ LIGHT = (
 )
 
 
-def imports(path: Path) -> set[str]:
-    """Return every module that a file imports, at any depth: in functions and under TYPE_CHECKING too."""
+DYNAMIC = {"import_module", "__import__", "resolve_name", "find_spec", "run_module"}
+
+
+def imports(path: Path, *, types: bool = True) -> set[str]:
+    """Return every module that a file imports, at any depth, in functions too.
+
+    Where a file imports by name (`importlib.import_module`), each text in it that is the name of a module of the
+    package counts as imported: literals, and the values of tables that names are looked up in.
+
+    Args:
+        path: The file.
+        types: Whether imports under TYPE_CHECKING count.
+    """
     package = ["defectnet", *path.relative_to(PACKAGE).parts[:-1]]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found, texts, dynamic = set(), set(), False
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, node.module] if node.module else base)
             # `from defectnet import elements` imports a module, `from defectnet.elements import INDEX` a name of one.
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "defectnet" else {module}
-    return found
+            inside = {f"{module}.{alias.name}" for alias in node.names}
+            found |= inside if module == "defectnet" else {name if is_module(name) else module for name in inside}
+            dynamic |= any(alias.name in DYNAMIC for alias in node.names)
+        elif isinstance(node, ast.Attribute | ast.Name):
+            dynamic |= (node.attr if isinstance(node, ast.Attribute) else node.id) in DYNAMIC
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+    return found | {text for text in texts if dynamic and is_module(text)}
+
+
+def is_module(name: str) -> bool:
+    """Return whether a text is the name of a module in the package."""
+    root, *rest = name.split(".")
+    place = PACKAGE.joinpath(*rest)
+    return (
+        root == "defectnet" and bool(rest) and (place.with_suffix(".py").is_file() or (place / "__init__.py").is_file())
+    )
+
+
+def circle() -> list[str]:
+    """Return files that import each other in a circle, if any do; imports for type checkers do not count."""
+    files = {".".join(("defectnet", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in PACKAGE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    try:
+        TopologicalSorter({name: imports(path, types=False) & files.keys() for name, path in files.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def violations(path: Path) -> list[str]:
@@ -89,10 +134,20 @@ def test_layers(path):
     assert violations(path) == []
 
 
+def test_no_file_imports_itself_by_way_of_others():
+    assert circle() == []
+
+
 def test_the_walk_notices_what_it_should(tmp_path, monkeypatch):
     monkeypatch.setattr("test_imports.PACKAGE", tmp_path)
-    (tmp_path / "nn").mkdir()
+    for name in ("nn", "hub"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "hub" / "push.py").write_text("def push():\n    from defectnet.nn import new")
     cases = {
+        "from importlib import import_module\ndef f():\n    return import_module('defectnet.hub.push')": 1,
+        "import importlib\nHOMES = {'push': 'defectnet.hub.push'}\nimportlib.import_module(HOMES['push'])": 1,
+        "__import__('defectnet.hub.push')": 1,
+        "# Nothing is imported\nNAME = 'defectnet.hub.push'": 0,
         "from defectnet.models import base": 1,
         "def f():\n    import defectnet.hub.io": 1,
         "from ..models.base import DefectModel": 1,
@@ -104,6 +159,7 @@ def test_the_walk_notices_what_it_should(tmp_path, monkeypatch):
     for code, count in cases.items():
         (tmp_path / "nn" / "new.py").write_text(code)
         assert len(violations(tmp_path / "nn" / "new.py")) == count, code
+        assert bool(circle()) == ("hub.push" in code and count > 0), code
     (tmp_path / "helpers.py").write_text("")
     assert violations(tmp_path / "helpers.py") == ["helpers.py: helpers has no layer"]
 

@@ -116,22 +116,15 @@ def test_responses_know_nothing_of_the_doped_sample(tiny_model, random_batch):
     torch.testing.assert_close(response, other, rtol=0.0, atol=0.0)
 
 
-@pytest.fixture(params=[(), ("correlated",), ("correlated", "resolved")], ids=["white", "correlated", "resolved"])
-def network(request):
-    """A small DefectNet: plain, with fits that allow for correlated errors, with responses resolved by element too."""
-    torch.manual_seed(0)
-    return build_model("DefectNet", net={**TINY_NETS["DefectNet"], **dict.fromkeys(request.param, True)}).eval()
-
-
-def test_few_queries_give_the_answer_of_many(network, tiny_batch):
+def test_few_queries_give_the_answer_of_many(tiny_model, tiny_batch):
     # The same candidates, asked as named ones in one batch with rows of more candidates, and alone.
-    model = network
+    model = tiny_model("DefectNet")
     named = tiny_batch._replace(candidates_given=torch.ones(6, dtype=torch.bool))
     counts = named.candidates.sum(1)
     assert counts.min() < counts.max() == len(VOCABULARY) - 1
     together = model.predict_batch(named)
     for row in range(6):
-        alone = model.predict_batch(Batch(*(x[row : row + 1] for x in named)))
+        alone = model.predict_batch(named.rows(slice(row, row + 1)))
         torch.testing.assert_close(alone.identity_logits[0], together.identity_logits[row])
         torch.testing.assert_close(alone.concentration[0], together.concentration[row])
 
@@ -145,10 +138,8 @@ def test_training_adds_the_misfit_of_the_responses(tiny_model, random_batch):
         torch.testing.assert_close(ours, plain)
     assert terms["response"].shape == (6,)
     terms["response"].sum().backward()
-    assert model.impurity.correction.weight.grad.abs().max() > 0
+    assert model.impurity.changes.correction.weight.grad.abs().max() > 0
     assert model.identity.net[1].weight.grad is None
-    plain = build_model("DefectNet", net={"d_model": 16, "heads": 2, "impurity": False})
-    assert plain.learn(batch, truth)[1] == {}
 
 
 def fit_problem(seed: int, rows: int = 200) -> tuple[torch.Tensor, ...]:
@@ -187,19 +178,22 @@ def test_errors_that_hang_together_mislead_a_correlated_fit_less():
     assert error < 0.3 * other
 
 
-@pytest.mark.parametrize("name", ["correlated", "resolved"])
-def test_what_rests_on_responses_needs_them(name):
-    with pytest.raises(ConfigError, match=rf"net.{name} is True.*net.impurity: true"):
-        build_model("DefectNet", net={"impurity": False, name: True})
+@pytest.mark.parametrize("name", ["impurity", "correlated", "resolved"])
+def test_what_once_could_be_switched_off_is_on(name):
+    net = {**TINY_NETS["DefectNet"], name: True}
+    assert name not in build_model("DefectNet", net=net).config["net"]
+    for value in (False, 0, "true", None):
+        with pytest.raises(ConfigError, match=rf"net.{name} is {value!r}.*this version knows True alone"):
+            build_model("DefectNet", net={**net, name: value})
 
 
 def test_grids_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match=r"net.impurity with a grid of 200 bins.*multiple of 64"):
+    with pytest.raises(ConfigError, match=r"DefectNet with a grid of 200 bins.*multiple of 64"):
         build_model("DefectNet", ModelSpec(grid=Grid(bins=200, reach=2.0)))
 
 
-def test_half_precision_leaves_the_fits_whole(network, random_batch):
-    batch, model = random_batch(6), network
+def test_half_precision_leaves_the_fits_whole(tiny_model, random_batch):
+    batch, model = random_batch(6), tiny_model("DefectNet")
     with torch.no_grad():
         plain = model(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):

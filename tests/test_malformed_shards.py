@@ -165,16 +165,16 @@ def test_a_broken_folder(case, folder):
 
 
 ARGUMENTS = {
-    "batch_size": (lambda: Stream(batch_size=0), "batch_size 0"),
-    "buffer": (lambda: Stream(buffer_rows=0), "buffer_rows 0"),
-    "cache": (lambda: Stream(cache_rows=-1), "cache_rows -1"),
-    "workers": (lambda: Stream(workers=-1), "workers -1"),
-    "rank": (lambda: Stream(rank=2, ranks=2), "rank is 2 of 2"),
+    "batch_size": (lambda: Stream(batch_size=0), "batch_size is 0"),
+    "buffer": (lambda: Stream(buffer_rows=0), "buffer_rows is 0"),
+    "cache": (lambda: Stream(cache_rows=-1), "cache_rows is -1"),
+    "workers": (lambda: Stream(workers=-1), "workers is -1"),
+    "rank": (lambda: Stream(rank=2, ranks=2), "rank is 2"),
     "measurement": (lambda: measurement_named("labb"), "'labb' is not known"),
     "weights": (lambda: Measurement(weights=(1.0, 2.0)), "measurement.weights"),
     "blind share": (lambda: TrackSettings(blind_share=1.5), "tracks.blind_share is 1.5"),
     "distractors": (lambda: TrackSettings(max_distractors=0), "tracks.max_distractors is 0"),
-    "learning rate": (lambda: OptimiserSettings(learning_rate=0.0), "learning_rate 0.0"),
+    "learning rate": (lambda: OptimiserSettings(learning_rate=0.0), "learning_rate is 0.0"),
     "warm-up": (lambda: OptimiserSettings(warmup_share=2.0), "optimiser.warmup_share is 2.0"),
     "architecture": (lambda: DefectTask("DefectNett"), r"'DefectNett' is not known.*DefectNet"),
     "field of the net": (lambda: DefectTask("DefectNet", net={"width": 3}), "net.width is not a known field"),

@@ -21,7 +21,7 @@ from defectnet.tasks.losses import LossWeights, hurdle_loss
 
 
 def rows(batch: Batch, index) -> Batch:
-    return Batch(*(field[index] for field in batch))
+    return batch.rows(index)
 
 
 def assert_close(a: Output, b: Output, tolerance: float = 1e-6) -> None:
@@ -107,6 +107,10 @@ def test_predict_batch_ignores_dropout(tiny_batch):
 
 def test_gradient_reaches_every_parameter(model, random_batch):
     batch = random_batch(16)
+    with torch.no_grad():  # layers that start at zero hide those before them
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.1)
     output = model.train()(batch)
     weight = torch.linspace(-1.0, 2.0, len(VOCABULARY))
     total = (output.identity_logits * weight).sum() + 10.0 * (output.concentration * weight).sum()
@@ -148,7 +152,7 @@ def test_config_round_trip(model):
 def test_default_size_fits_a_megabyte(name):
     state = build_model(name).state_dict()
     # ResNet1d is a baseline that is not bundled: about half a million numbers.
-    largest = 2_100_000 if name == "ResNet1d" else 990_000
+    largest = 2_100_000 if name == "ResNet1d" else 2**20
     assert sum(value.numel() * value.element_size() for value in state.values()) < largest
     assert ARCHITECTURES[name].loss in ("hurdle", "paper")
 

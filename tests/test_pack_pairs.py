@@ -286,11 +286,13 @@ def toys(tmp_path_factory):
     return toy_folder(tmp_path_factory.mktemp("toys"), train=20, val=3, test=3, shards=2)
 
 
-def module(toys, folder, share=0.5, workers=0, **more):
-    return SpectraDataModule(
+def module(toys, folder, share=0.5, workers=0, projected=False, **more):
+    data = SpectraDataModule(
         str(toys), batch_size=8, packs={str(folder): share}, pack_settings=SETTINGS,
         loader=LoaderSettings(pack_workers=workers), seed=0, **more,
     )  # fmt: skip
+    data.projected = projected
+    return data
 
 
 def test_the_data_module_mixes_shards_and_packs_and_resumes(toys, folder):
@@ -409,10 +411,10 @@ def test_a_changed_row_is_found(undisturbed, folder, tmp_path):
 
 def test_the_command_line(undisturbed, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LocalExecutor, "run", _Here.run)  # its processes: the test of workers above
-    recipe = tmp_path / "recipe.json"
+    recipe = tmp_path / "settings.json"
     recipe.write_text(json.dumps(SETTINGS.to_dict()))
     out = tmp_path / "out"
-    words = ["simulate", "--from", str(folder), "--rows", "6", "--recipe", str(recipe), "--out", str(out)]
+    words = ["simulate", "--from", str(folder), "--rows", "6", "--settings", str(recipe), "--out", str(out)]
     main(words)
     assert capsys.readouterr().out.startswith(f"6 rows in {out}")
     first = next(iter(read_shard(undisturbed[0] / "shard-00000.parquet")))

@@ -19,11 +19,11 @@ from defectnet.potentials.phonons import MEV_PER_ROOT, band_edge
 from defectnet.potentials.potential import load_potential
 from defectnet.potentials.reference import ReferencePotential
 from defectnet.potentials.supercells import supercell
-from defectnet.simulate.physics import alloys, cells, heldout, library, local_modes, stability, suite, summary
-from defectnet.simulate.physics.cells import Failed
-from defectnet.simulate.physics.curves import Curve, coarse, from_modes, from_table, histogram, shape_distance
-from defectnet.simulate.physics.suite import Context, run
 from make_potential import write_morse_nep
+from physics_suite import alloys, cells, heldout, library, local_modes, stability, suite, summary
+from physics_suite.cells import Failed
+from physics_suite.curves import Curve, coarse, from_modes, from_table, histogram, shape_distance
+from physics_suite.suite import Context, run
 
 ROOT = Path(__file__).parents[1]
 FACTS = ROOT / "benchmarks" / "physics"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+import physics
+import physics_figure
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.physics import suite
-from defectnet.simulate.physics.cells import Failed
-from defectnet.simulate.physics.report import detail_table, lines, skipped_lines, summary_table
-from defectnet.simulate.physics.suite import Context, Part, parse_parts, read_results, run
-from defectnet.simulate.physics.summary import SUMMARIES
 from make_potential import write_morse_nep
+from physics_suite import suite
+from physics_suite.cells import Failed
+from physics_suite.report import detail_table, lines, skipped_lines, summary_table
+from physics_suite.suite import Context, Part, parse_parts, read_results, run
+from physics_suite.summary import SUMMARIES
 
 ROOT = Path(__file__).parents[1]
 FACTS = ROOT / "benchmarks" / "physics"
@@ -32,13 +33,6 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def potential(path):
     return load_potential(path)
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # -- the run and its files ---------------------------------------------------------------------------------------------
@@ -142,7 +136,7 @@ def test_two_results_side_by_side():
 
 
 def test_figure(tmp_path, monkeypatch):
-    draw = script("physics_figure").draw
+    draw = physics_figure.draw
     results = read_results(RESULT)
     draw([results, {**results, "parts": {"g": results["parts"]["a"]}}], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
@@ -163,7 +157,7 @@ def test_command_gives_one_clear_error(arguments, message, path, tmp_path, monke
     arguments = [argument.format(path=path) for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["physics.py", *arguments])
     monkeypatch.chdir(tmp_path)
-    assert script("physics").main() == 2
+    assert physics.main() == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -172,10 +166,10 @@ def test_command_gives_one_clear_error(arguments, message, path, tmp_path, monke
 
 def test_command_shows_a_result(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["physics.py", "--beside", str(RESULT)])
-    assert script("physics").main() == 0
+    assert physics.main() == 0
     shown = capsys.readouterr().out
     assert "local mode over host's edge, mean error" in shown
     assert "left out (hydrogen)" in shown
     monkeypatch.setattr(sys, "argv", ["physics.py", "--beside", str(RESULT), "--json"])
-    assert script("physics").main() == 0
+    assert physics.main() == 0
     assert json.loads(capsys.readouterr().out) == read_results(RESULT)

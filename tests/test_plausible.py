@@ -1,9 +1,7 @@
 """Which elements are plausible on which sites, the crystals of the zoo, and the order of the force-constant packs."""
 
 import csv
-import importlib.util
 import json
-import sys
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +14,7 @@ from ase.formula import Formula
 from ase.neighborlist import neighbor_list
 from pymatgen.core import Element
 
+import pack_order
 from defectnet.crystal.doping import likeness, split_dopant
 from defectnet.crystal.hosts import read_hosts
 from defectnet.crystal.plausible import guess_charges, ions, likeness_on_site, plausible_dopants, rank_substitutions
@@ -188,16 +187,7 @@ def test_zoo_as_a_list_of_hosts():
 # -- benchmarks/pack_order.py ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pack_order():
-    spec = importlib.util.spec_from_file_location("benchmark_pack_order", ROOT / "benchmarks" / "pack_order.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_order_of_packs(pack_order):
+def test_order_of_packs():
     names = ["Si-diamond", "GaAs-zincblende", "MgB2", "mp-1143", "mp-1317", "mp-22862", "mp-23193", "mp-2176"]
     candidates = [pack_order.candidate(LISTED[name]) for name in names]
     assert [one.spacegroup for one in candidates] == [227, 216, 191, 167, 204, 225, 225, 216]
@@ -211,7 +201,7 @@ def test_order_of_packs(pack_order):
     assert pack_order.candidate(LISTED["mp-1030119"]) is None  # a layer with 12 angstrom of vacuum
 
 
-def test_list_of_packs(pack_order):
+def test_list_of_packs():
     path = ROOT / "data" / "pack-order.json"
     assert path.stat().st_size < 150_000
     entries = json.loads(path.read_text(encoding="utf-8"))

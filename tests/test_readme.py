@@ -6,39 +6,23 @@ import json
 import re
 import subprocess
 import sys
-from importlib import util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import make_example
+import refresh_readme
 from defectnet import list_checkpoints
-from defectnet.benchmark.report import into_block
 from defectnet.cli import COMMANDS, TRAINING
 from defectnet.errors import ShardError
+from defectnet.files import into_block
+from defectnet.hub.catalogue import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def load_script():
-    """`load_script(name)`: a script of examples/ as a module."""
-
-    def load(name):
-        spec = util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture(scope="module")
-def refresh(load_script):
-    return load_script("refresh_readme")
 
 
 def test_there_are_python_blocks():
@@ -52,19 +36,27 @@ def test_python_block_runs_as_pasted(number):
     assert done.stdout.strip()
 
 
-def test_blocks_are_current(refresh):
-    assert refresh.refresh(README) == README, "run: make docs"
+def test_blocks_are_current():
+    assert refresh_readme.refresh(README) == README, "run: make docs"
 
 
-def test_table_names_every_checkpoint(refresh):
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_every_checkpoint_has_a_current_card_of_its_own(name):
+    text = (bundled()[name] / "README.md").read_text(encoding="utf-8")
+    assert text == refresh_readme.card(name), "run: make docs"
+    assert f"# {name}\n" in text
+    assert text.count(" | ") > 20
+
+
+def test_table_names_every_checkpoint():
     assert list_checkpoints()
-    rows = refresh.checkpoint_table().splitlines()[2:]
+    rows = refresh_readme.checkpoint_table().splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list_checkpoints()
 
 
-def test_stale_table_is_noticed(refresh):
+def test_stale_table_is_noticed():
     stale = into_block(README, "checkpoints", "| name |\n|---|\n| `gone` |")
-    assert refresh.refresh(stale) == refresh.refresh(README) != stale
+    assert refresh_readme.refresh(stale) == refresh_readme.refresh(README) != stale
 
 
 def test_commands_exist():
@@ -108,16 +100,17 @@ def test_example_is_the_same_everywhere():
     assert f"--row {answer['row']}" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
 
 
-def test_example_is_that_row_of_the_data(load_script, tmp_path):
+def test_example_is_that_row_of_the_data(tmp_path):
     answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
     words = ["--data", str(ROOT / "data" / "defectnet-sim-v1"), "--row", answer["row"], "--out", str(tmp_path)]
-    load_script("make_example").main(words)
+    make_example.main(words)
     assert json.loads((tmp_path / "answer.json").read_text(encoding="utf-8")) == answer
     for name in ("host.csv", "doped.csv"):
         old, new = (np.loadtxt(folder / name, delimiter=",", skiprows=1) for folder in (EXAMPLES, tmp_path))
         np.testing.assert_allclose(new, old, atol=2e-6)
 
 
-def test_example_of_an_unknown_row_is_one_clear_error(load_script, tmp_path):
+def test_example_of_an_unknown_row_is_one_clear_error(tmp_path):
+    words = ["--data", str(ROOT / "tests" / "data" / "pilot-mini"), "--row", "Si/9", "--out", str(tmp_path)]
     with pytest.raises(ShardError, match="has no row Si/9"):
-        load_script("make_example").main(["--data", str(tmp_path), "--row", "Si/9"])
+        make_example.main(words)

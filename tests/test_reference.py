@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from calorine.calculators import CPUNEP
 
+import hessian as benchmark
 from crystals import host, layered
 from defectnet.crystal.doping import Recipe, build, draw_recipe
 from defectnet.errors import SimulationError
@@ -123,16 +122,7 @@ def test_displacements_are_checked(path):
 # -- benchmarks/hessian.py ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    file = Path(__file__).parents[1] / "benchmarks" / "hessian.py"
-    spec = importlib.util.spec_from_file_location("benchmark_hessian", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_benchmark_compares_like_with_like(benchmark, path, fast, cell):
+def test_benchmark_compares_like_with_like(path, fast, cell):
     hessian = fast.force_constants(cell).hessian().numpy()
     found = benchmark.reference(str(path), cell, hessian, sample=24, step=2e-5)
     assert found["displacements"] == 6 * len(cell)
@@ -145,7 +135,7 @@ def test_benchmark_compares_like_with_like(benchmark, path, fast, cell):
     assert found["largest_difference_ev_per_square_angstrom"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_benchmark_cell(benchmark):
+def test_benchmark_cell():
     cell = benchmark.doped_silicon(216, seed=0)
     assert isinstance(cell, Crystal)
     assert len(cell) == 216
@@ -153,7 +143,7 @@ def test_benchmark_cell(benchmark):
     assert np.allclose(cell.cell, 3 * benchmark.LATTICE_ANGSTROM * np.eye(3))
 
 
-def test_benchmark_refuses_a_potential_that_does_not_hold_silicon(benchmark, fast, monkeypatch):
+def test_benchmark_refuses_a_potential_that_does_not_hold_silicon(fast, monkeypatch):
     monkeypatch.setattr(benchmark, "relax", lambda _, start, **options: Relaxation(start, False, 1.0, 1.0, 240))
     with pytest.raises(SimulationError, match="morse does not hold doped silicon"):
         benchmark.measure(fast, 16, seed=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,15 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import predict
+import report
 from benchmark_results import toy_result
 from conftest import make_random_batch
 from defectnet.benchmark import tables
-from defectnet.benchmark.bars import bars, best_without_attention, flagship, read_speed
-from defectnet.benchmark.figures import FIGURES, LARGEST_KB, write_figures
-from defectnet.benchmark.report import featured, into_block, main, page
 from defectnet.benchmark.results import compare, file_name, read_result, read_results, write_result
 from defectnet.errors import ConfigError
+from defectnet.files import into_block
 from defectnet.hub import save
+from report import featured, main, page
+from report_figures import FIGURES, LARGEST_KB, write_figures
+from report_tables import leaderboard, short_form
+from targets import best_without_attention, flagship, read_speed, targets
+from targets import main as targets_main
 
 CARD = "# Card\n<!-- results:start -->\nold\n<!-- results:end -->\nend\n"
 SPEED = {
@@ -163,14 +167,14 @@ def test_results_that_were_resampled_differently_are_not_compared(results):
         compare(results["ridge"], other)
 
 
-def test_bars_say_what_was_measured(results):
+def test_targets_say_what_was_measured(results):
     assert flagship(results) == "defectnet-base"
     assert best_without_attention(results, "blind", "clean") == "ridge"
     ensemble = copy.deepcopy(results["ridge"])
     ensemble["results"]["blind"]["clean"]["identity"]["ap_micro"] = 1.0
     ensemble["notes"]["members"] = ["DefectNet", "ResNet1d"]
     assert best_without_attention({**results, "a+b": ensemble}, "blind", "clean") == "ridge"
-    found = {bar.what: bar for bar in bars(results, "defectnet-base", SPEED)}
+    found = {target.what: target for target in targets(results, "defectnet-base", SPEED)}
     gain = found["blind, clean: AP micro over that of the best without attention (ridge)"]
     values = [
         results[name]["results"]["blind"]["clean"]["identity"]["ap_micro"] for name in ("defectnet-base", "ridge")
@@ -178,16 +182,29 @@ def test_bars_say_what_was_measured(results):
     assert gain.measured.startswith(tables.number(values[0] / values[1]))
     assert gain.reached == (values[0] / values[1] >= 1.3)
     rates = [found[f"pairs a second in batches, two threads, {bits} bits"] for bits in (64, 32)]
-    assert [(bar.asked, bar.measured, bar.reached) for bar in rates] == [
+    assert [(target.asked, target.measured, target.reached) for target in rates] == [
         ("at least 500", "620", True),
         ("at least 500", "480", False),
     ]
     assert found["one pair, loaded model, ms"].reached is False
     assert len(found) == 16
-    unmeasured = bars({"ridge": results["ridge"]}, "ridge")
-    assert [bar.reached for bar in unmeasured[:2]] == [None, None]
+    unmeasured = targets({"ridge": results["ridge"]}, "ridge")
+    assert [target.reached for target in unmeasured[:2]] == [None, None]
     with pytest.raises(ConfigError, match="no result of 'x'"):
-        bars(results, "x")
+        targets(results, "x")
+
+
+def test_targets_are_put_into_documents(results, folder, tmp_path, capsys):
+    (tmp_path / "speed.json").write_text(json.dumps(SPEED), encoding="utf-8")
+    (tmp_path / "card.md").write_text(CARD.replace("results:", "targets:"), encoding="utf-8")
+    words = [str(folder), "--speed", str(tmp_path / "speed.json")]
+    targets_main(words)
+    table = capsys.readouterr().out
+    assert "| one pair, loaded model, ms | at most 30 | 41.0 | no |" in table
+    targets_main([*words, "--into", str(tmp_path / "card.md")])
+    assert table.strip() in (tmp_path / "card.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="no results of defectnet-base"):
+        targets_main([str(folder / "mean.json")])
 
 
 def test_speeds_are_read_strictly(tmp_path):
@@ -201,10 +218,6 @@ def test_speeds_are_read_strictly(tmp_path):
 
 
 def test_speeds_are_measured(tmp_path, tiny_model, capsys):
-    path = Path(__file__).parents[1] / "benchmarks" / "predict.py"
-    spec = importlib.util.spec_from_file_location("benchmark_predict", path)
-    predict = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(predict)
     folder = tmp_path / "defectnet-base"
     save(tiny_model("DefectNet"), folder, golden=make_random_batch(2), card="A test.", training={})
     words = ["--pairs", "6", "--rounds", "1", "--batch-sizes", "2", "4", "--threads", "2"]
@@ -225,17 +238,17 @@ def test_speeds_are_measured(tmp_path, tiny_model, capsys):
 
 
 def test_leaderboard_is_ranked_and_marks_the_best(results):
-    lines = tables.leaderboard(results, "blind", "clean")
+    lines = leaderboard(results, "blind", "clean")
     assert [text.split(" | ")[0] for text in lines[2:]] == ["| defectnet-base", "| ridge", "| mean"]
     values = results["defectnet-base"]["results"]["blind"]["clean"]
     low, high = values["intervals"]["identity.ap_micro"]
     shown = f"**{tables.number(values['identity']['ap_micro'])} ({tables.number(low)} to {tables.number(high)})**"
     assert lines[2].split(" | ")[1] == shown
-    assert "paper-defectnet" in "\n".join(tables.leaderboard(results, "candidates", "lab"))
+    assert "paper-defectnet" in "\n".join(leaderboard(results, "candidates", "lab"))
 
 
 def test_every_table_has_as_many_cells_as_headings(results):
-    blocks = page(results, SPEED).split("\n\n")
+    blocks = page(results).split("\n\n")
     found = [block.splitlines() for block in blocks if block.startswith("|")]
     assert len(found) >= 9
     for block in found:
@@ -243,18 +256,20 @@ def test_every_table_has_as_many_cells_as_headings(results):
 
 
 def test_page_holds_what_it_should(results):
-    text = page(results, SPEED, "figures")
+    text = page(results, figures="figures")
     for name in FIGURES:
         assert f"(figures/{name})" in text
     for name in results:
         assert f"| {name} |" in text
     assert "paper-defectnet is not asked blind" in text
-    assert "What defectnet-base must reach" in text
+    assert "## defectnet-base over the others" in text
     assert "None" not in text
     assert "nan" not in text
-    alone = page({"mean": results["mean"]})
-    assert "must reach" not in alone
-    assert featured(results) == ["defectnet-base", "paper-defectnet", "ridge", "mean"]
+    assert "over the others" not in page({"mean": results["mean"]})
+    assert featured(results) == ["defectnet-base", "ridge", "paper-defectnet", "mean"]
+    assert "## mean over the others" in page(results, ["mean", "ridge"])
+    with pytest.raises(ConfigError, match="no result of 'x'"):
+        page(results, ["x"])
 
 
 def test_number_has_the_digits_of_a_table():
@@ -304,15 +319,14 @@ def test_into_block_wants_one_block(text):
 
 def test_command_writes_page_figures_and_block(results, folder, tmp_path, capsys):
     (tmp_path / "card.md").write_text(CARD, encoding="utf-8")
-    (tmp_path / "speed.json").write_text(json.dumps(SPEED), encoding="utf-8")
-    words = [str(folder), "--out", str(tmp_path / "RESULTS.md"), "--speed", str(tmp_path / "speed.json")]
+    words = [str(folder), "--out", str(tmp_path / "RESULTS.md"), "--show", "mean", "ridge"]
     main([*words, "--into", str(tmp_path / "card.md")])
     assert capsys.readouterr().out == ""
     # Files are read in the order of their names.
     ordered = {result["entrant"]: result for result in read_results([folder])}
-    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == page(ordered, SPEED, "figures")
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == page(ordered, ["mean", "ridge"], "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
-    short = "\n".join(tables.short_form(ordered))
+    short = "\n".join(short_form(ordered))
     assert (tmp_path / "card.md").read_text(encoding="utf-8") == into_block(CARD, "results", short)
     assert "| defectnet-base |" in short
     main([str(folder)])
@@ -330,7 +344,7 @@ def test_one_document_without_a_block_leaves_all_as_they_were(folder, tmp_path):
 
 
 def test_module_reports_errors_in_one_line(tmp_path):
-    words = [sys.executable, "-m", "defectnet.benchmark.report", str(tmp_path)]
+    words = [sys.executable, str(Path(report.__file__)), str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

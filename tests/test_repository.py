@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 import defectnet
-from defectnet.benchmark.bars import by_name, read_speed
-from defectnet.benchmark.report import into_block, page
-from defectnet.benchmark.results import read_results
-from defectnet.benchmark.tables import short_form
+from defectnet.benchmark.results import by_name, read_results
+from defectnet.files import into_block
 from defectnet.hub.catalogue import bundled
+from report import page
+from report_tables import short_form
+from targets import read_speed, target_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".ipynb", ".csv", ".cff", ".cfg", ""}
@@ -85,9 +86,13 @@ def test_results_stand_where_they_should():
     """The page, the model card, and README.md if it has room for them, show what the result files say."""
     folder = ROOT / "benchmarks"
     results = by_name(read_results([folder / "results"]))
-    speed = read_speed(folder / "speed.json") if (folder / "speed.json").is_file() else None
-    again = "make it again with python -m defectnet.benchmark.report, see benchmarks/README.md"
-    assert page(results, speed, "figures") == (folder / "RESULTS.md").read_text(encoding="utf-8"), again
+    again = "make it again with the commands of benchmarks/README.md"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"--show ((?:[\w-]+ )+)", readme)[1].split()
+    assert (
+        into_block(readme, "targets", "\n".join(target_table(results, read_speed(folder / "speed.json")))) == readme
+    ), again
+    assert page(results, shown, "figures") == (folder / "RESULTS.md").read_text(encoding="utf-8"), again
     for name in ("MODEL_CARD.md", "README.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         if name == "MODEL_CARD.md" or "<!-- results:start -->" in text:

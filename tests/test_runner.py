@@ -24,8 +24,8 @@ from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import PARTS, shard_range, simulate
 from make_potential import write_morse_nep
 
-HOSTS = 20
-SETTINGS = Settings(seed=11, spectra_per_host=2, hosts_per_shard=4, smallest=13, largest=19)
+HOSTS = 10
+SETTINGS = Settings(seed=11, spectra_per_host=2, hosts_per_shard=2, smallest=13, largest=19)
 SHARDS = HOSTS // SETTINGS.hosts_per_shard
 
 
@@ -52,9 +52,9 @@ def start(inputs, out, workers):
     """Start the command in a session of its own; its progress comes on stderr, one line a shard."""
     hosts, potential = inputs
     words = ["--hosts", str(hosts), "--potential", str(potential), "--out", str(out), "--workers", str(workers)]
-    recipe = out.with_name("recipe.json")
+    recipe = out.with_name("settings.json")
     recipe.write_text(json.dumps(SETTINGS.to_dict()))
-    words += ["--recipe", str(recipe)]
+    words += ["--settings", str(recipe)]
     return subprocess.Popen(
         [sys.executable, "-m", "defectnet.cli", "simulate", *words],
         stdout=subprocess.PIPE,
@@ -94,16 +94,16 @@ def test_undisturbed_run(undisturbed, inputs):
 
 
 @pytest.mark.slow
-def test_killed_three_times_and_started_again(inputs, undisturbed, tmp_path):
-    """Two workers. Twice the whole group is killed, once the parent alone: its workers must go with it."""
+def test_killed_twice_and_started_again(inputs, undisturbed, tmp_path):
+    """Two workers. Once the whole group is killed, once the parent alone: its workers must go with it."""
     out = tmp_path / "out"
-    for kill in (os.killpg, os.kill, os.killpg):
+    for kill in (os.killpg, os.kill):
         process = start(inputs, out, workers=2)
         wait_for_a_shard(process)
         kill(process.pid, signal.SIGKILL)
         end(process)
         assert process.returncode == -signal.SIGKILL
-    assert 3 <= len(list(out.glob("shard-*.parquet"))) <= SHARDS
+    assert 2 <= len(list(out.glob("shard-*.parquet"))) <= SHARDS
     (out / ".shard-00004.parquet.12345.tmp").write_bytes(b"left over by a kill")
     (out / PARTS / "shard-00000").mkdir(parents=True, exist_ok=True)  # by a kill after the shard was written
     process = start(inputs, out, workers=2)

@@ -30,7 +30,15 @@ from defectnet.potentials.relax import relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate import rows
 from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings, atom_range, relax_host, row_generator
+from defectnet.simulate.rows import (
+    HostSimulation,
+    Rejected,
+    Settings,
+    atom_range,
+    read_settings,
+    relax_host,
+    row_generator,
+)
 from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host
 from defectnet.simulate.stiffness import SPREAD, StiffnessFactors, scaled
 from make_potential import write_morse_nep
@@ -101,8 +109,8 @@ def test_named_dopants_are_the_only_ones():
 def test_settings_of_the_first_data_sets_are_described_as_they_were(tmp_path):
     assert not {"highest", "controls", "dopants"} & set(Settings().to_dict())
     settings = Settings(dopants=("Al@Mg", "C"), highest=0.2, controls=0.1)
-    (tmp_path / "recipe.json").write_text(json.dumps(settings.to_dict()))
-    assert Settings.read(tmp_path / "recipe.json") == settings
+    (tmp_path / "settings.json").write_text(json.dumps(settings.to_dict()))
+    assert read_settings(Settings, tmp_path / "settings.json") == settings
 
 
 @pytest.mark.parametrize(

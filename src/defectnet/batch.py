@@ -5,7 +5,7 @@ Shape letters, everywhere in the project: B batch, L energy bins, T tokens, D wi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,8 @@ class Batch(NamedTuple):
         """Return the same batch on another device."""
         return Batch(*(field.to(device) for field in self))
 
-    def __getitem__(self, rows: Any) -> Any:
-        """Select rows (a slice or an index tensor); an integer keeps the tuple meaning of the field."""
-        if isinstance(rows, int):
-            return tuple.__getitem__(self, rows)
+    def rows(self, rows: slice | Tensor) -> Batch:
+        """Return some rows (a slice; or a tensor, long or bool)."""
         return Batch(*(field[rows] for field in self))
 
 
@@ -49,8 +47,8 @@ class Targets(NamedTuple):
     Attributes:
         concentration: (B, E) dopant atoms of each element over all atoms, 0 to 1; zero where absent.
         projected: (B, 2, E, N) DOS of each element in the host and in the doped sample, on `PROJECTED_BINS` bins and
-            at the resolution of the spectra; areas are atomic fractions. In training alone, and only if asked for
-            (`data.projected`).
+            at the resolution of the spectra; areas are atomic fractions. In training alone, for
+            networks that learn from them.
     """
 
     concentration: Tensor

@@ -4,18 +4,109 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.elements import VOCABULARY
-from defectnet.errors import ConfigError
+from defectnet.errors import ConfigError, DefectNetError
 
 
-class Settings:
-    """Base of frozen dataclasses that travel as JSON objects: strict both ways, so that a typing error is an error."""
+class Bounds(NamedTuple):
+    """What values a field of settings may have; None does not bind. Of a tuple each item is meant.
+
+    Attributes:
+        least: Smallest value.
+        most: Largest value.
+        above: The value is larger than this.
+        below: The value is smaller than this.
+        multiple: The value is a multiple of this.
+        choices: All values that there are.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    multiple: int = 1
+    choices: tuple[str, ...] = ()
+
+    def hold(self, value: Any, whole: bool) -> bool:
+        """Return whether a value lies within, and is a whole number if it should be one."""
+        if isinstance(value, tuple):
+            return all(self.hold(item, whole) for item in value)
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            return False
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (value % self.multiple == 0 if whole else math.isfinite(value))
+        )
+
+    def advice(self, whole: bool) -> str:
+        """Return what to use, for an error."""
+        if self.choices:
+            return f"Use {', '.join(self.choices[:-1])} or {self.choices[-1]}"
+        ends = {"from": self.least, "above": self.above, "up to": self.most, "below": self.below}
+        words = ", ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
+        kind = f"a multiple of {self.multiple}" if self.multiple > 1 else "a whole number" if whole else "a number"
+        return f"Use {kind} {words}"
+
+
+def bounded(default: Any, least: float | None = None, most: float | None = None, **further: Any) -> Any:
+    """Declare a field of a `Bounded` dataclass: its default, and the `Bounds` of its values."""
+    return dataclasses.field(default=default, metadata=within(least, most, **further))
+
+
+def within(least: float | None = None, most: float | None = None, **further: Any) -> dict[str, Bounds]:
+    """Return the metadata of a field that has no default: ``field(metadata=within(0.0, 1.0))``."""
+    return {"bounds": Bounds(least, most, **further)}
+
+
+class Bounded:
+    """Base of frozen dataclasses whose fields are held within bounds, see `bounded`.
+
+    A subclass may say how it is called in errors, and which errors it raises: ``class X(Bounded, called="tracks")``.
+    Fields that depend on each other are looked after in its own ``__post_init__``, by `require`.
+    """
+
+    _called: ClassVar[str] = ""
+    _error: ClassVar[type[DefectNetError]] = ConfigError
+
+    def __init_subclass__(cls, *, called: str | None = None, error: type[DefectNetError] | None = None) -> None:
+        super().__init_subclass__()
+        cls._called = cls._called if called is None else called
+        cls._error = error or cls._error
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            bounds, value = each.metadata.get("bounds"), getattr(self, each.name)
+            if bounds is not None and not (value is None and "None" in str(each.type)):
+                whole = str(each.type).removeprefix("tuple[").startswith("int")
+                self.require(bounds.hold(value, whole), each.name, bounds.advice(whole))
+
+    def require(self, condition: object, name: str, fix: str) -> None:
+        """Raise the error of the class, which names a field, its value and what to do, unless a condition holds."""
+        if not condition:
+            place = f"{self._called}.{name}" if self._called else name
+            raise self._error(f"{place} is {getattr(self, name)!r:.80}", fix=fix)
+
+
+class Settings(Bounded):
+    """Base of frozen dataclasses that travel as JSON objects: strict both ways, so that a typing error is an error.
+
+    Attributes:
+        retired: Fields that once could be chosen: files may hold them, with the one value that is left.
+    """
+
+    retired: ClassVar[Mapping[str, Any]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values: numbers, strings, lists and nested dictionaries."""
@@ -36,12 +127,20 @@ class Settings:
         where = where or cls.__name__
         if not isinstance(values, dict):
             raise ConfigError(f"{where} is {type(values).__name__}", fix="It must be an object with named fields")
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key, only in cls.retired.items():
+            if key in values and (type(values[key]) is not type(only) or values[key] != only):
+                raise ConfigError(
+                    f"{where}.{key} is {values[key]!r:.80}",
+                    why=f"this version knows {only!r} alone",
+                    fix="Train the network again, or read it with the version that wrote it",
+                )
+        values = {key: value for key, value in values.items() if key not in cls.retired}
         for key in values:
             if key not in fields:
                 raise ConfigError(f"{where}.{key} is not a known field", fix=f"Known are {', '.join(fields)}")
-        for name, field in fields.items():
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        for name, each in fields.items():
+            required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
             if required and name not in values:
                 raise ConfigError(f"{where}.{name} is missing", fix=f"Add the field {name}")
         hints = get_type_hints(cls)
@@ -79,13 +178,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where} is {value!r:.80}", fix=f"It must be {expected}")
 
 
-def _check(condition: bool, field: str, value: object, fix: str) -> None:
-    if not condition:
-        raise ConfigError(f"{field} is {value!r:.80}", fix=fix)
-
-
 @dataclass(frozen=True)
-class Grid(Settings):
+class Grid(Settings, called="grid"):
     """Energies relative to the host's band edge.
 
     Heavy hosts end at 15 meV and diamond at 165: an absolute grid would resolve one and lose the other.
@@ -96,14 +190,8 @@ class Grid(Settings):
         reach: Upper end in units of the edge; local modes of light dopants lie above 1.
     """
 
-    bins: int = 256
-    reach: float = 2.56
-
-    def __post_init__(self) -> None:
-        if self.bins < 16:
-            raise ConfigError(f"grid.bins is {self.bins}", fix="Use at least 16 bins")
-        if not 1.0 < self.reach <= 10.0:
-            raise ConfigError(f"grid.reach is {self.reach}", fix="Use a value above 1 (the host's edge), up to 10")
+    bins: int = bounded(256, 16)
+    reach: float = bounded(2.56, above=1.0, most=10.0)
 
     @property
     def width(self) -> float:
@@ -132,7 +220,7 @@ PROJECTED_BINS = 64
 
 
 @dataclass(frozen=True)
-class ModelSpec(Settings):
+class ModelSpec(Settings, called="spec"):
     """What a network reads and answers; two networks with equal specs take the same batches.
 
     Attributes:
@@ -146,15 +234,19 @@ class ModelSpec(Settings):
     kinds: tuple[str, ...] = ("total",)
 
     def __post_init__(self) -> None:
-        fix = "Use a checkpoint and a package of the same vocabulary: upgrade the older of the two"
-        different = sorted(set(self.elements) ^ set(VOCABULARY))[:5] or "the order differs"
-        _check(self.elements == VOCABULARY, "spec.elements: difference from this vocabulary", different, fix)
-        ok = bool(self.kinds) and len(set(self.kinds)) == len(self.kinds)
-        _check(ok, "spec.kinds", self.kinds, "Name one kind of DOS or more, each once")
+        super().__post_init__()
+        if self.elements != VOCABULARY:
+            different = sorted(set(self.elements) ^ set(VOCABULARY))[:5] or "the order differs"
+            raise ConfigError(
+                f"spec.elements: difference from this vocabulary is {different}",
+                fix="Use a checkpoint and a package of the same vocabulary: upgrade the older of the two",
+            )
+        once = self.kinds and len(set(self.kinds)) == len(self.kinds)
+        self.require(once, "kinds", "Name one kind of DOS or more, each once")
 
 
 @dataclass(frozen=True)
-class DefectNetConfig(Settings):
+class DefectNetConfig(Settings, called="net"):
     """Size of `defectnet.models.defectnet.DefectNet`.
 
     Attributes:
@@ -165,43 +257,25 @@ class DefectNetConfig(Settings):
         patch: Energy bins per token; must divide the grid's bins.
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
-        impurity: Whether the queries hold fits of predicted responses to each element (`defectnet.nn.impurity`).
-        correlated: Whether they also hold fits that allow for correlated errors of the responses; needs `impurity`.
-        resolved: Whether responses are put together element by element (`defectnet.nn.changes`), which is learnt from
-            projected DOS (`data.projected`); needs `impurity`.
     """
 
-    d_model: int = 48
-    heads: int = 4
-    encoder_layers: int = 2
-    decoder_layers: int = 2
-    patch: int = 8
-    mlp_ratio: int = 2
-    dropout: float = 0.1
-    impurity: bool = True
-    correlated: bool = False
-    resolved: bool = False
+    retired: ClassVar[Mapping[str, Any]] = {"impurity": True, "correlated": True, "resolved": True}
+
+    d_model: int = bounded(48, 8, 4096, multiple=2)
+    heads: int = bounded(4, 1, 64)
+    encoder_layers: int = bounded(2, 1, 64)
+    decoder_layers: int = bounded(2, 1, 64)
+    patch: int = bounded(8, 1, 64)
+    mlp_ratio: int = bounded(2, 1, 8)
+    dropout: float = bounded(0.1, 0.0, below=1.0)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("d_model", 8, 4096),
-            ("heads", 1, 64),
-            ("encoder_layers", 1, 64),
-            ("decoder_layers", 1, 64),
-            ("patch", 1, 64),
-            ("mlp_ratio", 1, 8),
-        ):
-            value = getattr(self, name)
-            _check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
-        _check(self.d_model % self.heads == 0, "net.heads", self.heads, f"It must divide d_model = {self.d_model}")
-        _check(self.d_model % 2 == 0, "net.d_model", self.d_model, "Use an even number")
-        _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
-        for name in ("correlated", "resolved"):
-            _check(self.impurity or not getattr(self, name), f"net.{name}", True, "Set net.impurity: true too")
+        super().__post_init__()
+        self.require(self.d_model % self.heads == 0, "heads", f"It must divide d_model = {self.d_model}")
 
 
 @dataclass(frozen=True)
-class PaperConfig(Settings):
+class PaperConfig(Settings, called="net"):
     """Size of `defectnet.models.paper.PaperDefectNet`; the defaults are the published values.
 
     Attributes:
@@ -215,32 +289,21 @@ class PaperConfig(Settings):
             above the edge, in their place (`bins` says nothing then). All else stays.
     """
 
-    bins: int = 100
-    channels: int = 128
-    heads: int = 8
-    hidden: int = 256
-    kernel: int = 5
-    input: str = "paper"
+    bins: int = bounded(100, len(VOCABULARY), 4096)
+    channels: int = bounded(128, 4, 4096, multiple=4)
+    heads: int = bounded(8, 1, 64)
+    hidden: int = bounded(256, 1, 8192)
+    kernel: int = bounded(5, 1, 31)
+    input: str = bounded("paper", choices=("paper", "grid"))
 
     def __post_init__(self) -> None:
-        _check(self.input in ("paper", "grid"), "net.input", self.input, "Use paper or grid")
-        elements = len(VOCABULARY)
-        _check(elements <= self.bins <= 4096, "net.bins", self.bins, f"Use {elements} (the vocabulary) to 4096")
-        _check(
-            4 <= self.channels <= 4096 and self.channels % 4 == 0, "net.channels", self.channels, "Use 4, 8, ... 4096"
-        )
-        _check(
-            1 <= self.heads <= 64 and self.channels % self.heads == 0,
-            "net.heads",
-            self.heads,
-            f"It must divide channels = {self.channels}",
-        )
-        _check(1 <= self.hidden <= 8192, "net.hidden", self.hidden, "Use a whole number from 1 to 8192")
-        _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
+        super().__post_init__()
+        self.require(self.channels % self.heads == 0, "heads", f"It must divide channels = {self.channels}")
+        self.require(self.kernel % 2 == 1, "kernel", "Use an odd number")
 
 
 @dataclass(frozen=True)
-class ResNetConfig(Settings):
+class ResNetConfig(Settings, called="net"):
     """Size of `defectnet.models.resnet.ResNet1d`.
 
     Attributes:
@@ -251,23 +314,19 @@ class ResNetConfig(Settings):
         dropout: Share of that layer's activations dropped in training.
     """
 
-    channels: int = 32
-    blocks: int = 3
-    kernel: int = 5
-    hidden: int = 256
-    dropout: float = 0.1
+    channels: int = bounded(32, 8, 1024, multiple=8)
+    blocks: int = bounded(3, 1, 6)
+    kernel: int = bounded(5, 1, 31)
+    hidden: int = bounded(256, 8, 8192)
+    dropout: float = bounded(0.1, 0.0, below=1.0)
 
     def __post_init__(self) -> None:
-        for name, low, high in (("channels", 8, 1024), ("blocks", 1, 6), ("hidden", 8, 8192)):
-            value = getattr(self, name)
-            _check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
-        _check(self.channels % 8 == 0, "net.channels", self.channels, "Use a multiple of 8")
-        _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
-        _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
+        super().__post_init__()
+        self.require(self.kernel % 2 == 1, "kernel", "Use an odd number")
 
 
 @dataclass(frozen=True)
-class Interval(Settings):
+class Interval(Settings, called="interval"):
     """A conformal band: `c - (offset + slope c)` to `c + (offset + slope c)`, cut to 0 and 1.
 
     Attributes:
@@ -276,18 +335,13 @@ class Interval(Settings):
         slope: Growth of the half-width with the concentration.
     """
 
-    coverage: float
-    offset: float
-    slope: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(0.0 < self.coverage < 1.0, "interval.coverage", self.coverage, "Use a number between 0 and 1")
-        _check(0.0 <= self.offset <= 1.0, "interval.offset", self.offset, "Use a number from 0 to 1")
-        _check(0.0 <= self.slope <= 100.0, "interval.slope", self.slope, "Use a number from 0 to 100")
+    coverage: float = field(metadata=within(above=0.0, below=1.0))
+    offset: float = field(metadata=within(0.0, 1.0))
+    slope: float = bounded(0.0, 0.0, 100.0)
 
 
 @dataclass(frozen=True)
-class Calibration(Settings):
+class Calibration(Settings, called="calibration"):
     """Numbers fitted on validation crystals, which turn a network's raw answer into what a user sees.
 
     `candidates` and `blind` are the two tracks: they have different base rates, hence their own numbers.
@@ -300,16 +354,8 @@ class Calibration(Settings):
         interval: Band of the concentration; None where it was not fitted.
     """
 
-    temperature_candidates: float = 1.0
-    temperature_blind: float = 1.0
-    threshold_candidates: float = 0.5
-    threshold_blind: float = 0.5
+    temperature_candidates: float = bounded(1.0, 0.01, 100.0)
+    temperature_blind: float = bounded(1.0, 0.01, 100.0)
+    threshold_candidates: float = bounded(0.5, above=0.0, below=1.0)
+    threshold_blind: float = bounded(0.5, above=0.0, below=1.0)
     interval: Interval | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature_candidates", "temperature_blind"):
-            value = getattr(self, name)
-            _check(0.01 <= value <= 100.0, f"calibration.{name}", value, "Use a number from 0.01 to 100")
-        for name in ("threshold_candidates", "threshold_blind"):
-            value = getattr(self, name)
-            _check(0.0 < value < 1.0, f"calibration.{name}", value, "Use a number between 0 and 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -15,7 +14,7 @@ import torch
 
 from defectnet.batch import Batch
 from defectnet.config import Calibration
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import AS_IS, Sample, read_shard
@@ -23,6 +22,7 @@ from defectnet.elements import VOCABULARY
 from defectnet.errors import CheckpointError
 from defectnet.files import file_sha256
 from defectnet.hub import save
+from defectnet.hub.card import checkpoint_card
 from defectnet.hub.io import round_to_half
 from defectnet.measure.encode import stack
 from defectnet.models.base import DefectModel
@@ -30,9 +30,6 @@ from defectnet.models.registry import architecture
 from defectnet.tasks.defect import CHECKPOINT_KEY
 from defectnet.tasks.metrics import Answers, answer
 from defectnet.uncertainty.calibration import best_threshold, fit_interval, fit_temperature
-
-CONDITIONS = ("clean", "lab")
-"""Measurements that calibration uses, in equal parts: a user's spectrum may be like either."""
 
 _PREFIX = "model."
 _GOLDEN_ROWS = 4
@@ -70,13 +67,14 @@ def export(
     if half:
         round_to_half(model)
     loader = LoaderSettings(cache_rows=100_000)
-    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=extra)
+    module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=dict.fromkeys(extra, 1))
     # The published network cannot be asked without candidates: they are its query.
     tracks = TRACKS if model.loss != "paper" else TRACKS[:1]
     calibration = calibrate(model, module, tracks, coverage)
     golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
     training = training_record(module, Path(checkpoint))
-    text = card or _card(Path(folder).name, model, training)
+    about = {**model.config, "calibration": calibration.to_dict(), "training": training}
+    text = card or checkpoint_card(Path(folder).name, about, sum(p.numel() for p in model.parameters()))
     return save(model, folder, golden=golden, card=text, training=training, calibration=calibration, half=half)
 
 
@@ -143,7 +141,7 @@ def _amounts(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint says of its training: data and their hash, and what hosts were seen.
 
-    Rows count once, however often `extra` names their data set; those of randomised stiffness are rows, but no pairs.
+    Rows count once, however often they come in an epoch; those of randomised stiffness are rows, but no pairs.
     """
     index = module.index("train")
     edges: list[float] = []
@@ -180,22 +178,4 @@ def _rows(index: ShardIndex) -> Iterator[Sample]:
 
 def _first_rows(module: SpectraDataModule, track: Track, condition: str) -> Batch:
     batch = next(iter(module.evaluation("val", track, condition))).batch
-    return Batch(*(field[:_GOLDEN_ROWS] for field in batch))
-
-
-def _card(name: str, model: DefectModel, training: dict[str, Any]) -> str:
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            f"A {type(model).__name__} trained on {training['train_pairs']} simulated pairs of "
-            f"{training['train_hosts']} crystals, calibrated on {training['val_rows']} pairs of other crystals under "
-            f"the conditions {' and '.join(CONDITIONS)}.",
-            "",
-            "Not evaluated yet: run `defectnet benchmark` and state its numbers here.",
-            "",
-            "```json",
-            json.dumps(model.config["net"], indent=2),
-            "```",
-        ]
-    )
+    return batch.rows(slice(_GOLDEN_ROWS))

@@ -15,6 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.errors import ConfigError
+
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the sha256 of a file, in hex."""
@@ -50,6 +52,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def into_block(document: str, name: str, content: str) -> str:
+    """Replace what a document holds between ``<!-- name:start -->`` and ``<!-- name:end -->``.
+
+    Args:
+        document: Markdown text.
+        name: Name of the block.
+        content: Markdown that takes its place.
+
+    Raises:
+        ConfigError: The document has no such block, or more than one.
+    """
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    before, _, rest = document.partition(start)
+    _, _, after = rest.partition(end)
+    if document.count(start) != 1 or document.count(end) != 1 or end not in rest:
+        raise ConfigError(f"the document has not exactly one block {name!r}", fix=f"Put {start} above {end}, once")
+    return f"{before}{start}\n{content.strip()}\n{end}{after}"
 
 
 def swap_folder(new: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:

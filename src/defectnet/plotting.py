@@ -367,7 +367,9 @@ def _draw_row(top: Axes, bottom: Axes, sample: Sample) -> None:
     top.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in totals))
     beside: Any = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 8, "handlelength": 1.4}
     top.legend(**beside)
-    stiffness = "" if sample.variant == "as-is" else f", {sample.variant}"
+    from defectnet.data.shards import AS_IS
+
+    stiffness = "" if sample.variant == AS_IS else f", {sample.variant}"
     top.set_title(f"{sample.row_id}: {sample.atoms} atoms, {sample.placement}{stiffness}")
     top.tick_params(labelbottom=False)
     for (symbol, curve), colour in zip(dopants.items(), DOPANT_COLOURS, strict=False):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from defectnet.data.module import SpectraDataModule
+from defectnet.errors import ConfigError
 from defectnet.tasks.defect import DefectTask
 
 
@@ -17,17 +21,30 @@ class DefectCLI(LightningCLI):
         """Link the spec: grid and kinds of DOS have one home, the data."""
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
 
+    def init_parser(self, **settings: Any) -> LightningArgumentParser:
+        """Make a parser that raises what is wrong, instead of printing it below pages of usage."""
+        return super().init_parser(exit_on_error=False, **settings)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``fit``, ``validate`` or ``test`` with a recipe.
 
     Args:
         arguments: Words of the command line; those of the process by default.
+
+    Raises:
+        ConfigError: An option or the recipe cannot be used.
     """
-    DefectCLI(
-        DefectTask,
-        SpectraDataModule,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        args=None if arguments is None else list(arguments),
-    )
+    # Lightning warns about words that it could have read from the process itself.
+    words = None if arguments is None or list(arguments) == sys.argv[1:] else list(arguments)
+    try:
+        DefectCLI(
+            DefectTask,
+            SpectraDataModule,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            args=words,
+        )
+    except ArgumentError as error:
+        command = next(iter(arguments or sys.argv[1:]), "fit")
+        raise ConfigError(f"{command}: {error}", fix=f"defectnet {command} --help lists the options") from error

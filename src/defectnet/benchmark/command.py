@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from defectnet.benchmark.entrants import entrant_named
 from defectnet.benchmark.results import file_name, write_result
-from defectnet.benchmark.runner import CONDITIONS, Benchmark
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.benchmark.runner import Benchmark
+from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 

@@ -331,7 +331,7 @@ def check_alone(entrant: Entrant, batch: Batch, answer: Estimate) -> None:
     """
     rows = sorted({0, len(batch.host) // 2, len(batch.host) - 1})[:ALONE]
     for row in rows:
-        alone = ask(entrant, Batch(*(field[row : row + 1] for field in batch)))
+        alone = ask(entrant, batch.rows(slice(row, row + 1)))
         for name, limit in TOLERANCE.items():
             one, many = getattr(alone, name), getattr(answer, name)
             if (one is None) != (many is None):

@@ -135,26 +135,26 @@ def _fault(tree: dict[str, Any]) -> str:
         if key not in tree["data"]:
             return f"data.{key} is missing"
     for track, conditions in tree["results"].items():
-        for condition, part in conditions.items() if isinstance(conditions, dict) else ((None, None),):
-            fault = _part_fault(part)
+        for condition, found in conditions.items() if isinstance(conditions, dict) else ((None, None),):
+            fault = _part_fault(found)
             if fault:
                 return f"results.{track}.{condition}: {fault}"
     return "" if tree["results"] else "results is empty"
 
 
-def _part_fault(part: Any) -> str:
-    if not isinstance(part, dict):
+def _part_fault(found: Any) -> str:
+    if not isinstance(found, dict):
         return "is no object"
     for key, kind in _PARTS.items():
-        if key not in part or not isinstance(part[key], kind):
+        if key not in found or not isinstance(found[key], kind):
             return f"{key} is missing or of the wrong type"
     for group, names in GROUPS.items():
-        if set(part[group]) != set(names):
+        if set(found[group]) != set(names):
             return f"{group} holds other numbers than {', '.join(names)}"
         for name in names:
-            if not _number_or_none(part[group][name]):
-                return f"{group}.{name} is {part[group][name]!r:.40}"
-    for name, values in part["resampled"].items():
+            if not _number_or_none(found[group][name]):
+                return f"{group}.{name} is {found[group][name]!r:.40}"
+    for name, values in found["resampled"].items():
         if not isinstance(values, list) or not all(_number_or_none(value) for value in values):
             return f"resampled.{name} holds something else than numbers"
     return ""
@@ -192,6 +192,17 @@ def read_results(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     if twice:
         raise ConfigError(f"there are two results of {twice[0]!r}", fix="Give each entrant once")
     return results
+
+
+def by_name(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return results by the entrant's name."""
+    return {result["entrant"]: result for result in results}
+
+
+def part(result: Mapping[str, Any], track: str, condition: str) -> Mapping[str, Any] | None:
+    """Return what was measured on a track under a condition; None if it was not."""
+    found: Mapping[str, Any] | None = result["results"].get(track, {}).get(condition)
+    return found
 
 
 def interval(values: NDArray[np.float64]) -> list[float] | None:
@@ -238,20 +249,20 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[
             )
     found: dict[str, dict[str, dict[str, Ratio]]] = {}
     for track, conditions in one["results"].items():
-        for condition, part in conditions.items():
-            against = other["results"].get(track, {}).get(condition)
+        for condition, own in conditions.items():
+            against = part(other, track, condition)
             if against is not None:
-                ratios = {name: ratio for name in KEPT if (ratio := _ratio(part, against, name)) is not None}
+                ratios = {name: ratio for name in KEPT if (ratio := _ratio(own, against, name)) is not None}
                 found.setdefault(track, {})[condition] = ratios
     return found
 
 
-def _ratio(part: Mapping[str, Any], against: Mapping[str, Any], name: str) -> Ratio | None:
+def _ratio(own: Mapping[str, Any], against: Mapping[str, Any], name: str) -> Ratio | None:
     group, key = name.split(".")
-    above, below = part[group][key], against[group][key]
+    above, below = own[group][key], against[group][key]
     if above is None or not below:
         return None
-    values = [np.array(x["resampled"].get(name, []), dtype=np.float64) for x in (part, against)]
+    values = [np.array(x["resampled"].get(name, []), dtype=np.float64) for x in (own, against)]
     with np.errstate(invalid="ignore", divide="ignore"):
         found = interval(values[0] / values[1]) if len(values[0]) == len(values[1]) else None
     return Ratio(above / below, *(found or (None, None)))

@@ -4,7 +4,7 @@
     result = bench.measure(entrant_named("lightgbm"))
     result["results"]["blind"]["clean"]["identity"]["ap_micro"]
 
-A result is plain JSON; `compare` puts two of them side by side, `python -m defectnet.benchmark.report` all of them.
+A result is plain JSON; `results.compare` puts two of them side by side, `benchmarks/report.py` all of them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,16 @@ from defectnet.benchmark.curves import curves
 from defectnet.benchmark.entrants import Entrant, ask, call, check_alone
 from defectnet.benchmark.metrics import summary
 from defectnet.benchmark.protocol import Estimate, FitData, Rows
-from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, compare, interval
+from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, interval
 from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 from defectnet.files import file_sha256
 from defectnet.measure.settings import measurement_named
 from defectnet.uncertainty.calibration import best_threshold
-
-__all__ = ["CONDITIONS", "Benchmark", "SharedFitData", "compare", "plain", "versions"]
-
-CONDITIONS: Final = ("clean", "lab")
-"""Measurements that the benchmark asks under; see `defectnet.measure.settings`."""
 
 _BATCH_ROWS: Final = 256
 _PACKAGES: Final = ("defectnet", "torch", "numpy", "scikit-learn", "lightgbm")
@@ -216,7 +211,7 @@ class Benchmark:
         if grid not in self._modules:
             loader = LoaderSettings(cache_rows=0)
             self._modules[grid] = SpectraDataModule(
-                self._data, batch_size=_BATCH_ROWS, grid=grid, loader=loader, extra=self._extra
+                self._data, batch_size=_BATCH_ROWS, grid=grid, loader=loader, extra=dict.fromkeys(self._extra, 1)
             )
         return self._modules[grid]
 

@@ -1,12 +1,12 @@
-"""Results as tables: on the screen (rich) and in documents (Markdown), from the same columns."""
+"""Results as tables on the screen; `benchmarks/report.py` of the project writes documents from the same columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from defectnet.benchmark.bars import CONDITIONS, Bar, number, part
-from defectnet.benchmark.results import Ratio, compare
+from defectnet.benchmark.results import part
+from defectnet.data.candidates import CONDITIONS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,20 +63,14 @@ SCREEN_NOTE: Final = (
 )
 """What the columns mean, for the screen."""
 
-_SHORT: Final[dict[str, tuple[Column, ...]]] = {
-    "candidates": (
-        Column("MAE at.%", "concentration", "mae"),
-        Column("R2, 1 dopant", "one_dopant", "r2"),
-        Column("AP micro", "identity", "ap_micro"),
-    ),
-    "blind": (
-        Column("AP micro", "identity", "ap_micro"),
-        Column("top 1 *", "one_dopant_plenty", "top_1"),
-        Column("top 5 *", "one_dopant_plenty", "top_5"),
-    ),
-}
-
 Results = Mapping[str, Mapping[str, Any]]
+
+
+def number(value: float | None) -> str:
+    """Write a number with as many digits as a table needs; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def ranked(results: Results, track: str, condition: str) -> list[str]:
@@ -103,8 +97,8 @@ def screen_tables(results: Results) -> Iterator[tuple[str, Table]]:
         name, result = next(iter(results.items()))
         for track, conditions in result["results"].items():
             for condition in conditions:
-                rows = [cells[1:] for cells in _part_rows([name], results, track, condition)]
-                yield f"{name}: {track}, {condition}, in parts", _rich(list(_PART_TITLES[2:]), rows)
+                rows = [cells[1:] for cells in part_rows([name], results, track, condition)]
+                yield f"{name}: {track}, {condition}, in parts", _rich(list(PART_TITLES[2:]), rows)
 
 
 def _screen_cells(found: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
@@ -123,65 +117,11 @@ def _rich(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def leaderboard(results: Results, track: str, condition: str) -> list[str]:
-    """Return one leaderboard as lines of Markdown, with intervals; the best value of each column is bold."""
-    columns = LEADERBOARD[track]
-    names = ranked(results, track, condition)
-    best = [_best(results, names, track, condition, column) for column in columns]
-    lines = head(["", *(column.title for column in columns)])
-    for name in names:
-        cells = _cells(results[name], track, condition, columns)
-        marked = [f"**{cell}**" if name == top else cell for cell, top in zip(cells, best, strict=True)]
-        lines.append(line([name, *marked]))
-    return lines
-
-
-def _best(results: Results, names: Sequence[str], track: str, condition: str, column: Column) -> str | None:
-    values = {
-        name: value
-        for name in names
-        if (value := results[name]["results"][track][condition][column.group][column.key]) is not None
-    }
-    lower = column.key in ("mae", "rmse", "error", "limit")
-    chosen = min if lower else max
-    return chosen(values, key=lambda name: values[name]) if len(values) > 1 else None
-
-
-def _cells(result: Mapping[str, Any], track: str, condition: str, columns: Sequence[Column]) -> list[str]:
-    found = result["results"][track][condition]
-    return [with_interval(found, column) for column in columns]
-
-
 def with_interval(found: Mapping[str, Any], column: Column) -> str:
     """Write a number of a result, with its interval if it has one."""
     value = found[column.group][column.key]
     ends = found["intervals"].get(f"{column.group}.{column.key}")
     return number(value) + (f" ({number(ends[0])} to {number(ends[1])})" if ends and value is not None else "")
-
-
-def short_form(results: Results) -> list[str]:
-    """Return two small tables, one for each track, both conditions side by side: for README and model card."""
-    first = next(iter(results.values()))
-    lines = [describe(first), ""]
-    for track, columns in _SHORT.items():
-        names = ranked(results, track, "clean") or ranked(results, track, "lab")
-        if not names:
-            continue
-        lines += [f"**{track}**, *clean* / *lab*", "", *head(["", *(column.title for column in columns)])]
-        for name in names:
-            pairs = [[part(results[name], track, condition) for condition in CONDITIONS]] * len(columns)
-            cells = [
-                " / ".join(number(found[column.group][column.key]) if found else "-" for found in pair)
-                for pair, column in zip(pairs, columns, strict=True)
-            ]
-            lines.append(line([name, *cells]))
-        lines.append("")
-    if any("blind" in result["results"] for result in results.values()):
-        lines += [
-            "\\* share of rows whose single dopant, of 2 at.% or more, is the most probable element, or among five.",
-            "",
-        ]
-    return lines[:-1]
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -193,15 +133,11 @@ def describe(result: Mapping[str, Any]) -> str:
     )
 
 
-_PART_TITLES: Final = ("", "part", "pairs or dopants", "recall", "MAE at.%", "R2", "coverage", "width at.%")
+PART_TITLES: Final = ("", "part", "pairs or dopants", "recall", "MAE at.%", "R2", "coverage", "width at.%")
 
 
-def parts(names: Sequence[str], results: Results, track: str, condition: str) -> list[str]:
-    """Return results by number of dopants, concentration and placement, as lines of Markdown."""
-    return [*head(list(_PART_TITLES)), *(line(cells) for cells in _part_rows(names, results, track, condition))]
-
-
-def _part_rows(names: Sequence[str], results: Results, track: str, condition: str) -> Iterator[list[str]]:
+def part_rows(names: Sequence[str], results: Results, track: str, condition: str) -> Iterator[list[str]]:
+    """Yield the cells of `PART_TITLES` for entrants: by number of dopants, by placement, by concentration."""
     for name in names:
         found = part(results[name], track, condition)
         if found is None:
@@ -219,65 +155,3 @@ def _part_rows(names: Sequence[str], results: Results, track: str, condition: st
 
 def _part_cells(values: Mapping[str, Any]) -> list[str]:
     return [f"{values['rows']:,}", *(number(values[key]) for key in ("recall_at_k", "mae", "r2")), "-", "-"]
-
-
-def bar_table(rows: Sequence[Bar]) -> list[str]:
-    """Return the bars as lines of Markdown."""
-    words = {True: "yes", False: "no", None: "not measured"}
-    return [
-        *head(["", "asked", "measured", "reached"]),
-        *(line([bar.what, bar.asked, bar.measured, words[bar.reached]]) for bar in rows),
-    ]
-
-
-def ratios(results: Results, model: str) -> list[str]:
-    """Return the ratios of a model's numbers to those of every other entrant, as lines of Markdown."""
-    titles = ["", *(f"{track}, {condition}: {what}" for track, condition, _, what in _RATIOS)]
-    lines = head(titles)
-    for other in results:
-        if other != model:
-            found = compare(results[model], results[other])
-            cells = [_ratio(found.get(track, {}).get(condition, {}).get(name)) for track, condition, name, _ in _RATIOS]
-            lines.append(line([other, *cells]))
-    return lines
-
-
-_RATIOS: Final = tuple(
-    (track, condition, name, what)
-    for track, name, what in (("candidates", "concentration.mae", "MAE"), ("blind", "identity.ap_micro", "AP micro"))
-    for condition in CONDITIONS
-)
-
-
-def _ratio(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return "-"
-    return number(ratio.value) + ("" if ratio.low is None else f" ({number(ratio.low)} to {number(ratio.high)})")
-
-
-def elements(result: Mapping[str, Any]) -> list[str]:
-    """Return the table of elements of a model, both tracks under clean conditions, as lines of Markdown."""
-    tracks = [track for track in LEADERBOARD if part(result, track, "clean") is not None]
-    titles = ["dopants", "AP", "recall", "recall@k", "MAE at.%", "detection limit at.%"]
-    lines = head(["", *(f"{track}: {title}" for track in tracks for title in titles)])
-    symbols = list(dict.fromkeys(s for track in tracks for s in result["results"][track]["clean"]["elements"]))
-    for symbol in symbols:
-        cells = [symbol]
-        for track in tracks:
-            found = result["results"][track]["clean"]
-            row = found["elements"].get(symbol)
-            limit = found["detection"]["elements"].get(symbol)
-            values = [None if row is None else row[key] for key in ("ap", "recall", "recall_at_k", "mae")]
-            cells += [str(row["dopants"]) if row else "-", *(number(value) for value in (*values, limit))]
-        lines.append(line(cells))
-    return lines
-
-
-def head(titles: Sequence[str]) -> list[str]:
-    """Return the two first lines of a table; all columns but the first are set to the right."""
-    return [line(titles), f"|{'---|' + '---:|' * (len(titles) - 1)}"]
-
-
-def line(cells: Sequence[str]) -> str:
-    """Return one line of a table."""
-    return f"| {' | '.join(cells)} |"

@@ -15,18 +15,17 @@ from defectnet.cli.data import data_measure, data_show, data_stats, data_verify,
 from defectnet.cli.host import host_list, host_make, host_push, host_show, host_spectra
 from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
 from defectnet.cli.publish import checkpoints, data_push, push
-from defectnet.cli.training import benchmark, export, finetune
+from defectnet.cli.training import benchmark, export, finetune, fit, test, validate
 from defectnet.errors import DefectNetError, LabError
 
 __all__ = ["COMMANDS", "DEFAULT_CHECKPOINT", "EXIT_ERROR", "TRAINING", "main"]
 
-TRAINING = ("fit", "validate", "test")
+TRAINING: dict[str, Callable[..., None]] = {"fit": fit, "validate": validate, "test": test}
+"""Commands whose words go to Lightning's own command line as they are."""
+
 EXIT_ERROR = 2
 
-_DESCRIPTION = (
-    "Which dopants are in a crystal, and how much: from its phonon density of states. "
-    "Training: defectnet fit|validate|test -c configs/<name>.yaml (each with its own --help)."
-)
+_DESCRIPTION = "Which dopants are in a crystal, and how much: from its phonon density of states."
 
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "identify": identify,
@@ -47,6 +46,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
         "measure": data_measure,
         "push": data_push,
     },
+    **TRAINING,
     "finetune": finetune,
     "benchmark": benchmark,
     "export": export,
@@ -57,10 +57,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
 
 def _parse_and_run(arguments: list[str]) -> None:
     if arguments and arguments[0] in TRAINING:
-        from defectnet.train import main as train
-
-        # Lightning warns about words that it could have read from the process itself.
-        train(None if arguments == sys.argv[1:] else arguments)
+        TRAINING[arguments[0]](*arguments[1:])
         return
     if arguments == ["--version"]:
         from defectnet import __version__

@@ -26,7 +26,7 @@ def simulate(
     dopants: str | None = None,
     workers: int = 1,
     seed: int = 0,
-    recipe: str | None = None,
+    settings: str | None = None,
     preconditioner: str | None = None,
     device: str = "cpu",
     batch: int = 1,
@@ -45,8 +45,7 @@ def simulate(
         out: Folder for the shards.
         hosts: JSON list of crystals, a structure file that ase reads, or a folder of them.
         potential: defectnet-nep, nequix (better and much slower, by finite displacements), or nep89 (fetched once from
-            PyPI); or path of a NEP potential in GPUMD's text format, of a folder like theirs, or of a Nequix network
-            of its package (.nqx).
+            PyPI); or path of a NEP potential in GPUMD's text format, or of a folder like theirs.
         from_: Folder of host packs, one pack, or bundled.
         rows: Pairs that are drawn from host packs.
         spectra_per_host: Doped cells tried for each host.
@@ -54,7 +53,7 @@ def simulate(
         dopants: The only elements that are substituted in, such as Al,Ga or, in place of magnesium alone, Al@Mg,Ga@Mg.
         workers: Processes; one thread each.
         seed: With the same hosts, potential and settings the same seed gives the same shards.
-        recipe: JSON file with all settings, such as configs/defectnet-sim-v1.json (from packs: of
+        settings: JSON file with all settings, such as configs/defectnet-sim-v1.json (from packs: of
             defectnet.data.packs.PairSettings); in place of spectra-per-host, atoms, dopants and seed.
         preconditioner: A cheaper potential, such as nep89, that speeds up the relaxation with a slow one.
         device: Where the potential is evaluated: cpu or cuda.
@@ -90,7 +89,7 @@ def simulate(
         given = [name for name, there in foreign.items() if there]
         if given:
             raise SimulationError(f"--from and --{given[0]} are both given", fix="A data set is of packs or of hosts")
-        totals = _simulate_packs(from_, Path(out), rows, atoms, seed, recipe, workforce, only)
+        totals = _simulate_packs(from_, Path(out), rows, atoms, seed, settings, workforce, only)
     else:
         if hosts is None or potential is None:
             raise SimulationError(
@@ -105,7 +104,7 @@ def simulate(
             atoms=atoms or "100-250",
             dopants=dopants,
             seed=seed,
-            recipe=recipe,
+            settings=settings,
             preconditioner=preconditioner,
             device=device,
             batch=batch,
@@ -124,22 +123,22 @@ def _simulate_packs(
     rows: int,
     atoms: str | None,
     seed: int,
-    recipe: str | None,
+    settings: str | None,
     executor: Executor,
     only: range | None,
 ) -> Counter[str]:
     from defectnet.data.packs import PairSettings
-    from defectnet.simulate.from_packs import read_pair_settings, simulate_packs
-    from defectnet.simulate.rows import atom_range
+    from defectnet.simulate.from_packs import simulate_packs
+    from defectnet.simulate.rows import atom_range, read_settings
 
-    if recipe is not None:
-        settings = read_pair_settings(recipe)
+    if settings is not None:
+        chosen = read_settings(PairSettings, settings)
     elif atoms is None:
-        settings = PairSettings(seed=seed)
+        chosen = PairSettings(seed=seed)
     else:
         smallest, largest = atom_range(atoms)
-        settings = PairSettings(seed=seed, smallest=smallest, largest=largest)
-    return simulate_packs(packs, out, rows, settings, executor=executor, only=only)
+        chosen = PairSettings(seed=seed, smallest=smallest, largest=largest)
+    return simulate_packs(packs, out, rows, chosen, executor=executor, only=only)
 
 
 def _simulate_hosts(
@@ -151,22 +150,22 @@ def _simulate_hosts(
     atoms: str,
     dopants: str | None,
     seed: int,
-    recipe: str | None,
+    settings: str | None,
     **options: Any,
 ) -> Counter[str]:
     from defectnet.crystal.hosts import read_hosts
-    from defectnet.simulate.rows import Settings, atom_range
+    from defectnet.simulate.rows import Settings, atom_range, read_settings
     from defectnet.simulate.runner import simulate as run
 
-    if recipe is None:
+    if settings is None:
         smallest, largest = atom_range(atoms)
         named = () if dopants is None else tuple(part.strip() for part in dopants.split(",") if part.strip())
-        settings = Settings(
+        chosen = Settings(
             seed=seed, spectra_per_host=spectra_per_host, smallest=smallest, largest=largest, dopants=named
         )
     else:
-        settings = Settings.read(recipe)
-    return run(read_hosts(hosts), potential, out, settings, **options)
+        chosen = read_settings(Settings, settings)
+    return run(read_hosts(hosts), potential, out, chosen, **options)
 
 
 def data_stats(folder: str, *, hosts: str | None = None, into: str | None = None, json: bool = False) -> None:
@@ -185,8 +184,7 @@ def data_stats(folder: str, *, hosts: str | None = None, into: str | None = None
 
     stats = statistics(read_contents(folder), hosts)
     if into is not None:
-        from defectnet.benchmark.report import into_block
-        from defectnet.files import replacing
+        from defectnet.files import into_block, replacing
 
         text = into_block(Path(into).read_text(encoding="utf-8"), f"stats {stats['name']}", to_markdown(stats))
         with replacing(into) as temporary:

@@ -1,9 +1,42 @@
-"""``defectnet finetune``, ``benchmark`` and ``export``: networks, trained further, measured and written."""
+"""``defectnet fit``, ``finetune``, ``benchmark``, ``export``: networks, trained, trained further, measured, written."""
 
 from __future__ import annotations
 
 from defectnet.cli.identify import DEFAULT_CHECKPOINT
 from defectnet.cli.screen import print_json, terminal
+
+
+def fit(*words: str) -> None:
+    """Train a network by a recipe, such as fit -c configs/defectnet-small.yaml; its options are Lightning's.
+
+    Args:
+        words: Options; fit --help lists them.
+    """
+    from defectnet.train import main
+
+    main(["fit", *words])
+
+
+def validate(*words: str) -> None:
+    """Score a trained network on the validation crystals: validate -c RECIPE --ckpt_path RUN.
+
+    Args:
+        words: Options; validate --help lists them.
+    """
+    from defectnet.train import main
+
+    main(["validate", *words])
+
+
+def test(*words: str) -> None:
+    """Score a trained network on the test crystals: test -c RECIPE --ckpt_path RUN.
+
+    Args:
+        words: Options; test --help lists them.
+    """
+    from defectnet.train import main
+
+    main(["test", *words])
 
 
 def finetune(
@@ -138,7 +171,7 @@ def benchmark(
     if json:
         print_json(results)
     else:
-        from defectnet.benchmark.bars import by_name
+        from defectnet.benchmark.results import by_name
         from defectnet.benchmark.tables import SCREEN_NOTE, describe, screen_tables
 
         console = terminal()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from defectnet.config import Bounded, bounded
 from defectnet.crystal.host import make_host
 from defectnet.crystal.hosts import Host
 from defectnet.crystal.pack import Failure, HostPack
@@ -41,7 +42,7 @@ Item = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class MakeSettings:
+class MakeSettings(Bounded, error=SimulationError):
     """How packs are made.
 
     Attributes:
@@ -54,22 +55,12 @@ class MakeSettings:
     """
 
     potential: str = "nequix"
-    atoms: int = 0
-    starts: int = 2
-    radius: float = RADIUS
-    keep: float = KEEP
-    volume_step: float = 0.03
+    atoms: int = bounded(0, 0, 1000)
+    starts: int = bounded(2, 0, 100)
+    radius: float = bounded(RADIUS, 1.0, 100.0)
+    keep: float = bounded(KEEP, 0.0, 1.0)
+    volume_step: float = bounded(0.03, 0.0, 0.2)
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("atoms", 0, 1000), ("starts", 0, 100)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise SimulationError(f"{name} is {value!r}", fix=f"Use a whole number, {least} to {most}")
-        for name, low, high in (("volume_step", 0.0, 0.2), ("radius", 1.0, 100.0), ("keep", 0.0, 1.0)):
-            number = getattr(self, name)
-            if type(number) not in (int, float) or not low <= number <= high:
-                raise SimulationError(f"{name} is {number!r}", fix=f"Use {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,20 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.config import Bounded, bounded
 from defectnet.elements import properties
-from defectnet.errors import ConfigError
 
 Track = Literal["candidates", "blind", "mixed"]
 
 TRACKS: Final[tuple[Track, ...]] = ("candidates", "blind")
 """The two questions of the benchmark; ``mixed`` draws one of them for each row, for training."""
 
+CONDITIONS: Final = ("clean", "lab")
+"""Measurements under which networks are calibrated, baselines learn and all are judged."""
+
 
 @dataclass(frozen=True)
-class TrackSettings:
+class TrackSettings(Bounded, called="tracks"):
     """How candidate sets are drawn.
 
     Attributes:
@@ -30,17 +33,10 @@ class TrackSettings:
             host. Without them, to know by heart which dopants go with a host answers most questions about it.
     """
 
-    blind_share: float = 0.5
-    max_distractors: int = 6
-    likely_share: float = 0.5
-    familiar_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("blind_share", "likely_share", "familiar_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"tracks.{name} is {getattr(self, name)}", fix="Use a share between 0 and 1")
-        if not 1 <= self.max_distractors <= 40:
-            raise ConfigError(f"tracks.max_distractors is {self.max_distractors}", fix="Use 1 to 40")
+    blind_share: float = bounded(0.5, 0.0, 1.0)
+    max_distractors: int = bounded(6, 1, 40)
+    likely_share: float = bounded(0.5, 0.0, 1.0)
+    familiar_share: float = bounded(0.0, 0.0, 1.0)
 
 
 def _likeness() -> NDArray[np.float64]:
@@ -77,7 +73,8 @@ def questions(
         familiar: (B, 62) dopants of other rows of the same hosts, in training.
 
     Returns:
-        (B, 62) masks and (B,) whether they were named.
+        (B, 62) masks: all elements but the host's where nothing is named, else the dopants and some distractors, one
+        element at least; and (B,) whether they were named.
     """
     each = 2 if familiar is None else 4
     uniform = np.empty((len(rngs), 2 + each * settings.max_distractors))

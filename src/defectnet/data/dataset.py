@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from defectnet.batch import Batch, Item, Targets
-from defectnet.config import MODEL_GRID, Grid
+from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
 from defectnet.data.blending import blend, by_host, familiar, key
 from defectnet.data.candidates import Track, TrackSettings, questions
-from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, projected_pairs, read_rows
+from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, projected_pairs, read_rows, shard_files
 from defectnet.data.splits import SPLITS, Split
 from defectnet.elements import VOCABULARY, composition
 from defectnet.errors import ConfigError, DefectNetError, ShardError
@@ -96,12 +96,7 @@ def index_folder(folder: str | Path, split: Split, *, variants: bool = True) -> 
     Raises:
         ShardError: The folder is missing, has no shards, no row of the split, or a shard is not whole.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
-    paths = tuple(sorted(folder.glob("shard-*.parquet")))
-    if not paths:
-        raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
+    paths = shard_files(folder)
     with_variants = variants and split == "train"
     shards, rows = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     placements, names = [np.zeros(0, np.str_)], [np.zeros(0, np.str_)]
@@ -138,7 +133,7 @@ def _short_columns(path: Path) -> tuple[NDArray[np.str_], NDArray[np.str_], NDAr
 
 
 @dataclass(frozen=True)
-class View:
+class View(Bounded, called="data"):
     """How rows become network input.
 
     Attributes:
@@ -156,12 +151,8 @@ class View:
     track: Track = "candidates"
     tracks: TrackSettings = field(default_factory=TrackSettings)
     seed: int | None = None
-    blend: float = 0.0
+    blend: float = bounded(0.0, 0.0, 1.0)
     projected: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.blend <= 1.0:
-            raise ConfigError(f"data.blend is {self.blend}", fix="Use a share between 0 and 1")
 
     @property
     def needs_others(self) -> bool:
@@ -209,7 +200,7 @@ def _composition(formula: str) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(Bounded, called="data"):
     """How rows are shared out and buffered.
 
     Attributes:
@@ -223,24 +214,18 @@ class Stream:
         workers: Loader processes of each rank; 0 and 1 share the rows out alike.
     """
 
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1)
     shuffle: bool = False
     seed: int = 0
-    buffer_rows: int = 1024
-    cache_rows: int = 0
-    rank: int = 0
-    ranks: int = 1
-    workers: int = 0
+    buffer_rows: int = bounded(1024, 1)
+    cache_rows: int = bounded(0, 0)
+    rank: int = bounded(0, 0)
+    ranks: int = bounded(1, 1)
+    workers: int = bounded(0, 0)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.buffer_rows < 1 or self.cache_rows < 0 or self.workers < 0:
-            raise ConfigError(
-                f"data: batch_size {self.batch_size}, buffer_rows {self.buffer_rows}, cache_rows {self.cache_rows}, "
-                f"workers {self.workers}",
-                fix="Use at least 1 for the first two and no negative numbers",
-            )
-        if not 0 <= self.rank < self.ranks:
-            raise ConfigError(f"data: rank is {self.rank} of {self.ranks}", fix="Use 0 <= rank < ranks")
+        super().__post_init__()
+        self.require(self.rank < self.ranks, "rank", f"Use less than ranks = {self.ranks}")
 
 
 class ShardDataset(IterableDataset[Item | Failure]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from defectnet.batch import Item
-from defectnet.config import MODEL_GRID, Grid, ModelSpec
+from defectnet.config import MODEL_GRID, Bounded, Grid, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
 from defectnet.data.dataset import Failure, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
@@ -25,7 +25,7 @@ from defectnet.spectrum import KINDS
 
 
 @dataclass(frozen=True)
-class LoaderSettings:
+class LoaderSettings(Bounded, called="data.loader"):
     """What loading may cost.
 
     Attributes:
@@ -36,10 +36,10 @@ class LoaderSettings:
             each, by the size of the cells.
     """
 
-    workers: int = 0
-    buffer_rows: int = 1024
-    cache_rows: int = 4096
-    pack_workers: int = 1
+    workers: int = bounded(0, 0)
+    buffer_rows: int = bounded(1024, 1)
+    cache_rows: int = bounded(4096, 0)
+    pack_workers: int = bounded(1, 0)
 
 
 class ShardLoader(DataLoader[Item]):
@@ -152,16 +152,21 @@ class SpectraDataModule(LightningDataModule):
         val_measurement: The same for validation.
         seed: Fixes the order of the rows, and every choice made on them, together with the epoch.
         variants: Whether training uses rows of randomised stiffness; validation and test never do.
-        extra: Further data sets, named like `folder`, whose training rows join its own; one that is named twice
-            counts twice. Validation and test are of `folder` alone.
+        extra: Further data sets, named like `folder`, whose training rows join its own, and how often each of their
+            rows comes in an epoch. Validation and test are of `folder` alone.
         blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
-        projected: Whether training shows projected DOS too, for networks that learn from them (`net.resolved`).
         packs: Share of each training batch that is made from host packs while training, by where the packs are: a
             folder of packs, one pack, or ``bundled``. The rest comes from the shards. Hosts of other splits are left
             out. No row comes twice.
         pack_settings: How such pairs are drawn.
         epoch_rows: Rows in an epoch where all are made from packs.
+
+    Attributes:
+        projected: Whether training shows projected DOS, too; a `defectnet.tasks.defect.DefectTask` sets it where its
+            network learns from them.
     """
+
+    projected: bool = False
 
     def __init__(
         self,
@@ -174,21 +179,21 @@ class SpectraDataModule(LightningDataModule):
         val_measurement: str = "clean",
         seed: int = 0,
         variants: bool = True,
-        extra: Sequence[str] = (),
+        extra: Mapping[str, int] | None = None,
         blend: float = 0.0,
-        projected: bool = False,
         packs: Mapping[str, float] | None = None,
         pack_settings: PairSettings = PairSettings(),  # noqa: B008
         epoch_rows: int = 100_000,
     ) -> None:
         super().__init__()
         self.packs, self.pack_settings, self.epoch_rows = _checked(packs or {}, epoch_rows), pack_settings, epoch_rows
-        if isinstance(extra, str):
-            raise ConfigError(f"data.extra is the text {extra!r}", fix="Give a list, such as [data/more]")
-        self.extra = tuple(parse_source(name) for name in extra)
+        for name, weight in (extra or {}).items():
+            if not isinstance(weight, int) or weight < 1:
+                raise ConfigError(f"data.extra[{name!r}] is {weight!r}", fix="Use a whole number from 1 on")
+        self.extra = {parse_source(name): weight for name, weight in (extra or {}).items()}
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
         self.loader, self.seed, self.variants = loader, seed, variants
-        self.blend, self.projected = blend, projected
+        self.blend = blend
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
@@ -223,10 +228,10 @@ class SpectraDataModule(LightningDataModule):
     def index(self, split: Split) -> ShardIndex:
         """Return where the rows of a split lie; read once."""
         if split not in self._indices:
-            folders = [self.folder]
-            if split == "train":
-                folders += [fetch(source, local_files_only=self.trainer is not None) for source in self.extra]
-            parts = [index_folder(folder, split, variants=self.variants) for folder in folders]
+            parts = [index_folder(self.folder, split, variants=self.variants)]
+            for source, weight in self.extra.items() if split == "train" else ():
+                folder = fetch(source, local_files_only=self.trainer is not None)
+                parts += [index_folder(folder, split, variants=self.variants)] * weight
             self._indices[split] = ShardIndex.joined(parts)
         return self._indices[split]
 

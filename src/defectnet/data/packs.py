@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import from_numpy
 
-from defectnet.config import STORAGE_GRID
+from defectnet.config import STORAGE_GRID, Bounded, bounded
 from defectnet.crystal.doping import (
     CONTROLS,
     EVENNESS,
@@ -55,7 +55,7 @@ MOST_ATTEMPTS: Final = 64
 
 
 @dataclass(frozen=True)
-class PairSettings:
+class PairSettings(Bounded, error=SimulationError):
     """What fixes the rows beside the packs.
 
     Attributes:
@@ -73,39 +73,28 @@ class PairSettings:
         imaginary_limit: Largest share of imaginary modes, in host and doped cell.
     """
 
-    seed: int = 0
+    seed: int = bounded(0, 0)
     smallest: int = 64
     largest: int = 200
-    cells: int = 4
-    visit: int = 8
-    number_weights: tuple[float, ...] = NUMBER_WEIGHTS
-    lowest: float = LOWEST
-    highest: float = HIGHEST
-    controls: float = CONTROLS
-    clustered: float = 0.1
-    plausible: float = 0.8
-    imaginary_limit: float = 0.005
+    cells: int = bounded(4, 1)
+    visit: int = bounded(8, 1)
+    number_weights: tuple[float, ...] = bounded(NUMBER_WEIGHTS, 0.0)
+    lowest: float = bounded(LOWEST, above=0.0)
+    highest: float = bounded(HIGHEST, above=0.0, most=HIGHEST)
+    controls: float = bounded(CONTROLS, 0.0, 1.0)
+    clustered: float = bounded(0.1, 0.0, 1.0)
+    plausible: float = bounded(0.8, 0.0, 1.0)
+    imaginary_limit: float = bounded(0.005, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "number_weights", tuple(self.number_weights))  # JSON has lists
-        for name, least in (("seed", 0), ("cells", 1), ("visit", 1)):
-            if getattr(self, name) < least:
-                raise SimulationError(f"{name} is {getattr(self, name)}", fix=f"Use {least} or more")
+        super().__post_init__()
         if not 8 <= self.smallest <= self.largest <= 1000:
             raise SimulationError(
                 f"atoms: {self.smallest} to {self.largest} is no range within 8 to 1000", fix="Check --atoms"
             )
-        if not self.number_weights or min(self.number_weights) < 0 or sum(self.number_weights) <= 0:
-            raise SimulationError(
-                f"number_weights is {list(self.number_weights)}", fix="Give chances of 1, 2, ... dopants"
-            )
-        if not 0.0 < self.highest <= HIGHEST:
-            raise SimulationError(f"highest is {self.highest}", fix=f"Use more than 0, at most {HIGHEST}")
-        if not 0.0 < self.lowest <= self.highest:
-            raise SimulationError(f"lowest is {self.lowest}", fix=f"Use more than 0, at most {self.highest}")
-        for name in ("controls", "clustered", "plausible", "imaginary_limit"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise SimulationError(f"{name} is {getattr(self, name)}", fix="Use a share from 0 to 1")
+        self.require(sum(self.number_weights) > 0, "number_weights", "Give chances of 1, 2, ... dopants")
+        self.require(self.lowest <= self.highest, "lowest", f"Use {self.highest}, the highest, at most")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""

@@ -250,6 +250,21 @@ def dequantise(codes: bytes, areas: NDArray[np.floating[Any]]) -> NDArray[np.flo
     return np.asarray(dos * (np.asarray(areas, dtype=np.float32)[:, None] / np.maximum(total, 1e-30)))
 
 
+def shard_files(folder: str | Path) -> tuple[Path, ...]:
+    """Return the shards of a folder, sorted by name.
+
+    Raises:
+        ShardError: The folder is missing or has none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
+    paths = tuple(sorted(folder.glob("shard-*.parquet")))
+    if not paths:
+        raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
+    return paths
+
+
 def write_shard(path: str | os.PathLike[str], samples: Sequence[Sample], extra: dict[str, Any]) -> None:
     """Write a shard: to a temporary name, then renamed, so that a shard is whole or absent.
 

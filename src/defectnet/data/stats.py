@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defectnet.data.shards import AS_IS, DAMAGE, Sample, open_shard, read_extra, read_shard
+from defectnet.data.shards import AS_IS, DAMAGE, Sample, open_shard, read_extra, read_shard, shard_files
 from defectnet.data.splits import SPLITS
 from defectnet.elements import INDEX, VOCABULARY, properties
 from defectnet.errors import ShardError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
     from rich.table import Table
 
@@ -71,7 +72,7 @@ class Contents:
         folder: Where it is.
         shards: Its files, sorted by name.
         manifest: What ``dataset.json`` says; empty without one.
-        table: `COLUMNS` of all rows.
+        rows: `COLUMNS` of all rows.
         tried: Ids of the hosts of these shards, with and without rows.
         rejects: Id and reason of every host and cell that was left out; ids of cells have a slash.
         spectra_per_host: Cells wished for each host; None if that is not recorded.
@@ -80,7 +81,7 @@ class Contents:
     folder: Path
     shards: tuple[Path, ...]
     manifest: dict[str, Any]
-    table: pa.Table
+    rows: pd.DataFrame
     tried: tuple[str, ...]
     rejects: tuple[dict[str, str], ...]
     spectra_per_host: int | None
@@ -116,32 +117,17 @@ def read_contents(folder: str | Path) -> Contents:
     for path in shards:
         tables.append(_read_columns(path, COLUMNS))
         notes.append(read_extra(path))
-    table = pa.concat_tables(tables)
+    rows = pa.concat_tables(tables).to_pandas()
     tried = list(dict.fromkeys(host for note in notes for host in note.get("hosts", [])))
     if not tried:  # a shard from elsewhere need not have notes
-        tried = list(dict.fromkeys(table.column("host_id").to_pylist()))
+        tried = rows.host_id.unique().tolist()
     rejects = [reject for note in notes for reject in note.get("rejects", [])]
     if not all(isinstance(reject, dict) and {"id", "reason"} <= set(reject) for reject in rejects):
         raise ShardError(f"data folder {folder}: the notes of a shard list rejects without id or reason", fix=_AGAIN)
     manifest = _manifest(folder)
     settings = manifest.get("settings") or notes[0].get("settings")
     wished = _count_or_none(settings.get("spectra_per_host")) if isinstance(settings, dict) else None
-    return Contents(folder, shards, manifest, table, tuple(tried), tuple(rejects), wished)
-
-
-def shard_files(folder: str | Path) -> tuple[Path, ...]:
-    """Return the shards of a folder, sorted by name.
-
-    Raises:
-        ShardError: The folder is missing or has none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
-    paths = tuple(sorted(folder.glob("shard-*.parquet")))
-    if not paths:
-        raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
-    return paths
+    return Contents(folder, shards, manifest, rows, tuple(tried), tuple(rejects), wished)
 
 
 def default_folder(root: str | Path = "data") -> Path:
@@ -260,16 +246,16 @@ def statistics(contents: Contents, hosts: str | Path | None = None) -> dict[str,
     Raises:
         ShardError: The list of hosts cannot be read, or is not that of this data set.
     """
-    columns = {name: contents.table.column(name).to_pylist() for name in COLUMNS}
-    as_is = [i for i, variant in enumerate(columns["variant"]) if variant == AS_IS]
-    rows = {name: [values[i] for i in as_is] for name, values in columns.items()}
-    variants = Counter(variant for variant in columns["variant"] if variant != AS_IS)
-    host_elements = dict(zip(rows["host_id"], rows["host_elements"], strict=True))
+    everything = contents.rows
+    rows = everything[everything.variant == AS_IS]
+    hosts_of_rows = rows.drop_duplicates("host_id")
     expected = contents.expected_shards
     size = sum(path.stat().st_size for path in contents.shards)
     rejects: dict[str, Counter[str]] = {"hosts": Counter(), "cells": Counter()}
     for reject in contents.rejects:
         rejects["cells" if "/" in reject["id"] else "hosts"][reject["reason"]] += 1
+    potentials = rows.groupby(["potential", "potential_sha256"]).size().reset_index(name="rows")
+    cells = rows.groupby("qpoints").atoms.agg(["size", "min", "max"])
     return {
         "name": contents.folder.resolve().name,
         "schema_version": contents.manifest.get("schema_version"),
@@ -278,123 +264,104 @@ def statistics(contents: Contents, hosts: str | Path | None = None) -> dict[str,
             "expected": expected,
             "finished": None if expected is None else len(contents.shards) >= expected,
         },
-        "rows": len(as_is),
-        "hosts": len(host_elements),
-        "chemical_systems": len(set(rows["chemical_system"])),
-        "variants": dict(sorted(variants.items())),
-        "all_rows": len(contents.table),
-        "splits": {split: _split(split, rows, columns) for split in SPLITS},
-        "elements": {
-            "host": _by_element(symbol for symbols in host_elements.values() for symbol in symbols),
-            "dopant": _by_element(symbol for symbols in rows["dopants"] for symbol in symbols),
+        **_sizes(rows),
+        "variants": _counts(everything.variant[everything.variant != AS_IS]),
+        "all_rows": len(everything),
+        "splits": {
+            split: {**_sizes(rows[rows.split == split]), "variants": int((part.variant != AS_IS).sum())}
+            for split in SPLITS
+            for part in [everything[everything.split == split]]
         },
-        "dopants": _sorted(Counter(len(symbols) for symbols in rows["dopants"])),
-        "concentration_deciles": {
-            name: _deciles(values) for name, values in concentrations(rows["dopant_counts"], rows["atoms"]).items()
-        },
-        "placements": dict(sorted(Counter(rows["placement"]).items())),
+        "elements": {"host": _by_element(hosts_of_rows.host_elements), "dopant": _by_element(rows.dopants)},
+        "dopants": _counts(rows.dopants.map(len)),
+        "concentration_deciles": {name: _deciles(values) for name, values in concentrations(rows).items()},
+        "placements": _counts(rows.placement),
         "potentials": [
-            {"name": name, "sha256": sha256, "rows": count}
-            for (name, sha256), count in sorted(
-                Counter(zip(rows["potential"], rows["potential_sha256"], strict=True)).items()
-            )
+            {"name": name, "sha256": sha256, "rows": int(count)} for _, name, sha256, count in potentials.itertuples()
         ],
-        "atoms": _middle(rows["atoms"]),
-        "edge_mev": _middle(rows["edge_mev"]),
-        "qpoints": {str(q): _sampled(q, rows) for q in sorted(set(rows["qpoints"]))},
+        "atoms": _middle(rows.atoms),
+        "edge_mev": _middle(rows.edge_mev),
+        "qpoints": {
+            str(q): {"rows": int(count), "fewest_atoms": int(low), "most_atoms": int(high)}
+            for q, count, low, high in cells.itertuples()
+        },
         "rejects": {kind: dict(counts.most_common()) for kind, counts in rejects.items()},
-        "yield": _yields(contents, hosts, host_elements, Counter(rows["host_id"])),
+        "yield": _yields(contents, hosts, rows),
         "bytes": {
             "shards": size,
-            "per_row": round(size / max(len(contents.table), 1), 1),
+            "per_row": round(size / max(len(everything), 1), 1),
             "hessians": sum(path.stat().st_size for path in contents.folder.glob("hessians-*.npz")),
         },
     }
 
 
-def concentrations(counts: Sequence[Sequence[int]], atoms: Sequence[int]) -> dict[str, list[float]]:
+def concentrations(rows: pd.DataFrame) -> dict[str, list[float]]:
     """Return the concentration of each dopant (``single``), and that of all of a row (``total``) without controls."""
+    shares = [np.asarray(counts) / size for counts, size in zip(rows.dopant_counts, rows.atoms, strict=True)]
     return {
-        "single": [n / size for row, size in zip(counts, atoms, strict=True) for n in row],
-        "total": [sum(row) / size for row, size in zip(counts, atoms, strict=True) if row],
+        "single": [float(share) for row in shares for share in row],
+        "total": [float(row.sum()) for row in shares if len(row)],
     }
 
 
-def _split(split: str, rows: dict[str, list[Any]], columns: dict[str, list[Any]]) -> dict[str, int]:
-    own = [i for i, name in enumerate(rows["split"]) if name == split]
-    with_variants = sum(name == split for name in columns["split"])
-    return {
-        "rows": len(own),
-        "hosts": len({rows["host_id"][i] for i in own}),
-        "chemical_systems": len({rows["chemical_system"][i] for i in own}),
-        "variants": with_variants - len(own),
-    }
+def _sizes(rows: pd.DataFrame) -> dict[str, int]:
+    systems = rows.chemical_system.nunique()
+    return {"rows": len(rows), "hosts": rows.host_id.nunique(), "chemical_systems": systems}
 
 
-def _sampled(qpoints: int, rows: dict[str, list[Any]]) -> dict[str, int]:
-    atoms = [n for n, q in zip(rows["atoms"], rows["qpoints"], strict=True) if q == qpoints]
-    return {"rows": len(atoms), "fewest_atoms": min(atoms), "most_atoms": max(atoms)}
+def _counts(values: pd.Series[Any]) -> dict[str, int]:
+    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
 
 
-def _by_element(symbols: Iterable[str]) -> dict[str, int]:
-    counts = Counter(symbols)
-    return {symbol: counts[symbol] for symbol in VOCABULARY if counts[symbol]}
-
-
-def _sorted(counts: Counter[int]) -> dict[str, int]:
-    return {str(key): counts[key] for key in sorted(counts)}
+def _by_element(lists: pd.Series[Any]) -> dict[str, int]:
+    counts = lists.explode().value_counts()
+    return {symbol: int(counts[symbol]) for symbol in VOCABULARY if symbol in counts}
 
 
 def _deciles(values: Sequence[float]) -> list[float] | None:
     return [round(float(v), 6) for v in np.quantile(values, np.linspace(0.0, 1.0, 11))] if values else None
 
 
-def _middle(values: Sequence[float]) -> dict[str, float] | None:
-    if not values:
+def _middle(values: pd.Series[Any]) -> dict[str, float] | None:
+    if values.empty:
         return None
-    found = {"least": min(values), "median": float(np.median(values)), "greatest": max(values)}
-    return {name: round(value, 3) for name, value in found.items()}
+    found = {"least": values.min(), "median": float(values.median()), "greatest": values.max()}
+    return {name: round(np.asarray(value).item(), 3) for name, value in found.items()}
 
 
-def _yields(
-    contents: Contents, hosts: str | Path | None, elements: Mapping[str, Sequence[str]], rows: Counter[str]
-) -> dict[str, Any]:
+def _yields(contents: Contents, hosts: str | Path | None, rows: pd.DataFrame) -> dict[str, Any]:
     path = find_host_list(contents) if hosts is None else Path(hosts)
     listed = None if path is None else read_host_list(path)
     if hosts is not None and listed is not None and not _fits(listed, contents):
         raise ShardError(
             f"{path} is not the list of hosts of {contents.folder}", fix="Give what `defectnet simulate` was given"
         )
-    out: dict[str, Any] = {
-        "host_list": None if path is None else path.name,
-        "all": _yield(contents.tried, rows, contents.spectra_per_host),
-        "by_class": None,
-        "by_element": None,
-    }
+    made = Counter(rows.host_id)
+    elements = dict(zip(rows.host_id, rows.host_elements, strict=True))
+
+    def share(some: Sequence[str]) -> dict[str, Any]:
+        wished = None if contents.spectra_per_host is None else contents.spectra_per_host * len(some)
+        found = [made[host] for host in some]
+        return {
+            "hosts_tried": len(some),
+            "hosts": sum(count > 0 for count in found),
+            "cells_wished": wished,
+            "rows": sum(found),
+            "share": round(sum(found) / wished, 4) if wished else None,
+        }
+
+    out: dict[str, Any] = {"host_list": None if path is None else path.name, "all": share(contents.tried)}
+    groups: dict[str, dict[str, list[str]]] = {"by_class": {}, "by_element": {}}
     if listed is None:
-        return out
-    chemistry = {host: frozenset(elements.get(host, listed[host])) for host in contents.tried}
-    classes = {host: chemical_class(symbols) for host, symbols in chemistry.items()}
-    groups: dict[str, Callable[[str, str], bool]] = {
-        "by_class": lambda name, host: classes[host] == name,
-        "by_element": lambda name, host: name in chemistry[host],
-    }
+        return {**out, **dict.fromkeys(groups)}
+    for host in contents.tried:
+        symbols = elements.get(host, listed[host])
+        groups["by_class"].setdefault(chemical_class(symbols), []).append(host)
+        for symbol in symbols:
+            groups["by_element"].setdefault(symbol, []).append(host)
     for key, names in (("by_class", CLASS_NAMES), ("by_element", VOCABULARY)):
-        members = {name: [host for host in contents.tried if groups[key](name, host)] for name in names}
-        out[key] = {name: _yield(some, rows, contents.spectra_per_host) for name, some in members.items() if some}
+        out[key] = {name: share(groups[key][name]) for name in names if name in groups[key]}
     return out
-
-
-def _yield(hosts: Sequence[str], rows: Counter[str], spectra_per_host: int | None) -> dict[str, Any]:
-    wished = None if spectra_per_host is None else spectra_per_host * len(hosts)
-    found = sum(rows[host] for host in hosts)
-    return {
-        "hosts_tried": len(hosts),
-        "hosts": sum(rows[host] > 0 for host in hosts),
-        "cells_wished": wished,
-        "rows": found,
-        "share": round(found / wished, 4) if wished else None,
-    }
 
 
 # -- as tables ---------------------------------------------------------------------------------------------------

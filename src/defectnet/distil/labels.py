@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import read_shard
+from defectnet.data.shards import read_shard, shard_files
 from defectnet.data.splits import Split, split_of
 from defectnet.elements import NUMBERS, VOCABULARY
 from defectnet.errors import SimulationError
@@ -275,11 +275,12 @@ def read_curved(folder: str | Path) -> list[Curved]:
     """Read the relaxed doped cells whose Hessians were kept beside the shards of a data set.
 
     Raises:
-        SimulationError: The folder holds none, or a Hessian belongs to no row of its shard.
+        ShardError: The folder holds no shard.
+        SimulationError: It holds no Hessians, or one belongs to no row of its shard.
     """
     folder = Path(folder)
     found = []
-    for shard in sorted(folder.glob("shard-*.parquet")):
+    for shard in shard_files(folder):
         path = hessian_file(shard)
         if not path.is_file():
             continue

@@ -22,7 +22,6 @@ from defectnet.errors import ConfigError, SimulationError
 from defectnet.potentials.batch import CellBatch
 from defectnet.potentials.folder import find_folder, load_folder
 from defectnet.potentials.form import StudentConfig
-from defectnet.potentials.potential import PUBLISHED, fetch_potential
 from defectnet.potentials.student import Student
 from defectnet.tasks.defect import OptimiserSettings
 
@@ -62,10 +61,8 @@ class DistilTask(LightningModule):
 
     Args:
         student: Fields of `StudentConfig` that differ from its defaults.
-        start_from: NEP file to which the student is added as a correction, or nep89, which is fetched; None starts
-            from nothing.
         init_from: Whose student goes on learning, for instance from more labels: checkpoint of a run, folder of a
-            potential, or a bundled name. Its form and references stay; `student` and `start_from` are not looked at.
+            potential, or a bundled name. Its form and references stay; `student` is not looked at.
         optimiser: Learning rate and its schedule.
         weights: Weights of the terms of the loss.
         precision: Bits of floats in training, 32 or 64.
@@ -75,7 +72,6 @@ class DistilTask(LightningModule):
     def __init__(
         self,
         student: dict[str, Any] | None = None,
-        start_from: str | None = None,
         init_from: str | None = None,
         optimiser: OptimiserSettings = OptimiserSettings(weight_decay=1e-4),  # noqa: B008
         weights: DistilWeights = DistilWeights(),
@@ -89,11 +85,7 @@ class DistilTask(LightningModule):
                 fix="Use 32 or 64 bits, and one batch or more",
             )
         config = StudentConfig.from_dict(student or {}, where="model.student")
-        if init_from is not None:
-            self.student = open_student(init_from)
-        else:
-            source = fetch_potential(start_from) if start_from in PUBLISHED else start_from
-            self.student = Student(config) if source is None else Student.from_nep(source, config)
+        self.student = Student(config) if init_from is None else open_student(init_from)
         self.optimiser, self.weights = optimiser, weights
         self.floats = torch.float32 if precision == 32 else torch.float64
         self.prepare_batches = prepare_batches

@@ -10,7 +10,7 @@ import torch
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.hub.catalogue import list_checkpoints
 from defectnet.hub.io import NEWER, load, read_golden, save, verify
-from defectnet.hub.push import push_checkpoint, save_pretrained
+from defectnet.hub.push import push_checkpoint, push_model, save_pretrained
 from defectnet.hub.remote import Pushed, damaged
 from defectnet.hub.resolve import resolve
 from defectnet.models.base import DefectModel
@@ -21,6 +21,7 @@ __all__ = [
     "list_checkpoints",
     "load",
     "push_checkpoint",
+    "push_model",
     "read_golden",
     "resolve",
     "save",

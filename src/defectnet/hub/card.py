@@ -125,6 +125,66 @@ def _value(tree: Any, metric: str) -> float | None:
     return float(f"{tree:.6g}")  # more digits than the rows support are noise in a card
 
 
+def checkpoint_card(
+    name: str, config: Mapping[str, Any], parameters: int, results: Results | None = None, licence: str = ""
+) -> str:
+    """Write the card of a checkpoint from its own numbers.
+
+    Args:
+        name: Of the checkpoint.
+        config: What its config.json holds: architecture, spec, net, calibration, training.
+        parameters: Numbers that were trained.
+        results: What a benchmark measured of it.
+        licence: Of the weights, as the Hub writes it; left out if empty.
+
+    Returns:
+        Markdown, with front matter.
+    """
+    spec, seen, calibration = config["spec"], config["training"], config["calibration"] or {}
+    front = ["---", *([f"license: {licence}"] if licence else []), "library_name: defectnet", "tags:"]
+    front += [*(f"  - {tag}" for tag in TAGS), "---"]
+    edges = "{:.1f} to {:.1f} meV".format(*seen["edge_mev"]) if "edge_mev" in seen else "not recorded"
+    facts = {
+        "network": f"{config['architecture']}, {parameters:,} parameters",
+        "trained on": f"{seen.get('train_pairs', 0):,} pairs of {seen.get('train_hosts', 0):,} crystals",
+        "calibrated on": f"{seen.get('val_rows', 0):,} pairs of other crystals, "
+        f"{' and '.join(seen.get('calibration_conditions', ['unknown']))}",
+        "reads": f"{', '.join(spec['kinds'])} DOS; {spec['grid']['bins']} bins up to {spec['grid']['reach']:g} times "
+        "the host's band edge",
+        "answers for": f"{len(spec['elements'])} elements",
+        "band edges seen": edges,
+        "elements in hosts seen": str(len(seen.get("host_elements", ()))),
+    }
+    for track in ("candidates", "blind"):
+        raw = (calibration.get(f"temperature_{track}", 1.0), calibration.get(f"threshold_{track}", 0.5)) == (1.0, 0.5)
+        if not raw:  # a track that the network cannot be asked has no calibration
+            facts[f"threshold, {track}"] = f"{calibration[f'threshold_{track}']:.3f}"
+    if calibration.get("interval"):
+        facts["interval of a concentration"] = f"{calibration['interval']['coverage']:.0%} on the calibration pairs"
+    lines = [*front, "", f"# {name}", "", "Says which elements were substituted into a crystal, and how much of each,"]
+    lines += ["from a pair of phonon densities of states (DOS) and the host's formula.", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in facts.items()]
+    lines += ["", "```python", "import defectnet", "", f'model = defectnet.from_pretrained("{name}")']
+    lines += ['model.predict("host.csv", "doped.csv", "GaAs", candidates=["Al", "In"])', "```", "", "## Results", ""]
+    lines += _result_lines(results)
+    net = json.dumps(config["net"])
+    return "\n".join([*lines, "", "## Size", "", "```json", net, "```"]) + "\n"
+
+
+def _result_lines(results: Results | None) -> list[str]:
+    if results is None:
+        return ["Not evaluated yet: run `defectnet benchmark` and state its numbers here."]
+    asked = list(dict.fromkeys((number.track, number.condition) for number in results.numbers))
+    found = {(number.track, number.condition, number.metric): number.value for number in results.numbers}
+    lines = [f"{results.data}, {results.split} split, crystals of chemical systems that were not trained on:", ""]
+    titles = " | ".join(f"{track}, {condition}" for track, condition in asked)
+    lines += [f"| | {titles} |", "|---|" + "---:|" * len(asked)]
+    for metric, (_, meaning) in METRICS.items():
+        cells = [f"{found[key]:.3f}" if (key := (*place, metric)) in found else "-" for place in asked]
+        lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    return lines
+
+
 def model_card(text: str, repo: str, results: Results | None = None, dataset: str | None = None) -> str:
     """Complete the front matter of a card; what it states already stays, its text is not touched.
 

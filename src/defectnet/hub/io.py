@@ -17,7 +17,8 @@ from typing import Any, Final, NoReturn
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from defectnet.batch import Batch, Output
@@ -271,10 +272,11 @@ def _write(
             if not torch.equal(weights[name].half().to(weights[name].dtype), weights[name]):
                 raise ConfigError(f"weight {name} is not of half precision", fix="Use round_to_half first")
             weights[name] = weights[name].half()
-    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(to_bytes(weights))  # `save_file` would shut out all but its owner
     output = model.predict_batch(golden)
     tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
-    save_file(tensors | {f"output.{name}": x.contiguous() for name, x in output._asdict().items()}, folder / GOLDEN)
+    tensors |= {f"output.{name}": x.contiguous() for name, x in output._asdict().items()}
+    (folder / GOLDEN).write_bytes(to_bytes(tensors))
     config = {
         "schema_version": SCHEMA_VERSION,
         "defectnet_version": version("defectnet"),

@@ -13,10 +13,9 @@ from scipy.special import ndtr
 
 from defectnet.config import STORAGE_GRID
 from defectnet.elements import INDEX, NEUTRON_WEIGHT
+from defectnet.measure.broadening import FWHM_TO_SIGMA
 
 FloatArray = NDArray[np.float64]
-
-FWHM_TO_SIGMA: Final = 1.0 / np.sqrt(8.0 * np.log(2.0))
 
 KNOTS: Final = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
 """Energies over the edge at which the map of energies is free; linear between, constant beyond."""

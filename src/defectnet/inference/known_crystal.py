@@ -14,9 +14,12 @@ from defectnet.crystal.spectra import host_dos
 from defectnet.elements import element_index
 from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
-from defectnet.inference.instrument import FWHM_TO_SIGMA, Instrument, fit_instrument
+from defectnet.inference.instrument import Instrument, fit_instrument
 from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer
-from defectnet.spectrum import Spectrum, band_edge_mev
+from defectnet.measure.broadening import FWHM_TO_SIGMA
+from defectnet.measure.curves import cumulative, integrals
+from defectnet.measure.encode import host_edge_mev
+from defectnet.spectrum import Spectrum
 
 FloatArray = NDArray[np.float64]
 
@@ -236,7 +239,7 @@ class KnownCrystal:
             SpectrumError: The spectra do not belong together, end too early, or are not of this crystal.
         """
         _check_pair(host, doped, self._host[0])
-        edge = edge_mev or band_edge_mev(host.energy_mev, host.dos, source=host.name)
+        edge = edge_mev or host_edge_mev(host)
         instrument = self._instrument(host, doped, edge, fwhm_mev)
         unit = self.pack.host.band_edge_mev
         pristine, host_noise = _binned(host, host_error, instrument, unit)
@@ -403,8 +406,7 @@ def _binned(
     """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise."""
     energy = spectrum.energy_mev / unit_mev
     dos = np.asarray(spectrum.dos, dtype=np.float64)
-    total = np.concatenate([[0.0], np.cumsum(np.diff(energy) * (dos[1:] + dos[:-1]) / 2)])
-    shares = np.diff(_integral(instrument.edges, energy, dos, total))
+    shares = np.diff(integrals(energy, dos, cumulative(energy, dos), instrument.edges).ravel())
     area = float(shares.sum())
     width = instrument.width
     if error is None:
@@ -426,12 +428,3 @@ def _binned(
     variance = np.where(variance > 0, variance, np.interp(middle, energy, sigma**2))
     curve = shares / area / width
     return curve, np.diag(variance / area**2)
-
-
-def _integral(at: FloatArray, energy: FloatArray, dos: FloatArray, total: FloatArray) -> FloatArray:
-    """Integrate the piecewise linear DOS from its first point; nothing lies outside."""
-    at = np.clip(at, energy[0], energy[-1])
-    i = np.minimum(np.searchsorted(energy, at, side="right") - 1, len(energy) - 2)
-    t = at - energy[i]
-    slope = (dos[i + 1] - dos[i]) / (energy[i + 1] - energy[i])
-    return np.asarray(total[i] + t * (dos[i] + 0.5 * slope * t))

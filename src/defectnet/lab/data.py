@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from defectnet.batch import Batch, Item, Targets
-from defectnet.config import MODEL_GRID, STORAGE_GRID, Grid, ModelSpec
+from defectnet.config import MODEL_GRID, STORAGE_GRID, Bounded, Grid, ModelSpec, bounded
 from defectnet.data.blending import MOST_HOST, MOST_PARTNERS
 from defectnet.data.candidates import TRACKS, Track, TrackSettings, questions
 from defectnet.data.dataset import View, index_folder
@@ -43,7 +43,7 @@ _TRAIN, _REPLAY = "lab", "replay"  # purposes of random numbers
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Bounded, called="augmentation"):
     """Changes to a measured pair, new in every epoch.
 
     Blends change what is in the sample: to first order a spectrum is linear in the concentrations, so that a sum of
@@ -59,19 +59,12 @@ class Augmentation:
         energy_scale: Standard deviation of the relative error of the energy axis, shared by host and doped sample.
     """
 
-    share: float = 0.75
-    blend: float = 0.5
-    broadening: float = 0.7
+    share: float = bounded(0.75, 0.0, 1.0)
+    blend: float = bounded(0.5, 0.0, 1.0)
+    broadening: float = bounded(0.7, 0.0)
     resolution: float = 0.02
-    noise: float = 0.01
-    energy_scale: float = 0.01
-
-    def __post_init__(self) -> None:
-        if (
-            not (0.0 <= self.share <= 1.0 and 0.0 <= self.blend <= 1.0)
-            or min(self.broadening, self.noise, self.energy_scale) < 0.0
-        ):
-            raise ConfigError("augmentation has a share outside 0 to 1 or a negative size", fix="Correct the setting")
+    noise: float = bounded(0.01, 0.0)
+    energy_scale: float = bounded(0.01, 0.0)
 
     def measurement(self, pair: LabPair, edge_mev: float) -> Measurement:
         """Return the forward model that changes one pair."""
@@ -85,7 +78,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Bounded, called="replay"):
     """Simulated rows that are mixed in, against forgetting.
 
     Attributes:
@@ -95,14 +88,8 @@ class Replay:
     """
 
     folder: str
-    share: float = 0.5
-    pool: int = 1024
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share < 1.0:
-            raise ConfigError(f"replay share is {self.share}", fix="Use a share between 0 and 1")
-        if self.pool < 1:
-            raise ConfigError(f"replay pool is {self.pool}", fix="Use 1 row or more")
+    share: float = bounded(0.5, above=0.0, below=1.0)
+    pool: int = bounded(1024, 1)
 
     def rows(self, seed: int) -> list[Row]:
         """Read the pool.
@@ -186,7 +173,7 @@ class EncodedPairs:
 
     def _rows(self, rows: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(rows, dtype=torch.long)
-        return Batch(*(x[chosen] for x in self.batch))
+        return self.batch.rows(chosen)
 
     def _change(
         self,

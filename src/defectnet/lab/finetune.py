@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from defectnet.config import Calibration, Settings
+from defectnet.config import Calibration, Settings, bounded
 from defectnet.data.candidates import TRACKS, Track
 from defectnet.data.module import SpectraDataModule
 from defectnet.elements import VOCABULARY, parse_formula
@@ -43,7 +43,7 @@ _FORGETTING_ROWS: Final = 256
 
 
 @dataclass(frozen=True)
-class Holdout(Settings):
+class Holdout(Settings, called="holdout"):
     """What is held out, to judge by.
 
     Attributes:
@@ -53,15 +53,9 @@ class Holdout(Settings):
         group: ``sample``, ``host`` or ``auto``.
     """
 
-    share: float = 0.25
-    folds: int = 0
+    share: float = bounded(0.25, above=0.0, below=1.0)
+    folds: int = bounded(0, 0)
     group: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share < 1.0:
-            raise ConfigError(f"holdout is {self.share}", fix="Use a share between 0 and 1, such as 0.25")
-        if self.folds < 0:
-            raise ConfigError(f"folds is {self.folds}", fix="Use 0 to let the table decide, 1 or more")
 
     def parts(self, pairs: Sequence[LabPair], groups: Sequence[str], seed: int) -> list[list[int]]:
         """Return the positions of the pairs that are held out, for each turn."""

@@ -26,9 +26,10 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
-from defectnet.config import Settings
+from defectnet.config import Settings, bounded
 from defectnet.data.candidates import TrackSettings
 from defectnet.errors import ConfigError, DefectNetError, LabError
 from defectnet.export import read_run
@@ -80,35 +81,22 @@ class TrainingSettings(Settings):
         precision: Of the trainer: ``32-true`` or ``bf16-mixed``.
     """
 
-    method: str = "l2sp"
-    epochs: int = 60
-    learning_rate: float | None = None
-    batch_size: int = 8
-    patience: int = 40
-    validation: float = 0.0
-    ema: float = 0.0
+    method: str = bounded("l2sp", choices=(*METHODS, RESPONSES))
+    epochs: int = bounded(60, 1)
+    learning_rate: float | None = bounded(None, above=0.0, most=1.0)
+    batch_size: int = bounded(8, 1)
+    patience: int = bounded(40, 1)
+    validation: float = bounded(0.0, 0.0, below=1.0)
+    ema: float = bounded(0.0, 0.0, below=1.0)
     replay: str | None = None
-    replay_share: float = 0.5
+    replay_share: float = bounded(0.5, 0.0, below=1.0)
     seed: int = 0
-    devices: int = 1
-    accelerator: str = "auto"
-    precision: str = "32-true"
+    devices: int = bounded(1, 1)
+    accelerator: str = bounded("auto", choices=("auto", "cpu", "gpu"))
+    precision: str = bounded("32-true", choices=("32-true", "bf16-mixed"))
 
     def __post_init__(self) -> None:
-        if self.method not in (RESPONSES, *METHODS):
-            raise ConfigError(f"method {self.method!r} is not known", fix=f"Use {', '.join(METHODS)} or {RESPONSES}")
-        for name in ("epochs", "batch_size", "patience", "devices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", fix="Use 1 or more")
-        if self.learning_rate is not None and not 0.0 < self.learning_rate <= 1.0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}", fix="Use a number above 0, such as 3e-4")
-        for name in ("validation", "ema", "replay_share"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", fix="Use a number from 0 to below 1")
-        choices = {"accelerator": ("auto", "cpu", "gpu"), "precision": ("32-true", "bf16-mixed")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}", fix=f"Use {' or '.join(known)}")
+        super().__post_init__()
         if self.method == RESPONSES and self.devices > 1:
             raise ConfigError(f"devices is {self.devices} with method {RESPONSES}", fix="It takes a second on one")
         found = torch.cuda.device_count()
@@ -211,7 +199,7 @@ def run(job: Job) -> None:
         model = read_run(best if best.is_file() else last)
         weights = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
         with replacing(folder / WEIGHTS) as temporary:
-            save_file(weights, temporary)
+            temporary.write_bytes(to_bytes(weights))
     trainer.strategy.barrier()
 
 

@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from defectnet.config import STORAGE_GRID
-from defectnet.data.shards import Row, Sample, projected_pairs, read_shard
+from defectnet.config import STORAGE_GRID, Bounded, bounded
+from defectnet.data.shards import AS_IS, Row, Sample, projected_pairs, read_shard, shard_files
 from defectnet.elements import element_index
 from defectnet.errors import ConfigError, LabError, ShardError
 from defectnet.files import replacing
@@ -31,7 +31,7 @@ _BEYOND: Final = 1e-4  # of the area: so little may be cut off
 
 
 @dataclass(frozen=True)
-class Instrument:
+class Instrument(Bounded, called="instrument"):
     """What a lab measures with; the same for all its samples.
 
     Attributes:
@@ -45,18 +45,17 @@ class Instrument:
         energy_factor: Energy that the instrument reads over the true one.
     """
 
-    kind: str = "neutron-weighted"
+    kind: str = bounded("neutron-weighted", choices=KINDS)
     element: str | None = None
     fwhm_mev: float = 1.5
     fwhm_growth: float = 1.6
     noise: float = 0.01
     background: float = 0.0
     cut_low_mev: float = 0.0
-    energy_factor: float = 1.0
+    energy_factor: float = bounded(1.0, 0.5, 2.0)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"instrument.kind is {self.kind!r}", fix=f"Use one of {', '.join(KINDS)}")
+        super().__post_init__()
         if (self.element is not None) != (self.kind == "projected"):
             raise ConfigError(
                 f"instrument.kind is {self.kind} and element {self.element}",
@@ -64,10 +63,6 @@ class Instrument:
             )
         if self.element is not None:
             element_index(self.element)
-        if not 0.5 <= self.energy_factor <= 2.0:
-            raise ConfigError(
-                f"instrument.energy_factor is {self.energy_factor}", fix="Use 1.03 for an axis that reads 3 % too high"
-            )
         self.measurement()  # which checks the rest
 
     def measurement(self) -> Measurement:
@@ -124,8 +119,7 @@ def as_is(folder: Path) -> list[Sample]:
     Raises:
         ShardError: There are none, or a shard is damaged.
     """
-    paths = sorted(folder.glob("shard-*.parquet"))
-    rows = [row for path in paths for row in read_shard(path) if row.variant == "as-is"]
+    rows = [row for path in shard_files(folder) for row in read_shard(path) if row.variant == AS_IS]
     if not rows:
         raise ShardError(f"folder {folder} holds no rows", fix="Give a folder of `defectnet simulate`")
     return rows

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, cast
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -201,7 +199,7 @@ class DefectModel(nn.Module, ABC):
         )
         output = self.predict_batch(batch)
         return [
-            self._prediction(_rows(batch, slice(i, i + 1)), output, i, query.formula) for i, query in enumerate(asked)
+            self._prediction(batch.rows(slice(i, i + 1)), output, i, query.formula) for i, query in enumerate(asked)
         ]
 
     def predict_batch(self, batch: Batch, batch_size: int = 256, *, precision: int = 64) -> Output:
@@ -230,7 +228,7 @@ class DefectModel(nn.Module, ABC):
         self.eval()
         try:
             with torch.no_grad():
-                rows = [_rows(batch, slice(i, i + batch_size)) for i in range(0, len(batch.host), batch_size)]
+                rows = [batch.rows(slice(i, i + batch_size)) for i in range(0, len(batch.host), batch_size)]
                 parts = [self._run(state, Batch(*(_cast(x.to(device), dtype) for x in piece))) for piece in rows]
         finally:
             self.train(training)
@@ -238,25 +236,6 @@ class DefectModel(nn.Module, ABC):
             empty = torch.zeros(0, len(self.spec.elements))
             return Output(empty, empty)
         return Output(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, card: str | None = None, golden: Batch | None = None
-    ) -> Path:
-        """Write the network as it is now to a checkpoint folder; see `defectnet.hub.push.save_pretrained`."""
-        return cast("Path", _publishing().save_pretrained(self, folder, card=card, golden=golden))
-
-    def push_to_hub(self, repo: str, **settings: Any) -> Any:
-        """Publish the network as it is now on the Hugging Face Hub.
-
-        Args:
-            repo: ``org/repo``; made if it is not there.
-            **settings: `tag`, `private`, `token`, `commit_message`, `metrics`, `dataset`, `card`, `golden`, all
-                optional; see `push_checkpoint` and `push_model` of `defectnet.hub.push`.
-
-        Returns:
-            A `defectnet.hub.Pushed`: repository, full commit, address, tag.
-        """
-        return _publishing().push_model(self, repo, **settings)
 
     def _run(self, state: dict[str, Tensor], batch: Batch) -> Output:
         output: Output = torch.func.functional_call(self, state, (batch,))
@@ -307,15 +286,6 @@ class DefectModel(nn.Module, ABC):
         if unseen:
             found.append(f"out of domain: no training host contains {', '.join(unseen)}")
         return found
-
-
-def _publishing() -> ModuleType:
-    """Return `defectnet.hub.push`, by name: the layer above, that no line here imports, called only by a user."""
-    return import_module("defectnet.hub.push")
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return Batch(*(field[rows] for field in batch))
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -150,21 +150,8 @@ class DefectNet(DefectModel):
         self.kind = nn.Embedding(len(KINDS), width)
         self.queries = ElementQueries(descriptors, width)
         self.summary = nn.Linear(_SUMMARY, width)
-        self.impurity = (
-            ResponseDictionary(
-                grid,
-                descriptors,
-                width,
-                net.heads,
-                net.mlp_ratio,
-                net.dropout,
-                correlated=net.correlated,
-                resolved=net.resolved,
-            )
-            if net.impurity
-            else None
-        )
         size = (width, net.heads, net.mlp_ratio, net.dropout)
+        self.impurity = ResponseDictionary(grid, descriptors, *size)
         self.encoder = nn.ModuleList(EncoderBlock(*size) for _ in range(net.encoder_layers))
         self.encoded = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(DecoderBlock(*size) for _ in range(net.decoder_layers))
@@ -189,13 +176,11 @@ class DefectNet(DefectModel):
 
     @property
     def wants_projected(self) -> bool:
-        """Whether responses are resolved by element, which is learnt from projected DOS."""
-        return self.net.resolved
+        """True: what dopants do to the elements of a host is learnt from projected DOS."""
+        return True
 
-    def expected_responses(self, batch: Batch) -> Tensor | None:
-        """Return the responses of the dictionary, if there is one; see `DefectModel.expected_responses`."""
-        if self.impurity is None:
-            return None
+    def expected_responses(self, batch: Batch) -> Tensor:
+        """Return the responses of the dictionary; see `DefectModel.expected_responses`."""
         everything = torch.arange(batch.candidates.shape[1], device=batch.host.device).expand_as(batch.candidates)
         response: Tensor = self.impurity(batch, everything).response
         return response.repeat_interleave(self.impurity.pool, dim=2)
@@ -210,7 +195,7 @@ class DefectNet(DefectModel):
         concentration = torch.zeros_like(logits)
         misfits: dict[str, Tensor] = defaultdict(lambda: batch.host.new_zeros(len(logits)))
         for rows, elements in _questions(batch):
-            part = Batch(*(field[rows] for field in batch))
+            part = batch.rows(rows)
             x, explained = self._queries(part, elements)  # (b, K, D)
             # A query may always read itself, so that a row without any candidate is not an empty softmax.
             own = torch.eye(elements.shape[1], dtype=torch.bool, device=x.device)
@@ -225,20 +210,18 @@ class DefectNet(DefectModel):
                 y.masked_fill(~asked, none) for y, none in zip(answers, (ABSENT_LOGIT, 0.0), strict=True)
             )
             logits, concentration = logits.index_put(at, identity), concentration.index_put(at, amount)
-            if targets is not None and self.impurity is not None and explained is not None:
+            if targets is not None:
                 for name, value in self.impurity.misfits(part, elements, targets.rows(rows), explained).items():
                     misfits[name] = misfits[name].index_put((rows,), value)
         return Output(logits, concentration), dict(misfits)
 
-    def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Explained | None]:
-        """Return the queries (B, K, D) of elements (B, K), and what the dictionary says of them, if there is one."""
+    def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Explained]:
+        """Return the queries (B, K, D) of elements (B, K), and what the dictionary says of them."""
         width = self.spec.grid.width
         x = self.queries(
             batch.composition, batch.candidates_given, log_shift(batch.host, batch.doped, self.bins, width), elements
         )
         x = x + self.summary(contrast_summary(batch.host, batch.doped, self.bins, width)).unsqueeze(1)
-        if self.impurity is None:
-            return x, None
         explained: Explained = self.impurity(batch, elements)
         return x + explained.features, explained
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from defectnet.batch import Batch, Output, Targets
-from defectnet.config import ModelSpec, Settings
+from defectnet.config import ModelSpec, Settings, bounded
 from defectnet.elements import VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
@@ -65,7 +65,7 @@ INNER: Final[dict[str, type[DefectModel]]] = {"DefectNet": DefectNet, "ResNet1d"
 
 
 @dataclass(frozen=True)
-class MeasuredConfig(Settings):
+class MeasuredConfig(Settings, called="net"):
     """What `MeasuredResponses` is made of.
 
     Attributes:
@@ -74,15 +74,9 @@ class MeasuredConfig(Settings):
         hosts: Hosts with measured responses.
     """
 
-    inner: str = "DefectNet"
+    inner: str = bounded("DefectNet", choices=tuple(INNER))
     inner_net: dict[str, Any] = field(default_factory=dict)
-    hosts: int = 0
-
-    def __post_init__(self) -> None:
-        if self.inner not in INNER:
-            raise ConfigError(f"net.inner is {self.inner!r:.80}", fix=f"Use {' or '.join(INNER)}")
-        if not 0 <= self.hosts <= 1000:
-            raise ConfigError(f"net.hosts is {self.hosts}", fix="Use a whole number from 0 to 1000")
+    hosts: int = bounded(0, 0, 1000)
 
 
 class MeasuredResponses(DefectModel):
@@ -159,7 +153,7 @@ class MeasuredResponses(DefectModel):
         counted = torch.ones(len(batch.host)) if weight is None else weight
         model.eval()  # the network inside is asked what it expects
         for host, rows in enumerate(groups):
-            model._measure(host, Batch(*(x[rows] for x in batch)), targets.concentration[rows], counted[rows])
+            model._measure(host, batch.rows(rows), targets.concentration[rows], counted[rows])
         return model
 
     def _measure(self, host: int, batch: Batch, concentration: Tensor, weight: Tensor) -> None:
@@ -221,7 +215,7 @@ class MeasuredResponses(DefectModel):
             owner = self.host_of(batch)
             for host in torch.unique(owner[owner >= 0]).tolist():
                 rows = (owner == host).nonzero()[:, 0]
-                part = Batch(*(field[rows] for field in batch))
+                part = batch.rows(rows)
                 logits, concentration = self._answer(host, part, Output(*(x[rows] for x in output)))
                 output = Output(
                     output.identity_logits.index_copy(0, rows, logits.to(output.identity_logits.dtype)),

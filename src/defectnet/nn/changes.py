@@ -105,13 +105,6 @@ class Parts(NamedTuple):
     change: Tensor
 
 
-def start_at_zero(*layers: nn.Linear) -> None:
-    """Let layers say nothing before training."""
-    for layer in layers:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-
-
 class ElementChanges(nn.Module):
     """Predicts the parts of responses, and puts them together.
 
@@ -131,7 +124,9 @@ class ElementChanges(nn.Module):
         self.bend = nn.Linear(width, 3 * NODES)
         self.correction = nn.Linear(width, PROJECTED_BINS)
         # At first shares go with the amounts, dopants move as theory has it, and the host's modes stay as they are.
-        start_at_zero(self.share, self.own, self.bend, self.correction)
+        for layer in (self.share, self.own, self.bend, self.correction):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, host: Tensor, atoms: HostAtoms, x: Tensor, theory: Tensor, gain: Tensor) -> tuple[Tensor, Parts]:
         """Predict responses.

@@ -30,7 +30,7 @@ from defectnet.config import PROJECTED_BINS, Grid
 from defectnet.elements import NEUTRON_WEIGHT, properties
 from defectnet.errors import ConfigError
 from defectnet.nn.attention import CrossBlock, EncoderBlock
-from defectnet.nn.changes import GAINS, NODES, ElementChanges, HostAtoms, HostModes, Parts, start_at_zero
+from defectnet.nn.changes import ElementChanges, HostAtoms, HostModes, Parts
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, HostEmbedding, SpectrumEmbedding
 from defectnet.spectrum import KINDS
 
@@ -166,24 +166,23 @@ class Explained(NamedTuple):
     Attributes:
         features: (B, K, D) what fits of the responses say of each element.
         response: (B, K, BINS) change of the DOS per concentration.
-        parts: What responses are made of, if they are resolved by element.
+        parts: What responses are made of.
     """
 
     features: Tensor
     response: Tensor
-    parts: Parts | None
+    parts: Parts
 
 
 class ResponseDictionary(nn.Module):
     """What a unit of each element would change in the spectrum of this host, and how much of each explains the change.
 
     Dilute dopants act one by one: doped less host is the sum of their concentrations times a response S of each. The
-    responses are predicted from the host alone (theory of `ImpurityTheory`, softly chosen and corrected by a network
-    that reads the host), are taught on the true concentrations (`misfit`), and are then fitted to what is seen, alone
-    and together with ridge regression over the candidates.
-
-    If they are resolved, network and theory predict what each dopant does to each element of the host, and a response
-    is the sum (`defectnet.nn.changes.ElementChanges`).
+    responses are predicted from the host alone: the theory of `ImpurityTheory`, softly chosen, and a network that reads
+    the host say what each dopant does to each element of it, and a response is the sum
+    (`defectnet.nn.changes.ElementChanges`). They are taught on the true concentrations and on projected DOS
+    (`misfits`), and are then fitted to what is seen: alone, together with ridge regression over the candidates, and
+    with correlated errors (`CorrelatedFit`).
 
     Args:
         grid: Grid of the spectra.
@@ -193,8 +192,6 @@ class ResponseDictionary(nn.Module):
         mlp_ratio: Hidden width of the MLPs over D.
         dropout: Share of activations dropped in training.
         layers: Blocks that read the host.
-        correlated: Whether responses are also fitted with correlated errors (`CorrelatedFit`).
-        resolved: Whether they are put together element by element.
     """
 
     weights: Tensor
@@ -208,15 +205,11 @@ class ResponseDictionary(nn.Module):
         mlp_ratio: int,
         dropout: float,
         layers: int = 2,
-        *,
-        correlated: bool = False,
-        resolved: bool = False,
     ) -> None:
         super().__init__()
         if grid.bins % BINS or grid.bins % _PATCH:
             raise ConfigError(
-                f"net.impurity with a grid of {grid.bins} bins",
-                fix=f"Use a grid whose bins are a multiple of {BINS}, or net.impurity: false",
+                f"DefectNet with a grid of {grid.bins} bins", fix=f"Use a grid whose bins are a multiple of {BINS}"
             )
         self.pool = grid.bins // BINS
         self.theory = ImpurityTheory(grid)
@@ -236,15 +229,12 @@ class ResponseDictionary(nn.Module):
         self.read = nn.LayerNorm(width)
         self.choice = nn.Linear(width, len(STIFFNESS))
         self.modes = HostModes(grid.reach)
-        self.changes = ElementChanges(grid.reach, width) if resolved else None
-        if not resolved:
-            self.bend, self.correction = nn.Linear(width, 3 * NODES), nn.Linear(width, BINS)
-            start_at_zero(self.bend, self.correction)
+        self.changes = ElementChanges(grid.reach, width)
         self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
         self.overlap = nn.Linear(BINS, width, bias=False)
         self.fit = nn.Linear(5, width, bias=False)
-        self.correlated = CorrelatedFit() if correlated else None
-        self.correlated_fit = nn.Linear(CorrelatedFit.features, width, bias=False) if correlated else None
+        self.correlated = CorrelatedFit()
+        self.correlated_fit = nn.Linear(CorrelatedFit.features, width, bias=False)
 
     def forward(self, batch: Batch, elements: Tensor) -> Explained:
         """Predict the responses and fit them.
@@ -282,24 +272,16 @@ class ResponseDictionary(nn.Module):
             x = reader(x, tokens, readable)
         x = self.read(x)
         mixed = (self.choice(x).softmax(-1).unsqueeze(-1) * added).sum(2)
-        parts = None
-        if self.changes is None:
-            bent = self.bend(x) @ self.modes(before[:, 0])
-            response = gain.clamp_max(GAINS[1]).unsqueeze(-1) * mixed + bent + self.correction(x)  # (B, K, N)
-        else:
-            known = self._atoms(batch, tokens[:, spectrum.shape[1] :])
-            response, parts = self.changes(before[:, 0], known, x, mixed + before, gain)
+        known = self._atoms(batch, tokens[:, spectrum.shape[1] :])
+        response, parts = self.changes(before[:, 0], known, x, mixed + before, gain)  # (B, K, N)
         with torch.autocast(host.device.type, enabled=False):
             response = response.to(host.dtype)
             chosen = response * batch.candidates.gather(1, elements).unsqueeze(-1)
             overlap, fit = self._fits(chosen, seen, log_gain)
+            correlated = self.correlated(chosen, seen.squeeze(1), self.modes(before[:, 0]))
         # Nothing but fits goes on: what an element would do in this host says nothing of whether it is there, and a
         # network that is shown it learns crystals by heart.
-        out: Tensor = self.overlap(overlap) + self.fit(fit)
-        if self.correlated is not None and self.correlated_fit is not None:
-            with torch.autocast(host.device.type, enabled=False):
-                weighted = self.correlated(chosen, seen.squeeze(1), self.modes(before[:, 0]))
-            out = out + self.correlated_fit(weighted)
+        out: Tensor = self.overlap(overlap) + self.fit(fit) + self.correlated_fit(correlated)
         return Explained(out, response, parts)
 
     def _gain(self, batch: Batch, elements: Tensor, *, if_projected: float) -> Tensor:
@@ -346,7 +328,7 @@ class ResponseDictionary(nn.Module):
         """
         true = targets.concentration.gather(1, elements)
         found = {"response": self.misfit(batch, true, explained.response)}
-        if self.changes is not None and explained.parts is not None and targets.projected is not None:
+        if targets.projected is not None:
             found |= self.changes.misfits(explained.parts, batch.kind, elements, targets)
         return found
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from defectnet.errors import ConfigError, SimulationError
@@ -96,8 +97,7 @@ def write_folder(folder: str | Path, state: dict[str, Tensor], entries: dict[str
     fresh.mkdir(parents=True)
     try:
         with replacing(fresh / WEIGHTS) as temporary:
-            save_file(state, temporary)
-        (fresh / WEIGHTS).chmod(0o644)
+            temporary.write_bytes(to_bytes(state))
         config = {
             "schema_version": SCHEMA_VERSION,
             **entries,

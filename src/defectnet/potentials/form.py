@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from defectnet.config import Settings
+from defectnet.config import Settings, bounded
 from defectnet.elements import properties
-from defectnet.errors import ConfigError
-from defectnet.potentials.nep_file import NEPParameters
 
 
 @dataclass(frozen=True)
-class StudentConfig(Settings):
+class StudentConfig(Settings, called="student"):
     """Form of the potential, and of what makes its numbers.
 
     Attributes:
@@ -29,37 +29,32 @@ class StudentConfig(Settings):
         embedding: Width of an element's embedding.
         rank: Products of embeddings that the radial functions of a pair are made of.
         net_rank: Terms that the network of an element is made of.
-        fixed_base: Whether all of it is added to the tables of another potential, which stay as they are.
     """
 
-    cutoff_radial: float = 6.0
-    cutoff_angular: float = 5.0
-    n_radial: int = 8
-    n_angular: int = 5
-    basis_radial: int = 10
-    basis_angular: int = 10
-    l_max: int = 4
+    retired: ClassVar[Mapping[str, Any]] = {"fixed_base": False}
+
+    cutoff_radial: float = bounded(6.0, above=0.0)
+    cutoff_angular: float = bounded(5.0, above=0.0)
+    n_radial: int = bounded(8, 1)
+    n_angular: int = bounded(5, 1)
+    basis_radial: int = bounded(10, 1)
+    basis_angular: int = bounded(10, 1)
+    l_max: int = bounded(4, 2, 8)  # the four-body invariant is made of l = 2
     four_body: bool = True
     five_body: bool = True
-    neurons: int = 64
-    zbl_inner: float = 1.0
-    zbl_outer: float = 2.0
-    embedding: int = 24
-    rank: int = 48
-    net_rank: int = 16
-    fixed_base: bool = False
+    neurons: int = bounded(64, 1)
+    zbl_inner: float = bounded(1.0, 0.0)
+    zbl_outer: float = bounded(2.0, 0.0)
+    embedding: int = bounded(24, 1)
+    rank: int = bounded(48, 1)
+    net_rank: int = bounded(16, 1)
 
     def __post_init__(self) -> None:
-        counts = ("n_radial", "n_angular", "basis_radial", "basis_angular", "neurons", "embedding", "rank", "net_rank")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"student.{name} is {getattr(self, name)}", fix="Use a whole number from 1 on")
-        if not 2 <= self.l_max <= 8:  # the four-body invariant is made of l = 2
-            raise ConfigError(f"student.l_max is {self.l_max}", fix="Use a whole number from 2 to 8")
-        if not 0.0 < self.cutoff_angular <= self.cutoff_radial:
-            raise ConfigError("student: cut-offs out of order", fix="Use 0 < cutoff_angular <= cutoff_radial")
-        if not (0.0 < self.zbl_inner < self.zbl_outer or self.zbl_inner == self.zbl_outer == 0.0):
-            raise ConfigError("student: radii of the ZBL out of order", fix="Use 0 < inner < outer, or 0 for both")
+        super().__post_init__()
+        ordered = self.cutoff_angular <= self.cutoff_radial
+        self.require(ordered, "cutoff_angular", f"Use cutoff_radial, {self.cutoff_radial:g}, at most")
+        ordered = 0.0 < self.zbl_inner < self.zbl_outer or self.zbl_inner == self.zbl_outer == 0.0
+        self.require(ordered, "zbl_inner", f"Use less than zbl_outer, {self.zbl_outer:g}, or 0 for both")
 
     @property
     def descriptors(self) -> int:
@@ -70,26 +65,6 @@ class StudentConfig(Settings):
     def cutoff(self) -> float:
         """Angstrom within which pairs are needed."""
         return max(self.cutoff_radial, self.cutoff_angular, self.zbl_outer)
-
-    def matching(self, parameters: NEPParameters) -> StudentConfig:
-        """Return the settings in the form of another potential, to be added to its tables."""
-        p = parameters
-        return replace(
-            self,
-            cutoff_radial=p.cutoff_radial,
-            cutoff_angular=p.cutoff_angular,
-            n_radial=p.c_radial.shape[2],
-            n_angular=p.c_angular.shape[2],
-            basis_radial=p.c_radial.shape[3],
-            basis_angular=p.c_angular.shape[3],
-            l_max=p.l_max,
-            four_body=p.with_4body,
-            five_body=p.with_5body,
-            neurons=p.w0.shape[1],
-            zbl_inner=p.zbl_inner,
-            zbl_outer=p.zbl_outer,
-            fixed_base=True,
-        )
 
 
 def element_features() -> Tensor:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectnet.errors import SimulationError
-from defectnet.files import file_sha256
-from defectnet.potentials.convert_nequix import read_nqx
 from defectnet.potentials.neighbours import Crystal, Pairs, find_pairs
 from defectnet.potentials.nep import EnergyForcesStress, joined_pairs
 from defectnet.potentials.nequix_folder import load_network
@@ -51,13 +49,6 @@ class NequixPotential(ReferencePotential):
         form, tensors, sha256 = load_network(folder)
         network = NequixNetwork(form, tensors, device)
         return cls(network, name=Path(folder).resolve().name, sha256=sha256, **settings)
-
-    @classmethod
-    def from_package(cls, path: str | Path, device: torch.device | str = "cpu", **settings: Any) -> Self:
-        """Load a network of the package nequix (``.nqx``), see `read_nqx`; `settings` are those of the class."""
-        form, tensors = read_nqx(path)
-        network = NequixNetwork(form, tensors, device)
-        return cls(network, name=Path(path).stem, sha256=file_sha256(path), **settings)
 
     def check(self, crystal: Crystal) -> None:
         """See that the network knows all elements.

@@ -7,7 +7,8 @@ time, forward and backward, so that what lies between stays in the processor's c
 an edge's length, most of the work, is computed once with its derivative, and can be kept from call to call for the
 edges that have not changed: in a finite displacement few have.
 
-A network is a form and named tensors, see `NequixForm.shapes`; `convert_nequix` makes both from a file of the package.
+A network is a form and named tensors, see `NequixForm.shapes`; examples/convert_nequix.py makes both from a
+file of the package.
 
 Shape letters: N atoms, E edges, S species, U channels, M components (2 l + 1, or those of several l side by side).
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations_with_replacement, groupby, pairwise
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot, silu
 
-from defectnet.config import Settings
+from defectnet.config import Settings, within
 from defectnet.errors import ConfigError
 
 try:
@@ -44,7 +45,7 @@ CHUNK_DEVICE = 1 << 15
 
 
 @dataclass(frozen=True)
-class NequixForm(Settings):
+class NequixForm(Settings, called="form"):
     """Settings of a network.
 
     Features of degree l have the parity of their l.
@@ -67,15 +68,15 @@ class NequixForm(Settings):
     """
 
     elements: tuple[int, ...]
-    cutoff: float
-    power: float
-    functions: int
-    radial_width: int
-    radial_layers: int
-    l_max: int
-    channels: tuple[int, ...]
-    layers: int
-    neighbours: float
+    cutoff: float = field(metadata=within(above=0.0))
+    power: float = field(metadata=within(above=0.0))
+    functions: int = field(metadata=within(least=1))
+    radial_width: int = field(metadata=within(least=1))
+    radial_layers: int = field(metadata=within(least=1))
+    l_max: int = field(metadata=within(least=0, most=8))
+    channels: tuple[int, ...] = field(metadata=within(least=0))
+    layers: int = field(metadata=within(least=1))
+    neighbours: float = field(metadata=within(above=0.0))
     scale: float
     shift: float
     norm: bool
@@ -85,15 +86,11 @@ class NequixForm(Settings):
 
     def __post_init__(self) -> None:
         fix = "Get the potential again"
-        for name in ("functions", "radial_width", "radial_layers", "layers", "power", "neighbours", "cutoff"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"form.{name} is {getattr(self, name)}, not positive", fix=fix)
+        super().__post_init__()
         if not self.elements or list(self.elements) != sorted(set(self.elements)) or self.elements[0] < 1:
             raise ConfigError("form.elements are no ascending atomic numbers", fix=fix)
-        if not 0 <= self.l_max <= 8 or not 1 <= len(self.channels) <= self.l_max + 1:
-            raise ConfigError(f"form.l_max is {self.l_max}, with {len(self.channels)} channels", fix=fix)
-        if min(self.channels) < 0 or self.channels[0] < 1:
-            raise ConfigError(f"form.channels are {list(self.channels)}", fix=fix)
+        if not 1 <= len(self.channels) <= self.l_max + 1 or self.channels[0] < 1:
+            raise ConfigError(f"form.channels are {list(self.channels)}, with l_max {self.l_max}", fix=fix)
 
     def features(self, layer: int) -> dict[int, int]:
         """Return l -> channels of the features that enter a layer; those that leave the last one enter `layers`."""

@@ -140,7 +140,7 @@ def load_potential(source: str | Path, device: torch.device | str = "cpu", *, pr
 
     Args:
         source: A name, see `potential_names`; or the path of a NEP in GPUMD's text format, of a folder that holds one
-            of ours or a Nequix network, or of a network of the package nequix (``.nqx``), which must be installed.
+            of ours or a Nequix network.
         device: Where to compute.
         precision: See `FastPotential`.
 
@@ -150,14 +150,10 @@ def load_potential(source: str | Path, device: torch.device | str = "cpu", *, pr
     from defectnet.potentials.folder import architecture_of, find_folder  # its module needs this one's
 
     folder = find_folder(source)
-    of_package = str(source).endswith(".nqx")
-    if not of_package and (folder is None or architecture_of(folder) != "nequix"):
+    if folder is None or architecture_of(folder) != "nequix":
         return load_nep(source, device, precision=precision)
     from defectnet.potentials.nequix import NequixPotential  # slow to import: phonopy
 
-    if of_package:
-        return NequixPotential.from_package(source, usable_device(device))
-    assert folder is not None
     return NequixPotential.from_folder(folder, usable_device(device))
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from defectnet.elements import NUMBERS, VOCABULARY, properties
-from defectnet.errors import SimulationError
 from defectnet.potentials.batch import CellBatch
 from defectnet.potentials.form import StudentConfig, element_features
 from defectnet.potentials.nep import NEP
@@ -25,7 +24,6 @@ from defectnet.potentials.nep_file import NEPParameters, read_nep, write_nep
 
 ELEMENTS: Final = len(VOCABULARY)
 
-_TABLES = ("w0", "b0", "w1", "b1", "c_radial", "c_angular")
 _DEFAULT: Final = StudentConfig()
 _RIDGE = 1e-3
 """Pull of an element's reference energy to the mean, in units of one cell of that element alone."""
@@ -62,47 +60,15 @@ class Student(nn.Module):
         self.centre = nn.Linear(c.embedding, c.rank)
         self.neighbour = nn.Linear(c.embedding, c.rank)
         self.kind = nn.Linear(c.embedding, c.net_rank)
-        scale = 0.0 if c.fixed_base else 1.0
-        self.pair_base = nn.Parameter(0.3 * scale * torch.randn(sum(self.sizes)))
-        self.pair_terms = nn.Parameter(0.5 * scale / math.sqrt(c.rank) * torch.randn(c.rank, sum(self.sizes)))
-        self.net_base = nn.Parameter(scale * self._random_nets(1)[0])
-        self.net_terms = nn.Parameter(0.3 * scale / math.sqrt(c.net_rank) * self._random_nets(c.net_rank))
+        self.pair_base = nn.Parameter(0.3 * torch.randn(sum(self.sizes)))
+        self.pair_terms = nn.Parameter(0.5 / math.sqrt(c.rank) * torch.randn(c.rank, sum(self.sizes)))
+        self.net_base = nn.Parameter(self._random_nets(1)[0])
+        self.net_terms = nn.Parameter(0.3 / math.sqrt(c.net_rank) * self._random_nets(c.net_rank))
         self.register_buffer("masses", torch.tensor(properties("mass_u")), persistent=False)
         self.register_buffer("references", torch.zeros(ELEMENTS, dtype=torch.float64))
         self.register_buffer("scaler", torch.ones(c.descriptors, dtype=torch.float64))
         # a float, so that averages of weights carry it along
         self.register_buffer("prepared", torch.zeros((), dtype=torch.float64))
-        if c.fixed_base:
-            for name, shape in self._shapes().items():
-                self.register_buffer(f"base_{name}", torch.zeros(shape, dtype=torch.float64))
-
-    @classmethod
-    def from_nep(cls, path: str | Path, config: StudentConfig = _DEFAULT) -> Student:
-        """Return a student that is another potential, exactly, until it is trained.
-
-        Args:
-            path: NEP file with all elements of the vocabulary.
-            config: Embedding and ranks; the form is that of the file.
-
-        Raises:
-            SimulationError: The file is no NEP, or lacks an element.
-        """
-        found = read_nep(path)
-        place = {z: k for k, z in enumerate(found.species)}
-        missing = [s for s, z in zip(VOCABULARY, NUMBERS.tolist(), strict=True) if z not in place]
-        if missing:
-            raise SimulationError(f"potential {path} does not know {missing[0]}", fix="Start from one that does")
-        student = cls(config.matching(found))
-        rows = torch.tensor([place[z] for z in NUMBERS.tolist()])
-        for name in _TABLES:
-            table = getattr(found, name)
-            if name.startswith("c_"):
-                table = table[rows][:, rows]
-            elif name != "b1":
-                table = table[rows]
-            student.get_buffer(f"base_{name}").copy_(table)
-        student.scaler.copy_(found.scaler)
-        return student
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         c = self.config
@@ -140,8 +106,6 @@ class Student(nn.Module):
         parts |= dict(zip(("w0", "b0", "w1"), net.split(self.net_sizes, dim=1), strict=True))
         parts["b1"] = pair.new_zeros(())
         tables = {name: part.reshape(shapes[name]).to(dtype) for name, part in parts.items()}
-        if c.fixed_base:
-            tables = {name: table + self.get_buffer(f"base_{name}").to(dtype) for name, table in tables.items()}
         return NEPParameters(
             name="student",
             sha256="",
@@ -187,17 +151,14 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[CellBatch]) -> None:
-        """Fit the references to labelled cells.
-
-        Without a fixed base also scale the invariants, centre the networks and bring forces to a sensible size.
+        """Scale the invariants, centre the networks, bring forces to a sensible size, fit the references.
 
         Args:
             batches: Of training data.
         """
         found = list(batches)
-        if not self.config.fixed_base:
-            self._scale(found)
-            self._calm([batch for batch in found if bool(batch.labelled.any())])
+        self._scale(found)
+        self._calm([batch for batch in found if bool(batch.labelled.any())])
         self._fit_references([batch for batch in found if bool(batch.labelled.any())])
         self.prepared.fill_(1.0)
 
@@ -221,9 +182,6 @@ class Student(nn.Module):
         """Multiply the energy of all atoms by a factor: forces and second derivatives follow; ZBL stays."""
         for numbers in (self.net_base, self.net_terms):
             numbers[..., -self.config.neurons :] *= gain
-        if self.config.fixed_base:
-            self.get_buffer("base_w1").mul_(gain)
-            self.get_buffer("base_b1").mul_(gain)
 
     def _fit_references(self, batches: Sequence[CellBatch]) -> None:
         """Least squares of what the potential leaves of the energies per atom, on the composition."""

@@ -11,12 +11,10 @@ import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -140,6 +138,7 @@ def one_thread_in_children() -> Iterator[None]:
 
 @lru_cache(maxsize=1)  # once in a process
 def _prepare(memory_gib: float) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if "torch" in sys.modules:  # loaded with the work, if at all
         sys.modules["torch"].set_num_threads(1)  # as `worker_environment` does for NumPy and SciPy
     if memory_gib:
@@ -149,6 +148,16 @@ def _prepare(memory_gib: float) -> None:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = round(memory_gib * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does: an orphan would go on writing, and then wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # for a long call into a library, during which Python handles no signals
+        os._exit(1)
 
 
 class _Ended(BaseException):
@@ -299,49 +308,21 @@ class _Worker:
 
 def _serve(connection: Connection[Any, Any]) -> None:
     """Do tasks until told to stop."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             connection.send(_call(*connection.recv()))
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent does: an orphan would go on writing, and then wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)  # for a long call into a library, during which Python handles no signals
-        os._exit(1)
-
-
 # -- parsl -------------------------------------------------------------------------------------------------------------
 
-_RUN = "DEFECTNET_RUN"
-"""Variable that marks the processes of one run."""
-
-_GUARDIAN = """
-import sys, psutil
-sys.stdin.read()
-def marked():
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(sys.argv[1]) == sys.argv[2]:
-                yield process
-        except (psutil.Error, OSError):
-            pass
-for end in ("terminate", "kill"):
-    processes = list(marked())
-    for process in processes:
-        try:
-            getattr(process, end)()
-        except psutil.Error:
-            pass
-    psutil.wait_procs(processes, timeout=3)
+_INTERCHANGE: Final = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.execvp(sys.argv[1], sys.argv[1:])
 """
-"""Waits until its standard input closes, as it does however the run ends, and then ends what is marked as the run's:
-parsl's own processes do not notice when the process dies that started them, and would go on writing."""
-
+"""Starts parsl's interchange so that it ends with the process that started it, however that ends. Blocks that miss it
+for their `heartbeat_threshold` end with their workers; by itself it would live on, and they would go on writing."""
 
 _SENDING: Final = 0.2  # seconds that a worker's last result has to get out, before the next task may end the worker
 
@@ -407,30 +388,22 @@ class ParslExecutor:
 
         config = self.config or _this_machine(self.workers)
         config.run_dir = str(self.folder.absolute())
-        mark = uuid.uuid4().hex
         # Its programs (interchange.py, process_worker_pool.py) are looked up on the PATH, where nothing says that
         # this Python's come first, or at all.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        # setproctitle, with which parsl names its processes, would write the name over the mark.
-        marks = {_RUN: mark, "SPT_NOENV": "1"}
-        exports = {**worker_environment(), **marks}
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
-        lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+        programs = str(Path(sys.executable).parent)
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in worker_environment().items()]
+        lines.append(f"export PATH={shlex.quote(programs)}:$PATH")
         for executor in config.executors:
-            provider: Any = executor.provider  # type: ignore[attr-defined]  # `read_parsl_config` saw to its class
+            chosen: Any = executor  # `read_parsl_config` saw to its class
+            chosen.interchange_launch_cmd = [sys.executable, "-c", _INTERCHANGE, *chosen.interchange_launch_cmd]
             # First, so that the config's own lines, such as `module load`, have the last word on the PATH.
-            provider.worker_init = "\n".join([*lines, provider.worker_init])
-        command = [sys.executable, "-c", _GUARDIAN, _RUN, mark]
-        guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        kernel = None
+            chosen.provider.worker_init = "\n".join([*lines, chosen.provider.worker_init])
+        with _environment({"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}):
+            kernel = DataFlowKernel(config)
         try:
-            with _environment({"PATH": path, **marks}):
-                kernel = DataFlowKernel(config)
             yield kernel
         finally:
-            if kernel is not None:
-                kernel.cleanup()
-            guardian.communicate()
+            kernel.cleanup()
 
 
 def _call_there(work: Callable[[Task], Result], task: Task, memory_gib: float, cwd: str) -> Result | Failure:

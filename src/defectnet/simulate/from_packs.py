@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from defectnet.data.packs import PackFile, PackPairs, PairSettings, find_packs
 from defectnet.data.shards import SCHEMA_VERSION, Sample, check_shard, read_extra, write_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.simulate.executors import Executor
+from defectnet.simulate.rows import read_settings
 from defectnet.simulate.runner import DEADLY, MANIFEST, counts, run_shards, write_manifest
 
 ROWS_PER_SHARD: Final = 256
@@ -151,24 +152,6 @@ def _is_whole(shard: RowShard, pairs: PackPairs) -> bool:
     return True
 
 
-def read_pair_settings(path: str | Path) -> PairSettings:
-    """Read the settings of a recipe, a JSON object, or of a data set's ``dataset.json``.
-
-    Raises:
-        SimulationError: The file is not such an object, or names a setting that does not exist.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return PairSettings(**values.get("settings", values))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SimulationError(f"recipe {path} cannot be read", why=str(error), fix="Check the path") from error
-    except (ValueError, AttributeError, TypeError) as error:
-        known = ", ".join(field.name for field in fields(PairSettings))
-        raise SimulationError(
-            f"recipe {path} is no JSON object of settings of pairs", why=str(error), fix=f"Settings are {known}"
-        ) from error
-
-
 def is_from_packs(folder: str | Path) -> bool:
     """Whether a data set was made from host packs, by its ``dataset.json``."""
     try:
@@ -199,7 +182,7 @@ def pairs_of(folder: str | Path, packs: str | Path) -> PackPairs:
                 why=f"{path} names one with sha256 {entry['weights_sha256'][:12]}",
                 fix="Give the packs that the data set was made from",
             )
-    return PackPairs([known[entry["id"]] for entry in wanted], read_pair_settings(path))
+    return PackPairs([known[entry["id"]] for entry in wanted], read_settings(PairSettings, path))
 
 
 def regenerate_pair(sample: Sample, pairs: PackPairs) -> Sample:

@@ -17,12 +17,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import Sample, check_shard, decoded, read_shard
+from defectnet.data.shards import Sample, check_shard, decoded, read_shard, shard_files
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings
+from defectnet.simulate.rows import HostSimulation, Rejected, Settings, read_settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
 
 FORGIVEN: Final = 0.005
@@ -158,7 +158,7 @@ def verify(
             f"{folder} was made from {'host packs' if packs is None else 'a potential, not from host packs'}",
             fix="Give them with --packs" if packs is None else "Leave out --packs",
         )
-    places = [(path, i) for path in sorted(folder.glob("shard-*.parquet")) for i in range(check_shard(path)["rows"])]
+    places = [(path, i) for path in shard_files(folder) for i in range(check_shard(path)["rows"])]
     if not places:
         raise ShardError(f"{folder} holds no rows", fix="Give a folder that `defectnet simulate` wrote")
     chosen = np.random.default_rng(seed).permutation(len(places))[:rows]
@@ -181,7 +181,7 @@ def verify(
 
 def _maker(folder: Path, potential: str, preconditioner: str | None) -> Callable[[Sample], Sample]:
     """Return what simulates a row of a data set again."""
-    settings = Settings.read(folder / MANIFEST)
+    settings = read_settings(Settings, folder / MANIFEST)
     tools = ToolNames(potential, preconditioner).load()
     _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
     return lambda sample: regenerate(sample, tools.potential, settings, tools.preconditioner)

@@ -7,12 +7,12 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.config import STORAGE_GRID
+from defectnet.config import STORAGE_GRID, Bounded, bounded
 from defectnet.crystal.doping import (
     CONTROLS,
     HIGHEST,
@@ -45,8 +45,33 @@ LATER = ("highest", "controls", "dopants")
 """Settings that the first data sets do not have: left out where they are at their default, so that these go on."""
 
 
+Kind = TypeVar("Kind", bound=Bounded)
+
+
+def read_settings(kind: type[Kind], path: str | Path) -> Kind:
+    """Read settings from a JSON object, or from an existing data set's ``dataset.json``.
+
+    Args:
+        kind: `Settings`, or `PairSettings` of pairs from host packs.
+        path: The file.
+
+    Raises:
+        SimulationError: The file is not such an object, or names a setting that does not exist.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return kind(**values.get("settings", values))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SimulationError(f"settings {path} cannot be read", why=str(error), fix="Check the path") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
+        raise SimulationError(
+            f"{path} is no JSON object of settings", why=str(error), fix=f"Settings are {known}"
+        ) from error
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Bounded, error=SimulationError):
     """What fixes a data set beside its hosts and its potential.
 
     Attributes:
@@ -73,87 +98,49 @@ class Settings:
         highest_edge_mev: Highest believable edge; above, atoms sit on each other.
     """
 
-    seed: int = 0
-    spectra_per_host: int = 6
-    hosts_per_shard: int = 8
+    seed: int = bounded(0, 0)
+    spectra_per_host: int = bounded(6, 1)
+    hosts_per_shard: int = bounded(8, 1)
     smallest: int = 100
     largest: int = 250
-    dilute_smallest: int = 0
-    dilute_largest: int = 0
-    dilute_share: float = 0.35
+    dilute_smallest: int = bounded(0, 0, 5000)
+    dilute_largest: int = bounded(0, 0, 5000)
+    dilute_share: float = bounded(0.35, 0.0, 1.0)
     dilute_lowest: float = LOWEST
-    most_dopants: int = 6
-    lowest: float = LOWEST
-    highest: float = HIGHEST
-    clustered: float = 0.1
-    controls: float = CONTROLS
+    most_dopants: int = bounded(6, 1, len(NUMBER_WEIGHTS))
+    lowest: float = bounded(LOWEST, above=0.0)
+    highest: float = bounded(HIGHEST, above=0.0, most=HIGHEST)
+    clustered: float = bounded(0.1, 0.0, 1.0)
+    controls: float = bounded(CONTROLS, 0.0, 1.0)
     dopants: tuple[str, ...] = ()
-    stiffness_share: float = 0.0
+    stiffness_share: float = bounded(0.0, 0.0, 1.0)
     keep_hessians: bool = False
-    tolerance: float = 0.01
+    tolerance: float = bounded(0.01, above=0.0)
     imaginary_limit: float = 0.005
     host_imaginary_limit: float = 0.0
     volume_limit: float = 0.2
     highest_edge_mev: float = 250.0
 
     def __post_init__(self) -> None:
-        fix = "Check --spectra-per-host, --atoms and the recipe"
-        if self.spectra_per_host < 1:
-            raise SimulationError(f"spectra_per_host is {self.spectra_per_host}, at least 1 is needed", fix=fix)
-        if self.hosts_per_shard < 1:
-            raise SimulationError(f"hosts_per_shard is {self.hosts_per_shard}, at least 1 is needed", fix=fix)
+        super().__post_init__()
         if not 8 <= self.smallest <= self.largest <= 5000:
-            raise SimulationError(f"atoms: {self.smallest} to {self.largest} is no range within 8 to 5000", fix=fix)
-        if self.has_dilute and not self.largest < self.dilute_smallest <= self.dilute_largest <= 5000:
             raise SimulationError(
-                f"atoms of dilute cells: {self.dilute_smallest} to {self.dilute_largest} is no range above "
-                f"{self.largest}",
-                fix=fix,
+                f"atoms: {self.smallest} to {self.largest} is no range within 8 to 5000", fix="Check --atoms"
             )
-        if self.seed < 0:
-            raise SimulationError(f"seed is {self.seed}", fix="Use a number from 0 on")
-        if not 1 <= self.most_dopants <= len(NUMBER_WEIGHTS):
-            raise SimulationError(f"most_dopants is {self.most_dopants}", fix="Use 1 to 6")
-        for name in ("clustered", "stiffness_share", "dilute_share", "controls"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise SimulationError(f"{name} is {getattr(self, name)}", fix="Use a share from 0 to 1")
-        if not 0.0 < self.highest <= HIGHEST:
-            raise SimulationError(f"highest is {self.highest}", fix=f"Use more than 0, at most {HIGHEST}")
-        if not 0.0 < self.lowest * self.most_dopants <= self.highest:
-            raise SimulationError(
-                f"lowest is {self.lowest}", fix=f"Use more than 0, at most {self.highest} over all dopants"
-            )
-        if isinstance(self.dopants, str):
-            raise SimulationError(f"dopants is {self.dopants!r}", fix='Use a list, such as ["Al@Mg"]')
+        if self.has_dilute:
+            ordered = self.largest < self.dilute_smallest <= self.dilute_largest
+            self.require(ordered, "dilute_smallest", f"Use more than {self.largest}, at most dilute_largest")
+        ordered = self.lowest * self.most_dopants <= self.highest
+        self.require(ordered, "lowest", f"Use {self.highest} over all dopants at most")
+        self.require(not isinstance(self.dopants, str), "dopants", 'Use a list, such as ["Al@Mg"]')
         object.__setattr__(self, "dopants", tuple(self.dopants))  # JSON has lists
         for dopant in self.dopants:
             split_dopant(dopant)
-        if self.tolerance <= 0:
-            raise SimulationError(f"tolerance is {self.tolerance}", fix="Use a positive force in eV/angstrom")
 
     @property
     def has_dilute(self) -> bool:
         """Whether dilute dopants get cells of their own."""
         return self.dilute_largest > 0
-
-    @classmethod
-    def read(cls, path: str | Path) -> Settings:
-        """Read the settings of a recipe, a JSON object, or of an existing data set's ``dataset.json``.
-
-        Raises:
-            SimulationError: The file is not such an object, or names a setting that does not exist.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            values = values.get("settings", values)
-            return cls(**values)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SimulationError(f"recipe {path} cannot be read", why=str(error), fix="Check the path") from error
-        except (ValueError, AttributeError, TypeError) as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise SimulationError(
-                f"recipe {path} is no JSON object of settings", why=str(error), fix=f"Settings are {known}"
-            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values; of those in `LATER`, what is not the default."""

@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from defectnet.batch import Batch, Item, Output, Targets
-from defectnet.config import ModelSpec
+from defectnet.config import Bounded, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS
+from defectnet.data.module import SpectraDataModule
 from defectnet.errors import ConfigError
 from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
@@ -29,7 +30,7 @@ CHECKPOINT_KEY = "defectnet"
 
 
 @dataclass(frozen=True)
-class OptimiserSettings:
+class OptimiserSettings(Bounded, called="optimiser"):
     """AdamW with a linear warm-up and a cosine decay.
 
     Attributes:
@@ -40,21 +41,11 @@ class OptimiserSettings:
         decay: False keeps the learning rate at its peak after the warm-up.
     """
 
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_share: float = 0.05
-    final_share: float = 0.01
+    learning_rate: float = bounded(1e-3, above=0.0)
+    weight_decay: float = bounded(0.05, 0.0)
+    warmup_share: float = bounded(0.05, 0.0, 1.0)
+    final_share: float = bounded(0.01, 0.0, 1.0)
     decay: bool = True
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"optimiser: learning_rate {self.learning_rate}, weight_decay {self.weight_decay}",
-                fix="Use a positive learning rate and no negative decay",
-            )
-        for name in ("warmup_share", "final_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"optimiser.{name} is {getattr(self, name)}", fix="Use a share between 0 and 1")
 
     def factor(self, step: int, steps: int) -> float:
         """Return the learning rate at a step, relative to the peak."""
@@ -71,8 +62,8 @@ class DefectTask(LightningModule):
     """Trains a network to say which elements were substituted in, and how much of each.
 
     Args:
-        architecture: Name of the network in the registry; left out with `init_from`.
-        net: Fields of the network's size that differ from its defaults.
+        architecture: Name of the network in the registry; not needed with `init_from`.
+        net: Fields of the network's size that differ from its defaults; not needed with `init_from`.
         spec: What the network reads and answers; `defectnet fit` takes it from the data.
         init_from: Checkpoint to start from: a bundled name, a path (./ or /) or org/repo. None starts from scratch.
         optimiser: Learning rate and its schedule.
@@ -118,6 +109,12 @@ class DefectTask(LightningModule):
         output: Output = self.model(batch)
         return output
 
+    def setup(self, stage: str) -> None:
+        """Let the data show projected DOS in training, where the network learns from them."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SpectraDataModule):
+            data.projected = self.model.wants_projected
+
     def training_step(self, item: Item) -> Tensor:
         """Return the loss of a batch.
 
@@ -126,7 +123,8 @@ class DefectTask(LightningModule):
         """
         if self.simulated and self.model.wants_projected and item.targets.projected is None:
             raise ConfigError(
-                "net.resolved learns from projected DOS, which are not shown", fix="Set data.projected: true"
+                f"{type(self.model).__name__} learns from projected DOS, which are not shown",
+                fix="Train it on a SpectraDataModule, given as datamodule=",
             )
         return self._step(item, "train")
 
@@ -214,10 +212,11 @@ def _pretrained(
 ) -> DefectModel:
     """Load a network to go on training it, and check that it fits what else was asked."""
     model = from_pretrained(source)
-    if net is not None or architecture not in (None, type(model).__name__):
+    same_size = net is None or {**model.net.to_dict(), **net} == model.net.to_dict()
+    if architecture not in (None, type(model).__name__) or not same_size:
         raise ConfigError(
-            f"model.init_from {source!r} is a {type(model).__name__} of its own size",
-            fix="Leave out model.architecture and model.net",
+            f"model.init_from {source!r} is a {type(model).__name__} of another size than model.net asks for",
+            fix="Use the recipe that it was trained with, or leave out model.architecture and model.net",
         )
     if spec is not None and spec.grid != model.spec.grid:
         raise ConfigError(

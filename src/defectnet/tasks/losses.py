@@ -32,7 +32,7 @@ class LossWeights:
         response: Of the share of the change of the spectrum that predicted responses do not explain; see
             `defectnet.nn.impurity.ResponseDictionary`.
         share: Of the divergence of each host element's share of the host's spectrum; this and the following of
-            networks with `net.resolved` alone, see `defectnet.nn.changes.ElementChanges.misfits`.
+            `DefectNet` alone, see `defectnet.nn.changes.ElementChanges.misfits`.
         own: Of the divergence of the dopants' own DOS.
         change: Of the share of the changes of the host's elements that is not explained.
     """

@@ -91,15 +91,8 @@ class Baseline(ABC):
         """Score elements."""
 
     def _make_prior(self, lessons: Lessons) -> Baseline | None:
-        """Return what composition and candidates say, for methods that read spectra."""
-        if not self.reads_spectra:
-            return None
-        from defectnet.benchmark.baselines.composition import Prior  # here, as a prior is a baseline itself
-
-        if "prior" not in lessons.shared:
-            lessons.shared["prior"] = Prior().learn(lessons)
-        prior: Baseline = lessons.shared["prior"]
-        return prior
+        """Return what composition and candidates say, for methods that read spectra; see `composition.WithPrior`."""
+        return None
 
     def _with_prior(self, questions: Questions) -> Raw:
         raw = self._raw(questions)

@@ -75,3 +75,13 @@ class Prior(Composition):
     """What the baselines that read spectra take from composition and candidates: the logistic regression alone."""
 
     options: ClassVar[tuple[dict[str, Any], ...]] = Composition.options[: len(_PENALTIES)]
+
+
+class WithPrior(Baseline):
+    """A method that reads spectra, and takes from `Prior` what it says without them."""
+
+    def _make_prior(self, lessons: Lessons) -> Baseline:
+        if "prior" not in lessons.shared:
+            lessons.shared["prior"] = Prior().learn(lessons)
+        prior: Baseline = lessons.shared["prior"]
+        return prior

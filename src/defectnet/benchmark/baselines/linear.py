@@ -14,7 +14,8 @@ from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw, from_log
+from defectnet.benchmark.baselines.base import LEAST, Raw, from_log
+from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import (
     CHUNK,
     RELATIONS,
@@ -68,7 +69,7 @@ class Columns:
         return np.asarray((x - self._mean) / self._spread)
 
 
-class Pls(Baseline):
+class Pls(WithPrior):
     """PLS2 (Wold et al., Chemom. Intell. Lab. Syst. 58, 109 (2001)): contrast to the roots of 62 concentrations.
 
     Columns are those of `design`; a principal component analysis to 200 components goes before, for speed. Searched on
@@ -126,7 +127,7 @@ class Pls(Baseline):
         return Raw(np.stack([y / self._spread, root], axis=2), np.square(root.clip(np.sqrt(LEAST), 1.0)))
 
 
-class Ridge(Baseline):
+class Ridge(WithPrior):
     """Ridge regression in two forms whose scores the calibration weighs.
 
     1. Of all elements at once: `design` to presence and root of the concentration of 62 elements, either linearly or

@@ -8,7 +8,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Raw
+from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import (
     E,
     Preprocess,
@@ -43,7 +44,7 @@ class Matching:
     relation: float = 0.5
 
 
-class Nearest(Baseline):
+class Nearest(WithPrior):
     """Votes of the nearest training pairs, weighted by distance.
 
     The distance is Euclidean between contrasts of unit size (so that the concentration does not count) with a share

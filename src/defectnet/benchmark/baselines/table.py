@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 
 from defectnet.batch import Batch
 from defectnet.benchmark.protocol import FitData
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-CONDITIONS: Final = ("clean", "lab")
-"""Both are learnt from together; a baseline is not told which one it is asked under."""
-
 
 SEARCH_ROWS: Final = 6000
 """Training rows that a search is made on; the final fit takes all."""

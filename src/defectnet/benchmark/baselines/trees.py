@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from sklearn.model_selection import GroupKFold
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Raw
+from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import (
     CHUNK,
     LOG_MASS,
@@ -35,7 +36,7 @@ _ALIGNED: Final = (0.5, 0.7, 0.85, 1.0, 1.15)
 isotope-like impurity moves a mode by that factor (mass-defect approximation; Maradudin et al., 1963)."""
 
 
-class LightGbm(Baseline):
+class LightGbm(WithPrior):
     """Gradient-boosted trees for presence and for the log amount of what is present.
 
     One row of the table is a pair of spectra and an element in question. Its features: what is known without a

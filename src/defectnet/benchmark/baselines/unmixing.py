@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Raw
+from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import RELATIONS, E, Preprocess, relations, smooth
 from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
 from defectnet.config import MODEL_GRID
@@ -17,7 +18,7 @@ _BLOCK: Final = 512
 _CHANNELS: Final = 2
 
 
-class Nnls(Baseline):
+class Nnls(WithPrior):
     """Non-negative least squares of doped minus host, with a template for each element *in its host*.
 
     A template is the mean contrast per unit of concentration. It is made, bin by bin, by a ridge regression over all

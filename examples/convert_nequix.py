@@ -1,4 +1,4 @@
-"""Networks of the package nequix as ours: ``python -m defectnet.potentials.convert_nequix FILE.nqx --out FOLDER``.
+"""Networks of the package nequix as ours: ``python examples/convert_nequix.py FILE.nqx --out FOLDER``.
 
 How the package normalises and orders its tensors is not written again: each of its linear maps is read off by applying
 it to unit vectors. Needs the package, see docs/potentials.md.
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 after an error of the user's, which is named.
     """
-    parser = argparse.ArgumentParser(prog="python -m defectnet.potentials.convert_nequix", description=main.__doc__)
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", type=Path, help="weights (.nqx)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--licence", default="MIT", help="of the weights")
@@ -79,7 +79,7 @@ def read_nqx(path: str | Path) -> tuple[NequixForm, dict[str, Tensor]]:
         raise SimulationError(
             f"potential {path} needs the package nequix",
             why=str(error),
-            fix="pip install 'defectnet[reference]' and pip install --no-deps nequix; --potential nequix needs neither",
+            fix="pip install 'defectnet[reference]' and pip install --no-deps nequix",
         ) from error
     try:
         model, config = load_model(path, False)

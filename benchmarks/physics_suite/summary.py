@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from defectnet.simulate.physics.alloys import BONDS
+from physics_suite.alloys import BONDS
 
 Record = dict[str, Any]
 Items = Mapping[str, Record]

@@ -19,9 +19,9 @@ from defectnet.elements import INDEX
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
-from defectnet.simulate.physics.cells import from_ase, pristine
-from defectnet.simulate.physics.curves import Curve, coarse, from_modes, from_table, shape_distance
-from defectnet.simulate.physics.local_modes import read_csv
+from physics_suite.cells import from_ase, pristine
+from physics_suite.curves import Curve, coarse, from_modes, from_table, shape_distance
+from physics_suite.local_modes import read_csv
 
 KYOTO = "phonondb.mtl.kyoto-u.ac.jp"
 """Named by the files whose curves come from the database in Kyoto, all of them computed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from defectnet.simulate.physics.alloys import BONDS, WINDOWS_MEV
+from physics_suite.alloys import BONDS, WINDOWS_MEV
 
 Record = Mapping[str, Any]
 

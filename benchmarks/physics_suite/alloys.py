@@ -16,7 +16,7 @@ from defectnet.potentials.neighbours import Crystal, find_pairs
 from defectnet.potentials.phonons import MEV_PER_ROOT, Modes, modes, q_mesh
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.supercells import supercell
-from defectnet.simulate.physics.cells import (
+from physics_suite.cells import (
     Failed,
     Vibrating,
     box,
@@ -26,8 +26,8 @@ from defectnet.simulate.physics.cells import (
     textbook,
     vibrating_supercell,
 )
-from defectnet.simulate.physics.curves import CM1_PER_MEV, Curve, coarse, from_modes, histogram, shape_distance
-from defectnet.simulate.physics.local_modes import read_csv
+from physics_suite.curves import CM1_PER_MEV, Curve, coarse, from_modes, histogram, shape_distance
+from physics_suite.local_modes import read_csv
 
 FloatArray = NDArray[np.float64]
 

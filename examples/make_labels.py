@@ -1,32 +1,40 @@
-"""Making labels: a slow potential follows doped and pristine cells of training crystals to near their equilibrium.
+"""Labels for `python -m defectnet.distil fit`: a slow potential follows doped and pristine cells of training crystals.
 
+    python examples/make_labels.py --teacher nequix --known data/teacher/labels-*.npz --out labels-9.npz --count 500
+
+It follows them to near their equilibrium.
 A fast potential's Hessian preconditions the descent, so that few calls of the slow one suffice; then the cell is
 rattled, because differences between rattled cells carry its curvature.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import spglib
 from numpy.typing import NDArray
 
+from defectnet.config import Bounded, bounded
 from defectnet.crystal.doping import build, draw_recipe
-from defectnet.crystal.hosts import Host
+from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.data.splits import split_of
+from defectnet.distil.__main__ import HOSTS
 from defectnet.distil.labels import Record, read_labels, write_labels
 from defectnet.elements import NUMBERS, VOCABULARY, element_index
-from defectnet.errors import ConfigError, SimulationError
+from defectnet.errors import ConfigError, DefectNetError, SimulationError
 from defectnet.files import replacing
 from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
-from defectnet.potentials.potential import ManyPotential, Potential
+from defectnet.potentials.potential import ManyPotential, Potential, load_potential
 from defectnet.potentials.relax import CellMode, relax
 from defectnet.potentials.supercells import supercell, supercell_matrix
 from defectnet.simulate.batching import BatchedPotential
@@ -48,7 +56,7 @@ WIDEST = 0.4
 
 
 @dataclass(frozen=True)
-class LabelSettings:
+class LabelSettings(Bounded, called="labels"):
     """How labels are drawn.
 
     Attributes:
@@ -68,27 +76,21 @@ class LabelSettings:
 
     atoms: tuple[int, int, int] = (28, 40, 55)
     pristine: float = 0.15
-    light: float = 0.35
+    light: float = bounded(0.35, 0.0, 1.0)
     light_dopants: tuple[str, ...] = LIGHT
-    highest: float = 0.25
+    highest: float = bounded(0.25, above=0.0, below=1.0)
     cell: CellMode = "fixed"
     strain: float = 0.007
     raw: float = 0.2
     swelling: float = 0.015
     evaluations: int = 4
     rattles: tuple[float, ...] = (0.015, 0.025, 0.04)
-    astray: float = 0.0
+    astray: float = bounded(0.0, 0.0, below=WIDEST)
 
     def __post_init__(self) -> None:
         for symbol in self.light_dopants:
             element_index(symbol, field="light_dopants")
-        if not (0.0 <= self.light <= 1.0 and 0.0 < self.highest < 1.0):
-            raise ConfigError(
-                f"labels: light is {self.light}, highest {self.highest}",
-                fix="Use a share from 0 to 1, and a concentration between 0 and 1",
-            )
-        if not 0.0 <= self.astray < WIDEST:
-            raise ConfigError(f"labels: astray is {self.astray}", fix=f"Use a share from 0 to below {WIDEST}")
+        super().__post_init__()
 
 
 DEFAULT = LabelSettings()
@@ -324,3 +326,68 @@ def _so_far(out: Path, progress: Path) -> tuple[int, list[Record]]:
         )
     structures, count = (int(word) for word in progress.read_text().split())
     return structures, read_labels(out)[:count]
+
+
+def run(words: Sequence[str] | None) -> None:
+    """Make labels of a slow potential on doped and pristine cells of crystals that are not in the test split."""
+    parser = argparse.ArgumentParser(description=run.__doc__)
+    parser.add_argument("--teacher", required=True, help="the slow potential, nequix, or any other")
+    parser.add_argument("--guide", default="nep89", help="fast potential whose Hessian guides descents")
+    parser.add_argument("--hosts", nargs="+", default=HOSTS, help="lists of crystals, or folders of structures")
+    parser.add_argument("--out", type=Path, required=True, help="label file (.npz); one that was stopped goes on")
+    parser.add_argument("--count", type=int, default=500, help="structures, of six records each or so")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--known", type=Path, nargs="*", default=[], help="other label files: rare elements come first")
+    parser.add_argument("--space-groups", type=int, nargs="*", default=[], help="only hosts of these, such as 216 186")
+    parser.add_argument("--elements", type=int, help="only hosts of so many elements or fewer")
+    parser.add_argument("--light", type=float, default=DEFAULT.light, help="share of cells with --light-dopants alone")
+    parser.add_argument("--light-dopants", nargs="+", default=LIGHT, help="Be, B, C, N, O, F, Si, P, S by default")
+    parser.add_argument("--highest", type=float, default=DEFAULT.highest, help="concentration of all dopants together")
+    parser.add_argument("--cell", choices=get_args(CellMode), default=DEFAULT.cell, help="what the guide relaxes")
+    parser.add_argument(
+        "--astray",
+        type=float,
+        default=0.0,
+        help="only cells whose volume the guide changes by more than this share; the guide is then a student",
+    )
+    parser.add_argument("--device", default="cpu", help="of the teacher")
+    parser.add_argument("--batch", type=int, default=1, help="structures side by side: 1 on a CPU, 48 on a GPU")
+    chosen = parser.parse_args(words)
+    if chosen.batch < 1 or chosen.count < 1:
+        raise ConfigError(f"--batch {chosen.batch}, --count {chosen.count}", fix="Use 1 or more")
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    hosts = choose_hosts(read_hosts(*chosen.hosts), chosen.space_groups, chosen.elements)
+    teacher, guide = load_potential(chosen.teacher, chosen.device), load_potential(chosen.guide)
+    lines = make_labels(
+        teacher,
+        guide,
+        hosts,
+        chosen.out,
+        count=chosen.count,
+        seed=chosen.seed,
+        batch=chosen.batch,
+        settings=LabelSettings(
+            light=chosen.light,
+            light_dopants=tuple(chosen.light_dopants),
+            highest=chosen.highest,
+            cell=chosen.cell,
+            astray=chosen.astray,
+        ),
+        known=chosen.known,
+    )
+    for line in lines:
+        print(line, flush=True)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Make labels; returns the exit status: 0, or 2 after an error of the user's, which is named."""
+    try:
+        run(words)
+    except (DefectNetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from defectnet.benchmark.bars import CONDITIONS, part
+from defectnet.benchmark.results import part
+from defectnet.data.candidates import CONDITIONS, TRACKS
 from defectnet.elements import INDEX, VOCABULARY, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-TRACKS: Final = ("candidates", "blind")
 LARGEST_KB: Final = 80
 
 _GREY: Final = "0.55"

@@ -12,9 +12,9 @@ from defectnet.crystal.hosts import Host
 from defectnet.errors import SimulationError
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.supercells import supercell_matrix
-from defectnet.simulate.physics.cells import VOLUME_LIMIT, Failed, attempt
-from defectnet.simulate.physics.heldout import Start, Taught, held_out, vibrate
 from defectnet.simulate.rows import row_generator
+from physics_suite.cells import VOLUME_LIMIT, Failed, attempt
+from physics_suite.heldout import Start, Taught, held_out, vibrate
 
 CELLS = 200
 """Doped cells, each of another host."""

@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from defectnet.data.measurement import CLEAN, LAB
 
-from defectnet.benchmark.limits import (
+from defectnet.config import MODEL_GRID
+from defectnet.errors import ConfigError
+from make_shards import toy_sample
+from oracle import (
     Contrasts,
     detectability,
     oracle,
@@ -16,10 +20,6 @@ from defectnet.benchmark.limits import (
     separation,
     whiten,
 )
-from defectnet.config import MODEL_GRID
-from defectnet.errors import ConfigError
-from defectnet.measure.settings import CLEAN, LAB
-from make_shards import toy_sample
 
 BINS = MODEL_GRID.bins
 ELEMENTS = ("Li", "Be", "B", "C", "N", "O", "F", "Na", "Mg", "Al", "Si", "P")

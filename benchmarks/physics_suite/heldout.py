@@ -24,9 +24,9 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import modes
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.supercells import supercell_matrix
-from defectnet.simulate.physics.cells import Failed, pristine, settle
-from defectnet.simulate.physics.curves import Curve, coarse, from_modes, shape_distance
 from defectnet.simulate.rows import row_generator
+from physics_suite.cells import Failed, pristine, settle
+from physics_suite.curves import Curve, coarse, from_modes, shape_distance
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["pristine", "doped"]

@@ -1,6 +1,6 @@
 """The results page: tables and figures from result files, and the short form for README and model card.
 
-python -m defectnet.benchmark.report benchmarks/results --out benchmarks/RESULTS.md --into README.md MODEL_CARD.md
+python benchmarks/report.py benchmarks/results --out benchmarks/RESULTS.md --into README.md MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -11,23 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from defectnet.benchmark.bars import PUBLISHED, bars, best_without_attention, by_name, flagship, read_speed
-from defectnet.benchmark.results import read_results
-from defectnet.benchmark.tables import (
-    LEADERBOARD,
-    bar_table,
-    describe,
-    elements,
-    head,
-    leaderboard,
-    line,
-    parts,
-    ranked,
-    ratios,
-    short_form,
-)
+from defectnet.benchmark.results import by_name, read_results
+from defectnet.benchmark.tables import LEADERBOARD, describe, ranked
+from defectnet.data.candidates import CONDITIONS
 from defectnet.errors import ConfigError, DefectNetError
-from defectnet.files import replacing
+from defectnet.files import into_block, replacing
+from report_tables import elements, head, leaderboard, line, parts, ratios, short_form
 
 BLOCK: Final = "results"
 """Name of the block that the short form goes into."""
@@ -54,67 +43,65 @@ _CAPTIONS: Final = {
 }
 
 
-def page(results: Mapping[str, Mapping[str, Any]], speed: Mapping[str, Any] | None = None, figures: str = "") -> str:
+def page(results: Mapping[str, Mapping[str, Any]], shown: Sequence[str] = (), figures: str = "") -> str:
     """Write the results page.
 
     Args:
         results: Results by name.
-        speed: What ``benchmarks/predict.py`` printed.
+        shown: Entrants that long tables show, the first of them beside all others and by element; see `featured`.
         figures: Folder of the figures as the page links to it; empty for a page without them.
 
     Returns:
         Markdown.
+
+    Raises:
+        ConfigError: An entrant of `shown` was not measured.
     """
     first = next(iter(results.values()))
-    model = flagship(results)
+    model, *_ = chosen = featured(results, shown)
     lines = [
         "# Results of the benchmark",
         "",
         f"{describe(first)} No system of these is in the training or the validation split. Written by "
-        "`python -m defectnet.benchmark.report` from the files of `defectnet benchmark --out`; not edited by hand.",
+        "`benchmarks/report.py` from the files of `defectnet benchmark --out`; not edited by hand.",
         "",
         *_leaderboards(results),
     ]
-    if model is not None:
-        lines += [f"## What {model} must reach", "", *bar_table(bars(results, model, speed)), ""]
-        if len(results) > 1:
-            lines += [f"## {model} over the others", "", "Ratios, with intervals over the same resamples.", ""]
-            lines += [*ratios(results, model), ""]
+    if len(results) > 1:
+        lines += [f"## {model} over the others", "", "Ratios, with intervals over the same resamples.", ""]
+        lines += [*ratios(results, model), ""]
     if figures:
         lines += ["## Figures", ""]
         for name, caption in _CAPTIONS.items():
             lines += [f"![{caption}]({figures}/{name})", "", caption, ""]
-    chosen = featured(results)
     lines += ["## In parts", "", "recall is recall@k for rows, and that at the threshold for dopants.", ""]
     for track in LEADERBOARD:
         if ranked(results, track, "clean"):
             lines += [f"**{track}, clean**", "", *parts(chosen, results, track, "clean"), ""]
-    if model is not None:
-        lines += [f"## {model} by element", "", "Clean conditions.", "", *elements(results[model]), ""]
+    lines += [f"## {model} by element", "", "Clean conditions.", "", *elements(results[model]), ""]
     return "\n".join([*lines, *_entrants(results)]) + "\n"
 
 
 def _leaderboards(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["## Leaderboard", ""]
     for track in LEADERBOARD:
-        for condition in ("clean", "lab"):
+        for condition in CONDITIONS:
             if ranked(results, track, condition):
                 lines += [f"**{track}, {condition}**", "", *leaderboard(results, track, condition), ""]
     return [*lines, _LEGEND, ""]
 
 
-def featured(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the few entrants that long tables and figures show: our model, the published network, the best others."""
-    wished = [
-        flagship(results),
-        PUBLISHED,
-        best_without_attention(results, "blind", "clean"),
-        best_without_attention(results, "candidates", "clean"),
-        "composition",
-        "mean",
-    ]
-    found = [name for name in dict.fromkeys(wished) if name is not None and name in results]
-    return found[:4] or list(results)[:4]
+def featured(results: Mapping[str, Mapping[str, Any]], shown: Sequence[str] = ()) -> list[str]:
+    """Return the few entrants that long tables and figures show: those named, or the best of each track.
+
+    Raises:
+        ConfigError: One that is named was not measured.
+    """
+    for name in shown:
+        if name not in results:
+            raise ConfigError(f"there is no result of {name!r}", fix=f"Measured are {', '.join(results)}")
+    best = [name for track in LEADERBOARD for condition in CONDITIONS for name in ranked(results, track, condition)]
+    return list(shown) or list(dict.fromkeys(best))[:4]
 
 
 def _entrants(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -136,45 +123,25 @@ def _entrants(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, "", *skipped, *([""] if skipped else []), f"Measured with {'; and '.join(versions)}."]
 
 
-def into_block(document: str, name: str, content: str) -> str:
-    """Replace what a document holds between ``<!-- name:start -->`` and ``<!-- name:end -->``.
-
-    Args:
-        document: Markdown text.
-        name: Name of the block.
-        content: Markdown that takes its place.
-
-    Raises:
-        ConfigError: The document has no such block, or more than one.
-    """
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    before, _, rest = document.partition(start)
-    _, _, after = rest.partition(end)
-    if document.count(start) != 1 or document.count(end) != 1 or end not in rest:
-        raise ConfigError(f"the document has not exactly one block {name!r}", fix=f"Put {start} above {end}, once")
-    return f"{before}{start}\n{content.strip()}\n{end}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page and its figures, and put the short form into the block ``results`` of documents."""
-    parser = argparse.ArgumentParser(prog="python -m defectnet.benchmark.report", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="folder of result files, or single files")
     parser.add_argument("--out", type=Path, help="page to write; its figures go to the folder figures beside it")
-    parser.add_argument("--speed", type=Path, help="JSON that benchmarks/predict.py printed")
+    parser.add_argument("--show", nargs="+", default=[], help="entrants of long tables and figures")
     parser.add_argument("--into", type=Path, nargs="+", default=[], help="Markdown files with a block 'results'")
     chosen = parser.parse_args(arguments)
     results = by_name(read_results(chosen.results))
-    speed = read_speed(chosen.speed) if chosen.speed else None
     short = "\n".join(short_form(results))
     changed = {path: into_block(path.read_text(encoding="utf-8"), BLOCK, short) for path in chosen.into}
     if chosen.out:
-        from defectnet.benchmark.figures import write_figures
+        from report_figures import write_figures
 
         folder = chosen.out.parent / "figures"
-        write_figures(results, featured(results), folder)
-        changed[chosen.out] = page(results, speed, folder.name)
+        write_figures(results, featured(results, chosen.show), folder)
+        changed[chosen.out] = page(results, chosen.show, folder.name)
     elif not chosen.into:
-        print(page(results, speed))
+        print(page(results, chosen.show))
     for path, text in changed.items():
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

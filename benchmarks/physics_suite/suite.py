@@ -15,10 +15,10 @@ from defectnet.crystal.hosts import read_hosts
 from defectnet.errors import SimulationError
 from defectnet.files import file_sha256, replacing
 from defectnet.potentials.potential import Potential
-from defectnet.simulate.physics import alloys, heldout, library, local_modes, stability
-from defectnet.simulate.physics.cells import Failed, Vibrating, pristine, textbook
-from defectnet.simulate.physics.local_modes import Impurity, LocalMode
-from defectnet.simulate.physics.summary import SUMMARIES
+from physics_suite import alloys, heldout, library, local_modes, stability
+from physics_suite.cells import Failed, Vibrating, pristine, textbook
+from physics_suite.local_modes import Impurity, LocalMode
+from physics_suite.summary import SUMMARIES
 
 SCHEMA = 1
 """Of the results."""

@@ -16,8 +16,8 @@ from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.phonons import IMAGINARY_MEV, MEV_PER_ROOT, band_edge, eigenvalues_and_shares
 from defectnet.potentials.potential import Potential
 from defectnet.potentials.supercells import supercell
-from defectnet.simulate.physics.cells import Failed, Vibrating, box, settle, substitute
-from defectnet.simulate.physics.curves import CM1_PER_MEV
+from physics_suite.cells import Failed, Vibrating, box, settle, substitute
+from physics_suite.curves import CM1_PER_MEV
 
 FloatArray = NDArray[np.float64]
 
