@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
+from scipy.special import logsumexp
 from scipy.stats import chi2
 
 from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
@@ -65,7 +66,8 @@ class Errors:
         noise: (M, M) covariance of counting noise, of both spectra.
         nuisance: (R, M) changes of unit prior deviation that are no dopant's: energy scale, background, resolution.
         sample_atoms: Atoms of the sample: infinite for a measured one, those of the cell for a simulated one.
-        discrepancy: Share of each response, as its squared norm, that the potential gets wrong; 0 in the same world.
+        discrepancy: Shares of each response, as its squared norm, that the potential may get wrong, and the probability
+            of each share; most responses are nearly right, some are quite wrong. Empty in the potential's own world.
         shape: (M, M) correlation of that error, of unit trace.
         other: (M, M) covariance of the response of an unknown dopant per squared concentration.
     """
@@ -73,7 +75,7 @@ class Errors:
     noise: FloatArray
     nuisance: FloatArray
     sample_atoms: float
-    discrepancy: float
+    discrepancy: tuple[tuple[float, float], ...]
     shape: FloatArray
     other: FloatArray
 
@@ -102,7 +104,6 @@ class Likelihood:
         emulator: Of K dopants, M bins.
         errors: See `Errors`.
         change: (M,) measured doped less host.
-        known: (K, D) mean and (K, D, D) covariance of each dopant's own discrepancy per concentration, from standards.
     """
 
     def __init__(self, emulator: Emulator, errors: Errors, change: FloatArray) -> None:
@@ -128,35 +129,29 @@ class Likelihood:
         self.norm2 = emulator.norms**2
         # Cells of one kind sample the crystal's wave vectors alike: that does not average out over all of them.
         self.cells = emulator.atoms / errors.sample_atoms + 1.0 / emulator.sources
-        self.bias = np.zeros((len(emulator.dopants), count))
-        self.bias_in_bins = np.zeros_like(emulator.responses)
-        self.extra: FloatArray | None = None
+        self.typical = sum(share * weight for share, weight in errors.discrepancy)
 
     def mean(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., D) projected mean change at (..., K) concentrations."""
         features = self.emulator._features(concentration) / self.emulator.scale
-        return np.asarray(features @ self.coefficients + concentration @ self.bias)
+        return np.asarray(features @ self.coefficients)
 
     def jacobian(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K, D) derivatives of `mean` by each concentration."""
         c = concentration
         k = c.shape[-1]
         linear, square, cube, pair = np.split(self.coefficients / self.emulator.scale[:, None], [k, 2 * k, 3 * k])
-        out = linear + self.bias + 2.0 * c[..., None] * square + 3.0 * c[..., None] ** 2 * cube
+        out = linear + 2.0 * c[..., None] * square + 3.0 * c[..., None] ** 2 * cube
         first, second = np.triu_indices(k, 1)
         both = np.zeros((k, k, pair.shape[1]))
         both[first, second] = both[second, first] = pair
         return np.asarray(out + np.einsum("sj,kjd->skd", c, both, optimize=True))
 
-    def covariance(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
+    def covariance(self, concentration: FloatArray, other: float = 0.0, share: float | None = None) -> FloatArray:
         """Return the (S, D, D) covariance at (S, K) concentrations and an amount of something else."""
         c = concentration
         out = self.fixed + np.tensordot(self.weights(c), self.scatter, axes=1)
-        out = out + self.amount(c)[:, None, None] * self.shape + other**2 * self.unknown
-        if self.extra is not None:
-            k, d = self.bias.shape
-            blocks = self.extra.reshape(k, d, k, d)
-            out = out + np.einsum("si,sj,iajb->sab", c, c, blocks, optimize=True)
+        out = out + self.amount(c, share)[:, None, None] * self.shape + other**2 * self.unknown
         return np.asarray(out)
 
     def weights(self, concentration: FloatArray) -> FloatArray:
@@ -165,18 +160,22 @@ class Likelihood:
         total = np.maximum(c.sum(-1, keepdims=True), 1e-12)
         return np.asarray(self.cells * c + self.emulator.leverage(c)[:, None] * c / total)
 
-    def amount(self, concentration: FloatArray) -> FloatArray:
+    def amount(self, concentration: FloatArray, share: float | None = None) -> FloatArray:
         """Return the (S,) trace of what superposition and the potential get wrong, at (S, K) concentrations."""
         c = concentration
         out = self.emulator.misfit(c) * (self.emulator.mean(c) ** 2).sum(-1)
-        return np.asarray(out if self.extra is not None else out + self.errors.discrepancy * (c**2 @ self.norm2))
+        return np.asarray(out + (self.typical if share is None else share) * (c**2 @ self.norm2))
 
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
-        """Return the (S,) log likelihood at (S, K) concentrations."""
+        """Return the (S,) log likelihood at (S, K) concentrations, averaged over shares of discrepancy."""
         rest = self.measured - self.mean(concentration)
-        factor = np.linalg.cholesky(self.covariance(concentration, other))
-        white = np.linalg.solve(factor, rest[..., None])[..., 0]
-        return np.asarray(-0.5 * (white**2).sum(-1) - np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1))
+        out = []
+        for share, probability in self.errors.discrepancy or ((0.0, 1.0),):
+            factor = np.linalg.cholesky(self.covariance(concentration, other, share))
+            white = np.linalg.solve(factor, rest[..., None])[..., 0]
+            size = np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
+            out.append(np.log(probability) - 0.5 * (white**2).sum(-1) - size)
+        return np.asarray(logsumexp(np.stack(out), axis=0))
 
 
 @dataclass(frozen=True)
@@ -309,8 +308,7 @@ def _nothing(likelihood: Likelihood, other: bool) -> Hypothesis:
 
 def _log_mean(values: FloatArray) -> FloatArray:
     """Return the logarithm of the mean over the first axis of what `values` are logarithms of."""
-    top = values.max(axis=0)
-    return np.asarray(top + np.log(np.exp(values - top).mean(axis=0)))
+    return np.asarray(logsumexp(values, axis=0) - np.log(len(values)))
 
 
 def _log_prior(subset: Sequence[int], weights: FloatArray, other: bool) -> float:
@@ -520,5 +518,5 @@ def _fit(likelihood: Likelihood, best: FloatArray, change: FloatArray) -> tuple[
         + np.tensordot(likelihood.weights(best[None])[0], emulator.scatter, axes=1)
     )
     factor = np.linalg.cholesky(covariance + likelihood.amount(best[None])[0] * errors.shape)
-    white = np.linalg.solve(factor, change - predicted - best @ likelihood.bias_in_bins)
+    white = np.linalg.solve(factor, change - predicted)
     return explained, float(chi2.sf((white**2).sum(), len(noise)))

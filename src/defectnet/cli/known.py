@@ -1,0 +1,121 @@
+"""``defectnet identify`` where the crystal is known: by a host pack, or by a structure that one is made for."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from defectnet.cli.host_screen import Watch, packages
+from defectnet.cli.screen import print_json, terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from defectnet.crystal.make import Progress
+    from defectnet.crystal.pack import HostPack
+    from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.spectrum import Spectrum
+
+ROWS = 10
+"""Elements that are shown where none was named."""
+
+
+def identify_known(
+    host: Spectrum,
+    doped: Spectrum,
+    *,
+    candidates: Sequence[str] | None,
+    formula: str | None,
+    structure: str | None,
+    pack: str | None,
+    potential: str,
+    minutes: float | None,
+    fwhm_mev: float | None,
+    edge_mev: float | None,
+    same_potential: bool,
+    plot: str | None,
+    json: bool,
+) -> None:
+    """Answer, and print it; arguments as those of `defectnet.cli.identify.identify`."""
+    with packages():
+        from defectnet.inference.known_crystal import KnownCrystal
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    found, remarks = _pack(structure, pack, candidates, potential, minutes, formula)
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("superposed cells")
+        known = KnownCrystal(
+            found, candidates, report=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+        bar.update(task, description="inference", total=None)
+        answer = known.identify(host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev, same_potential=same_potential)
+    if plot is not None:
+        from defectnet.plotting import plot_known
+
+        plot_known(answer, plot)
+    if json:
+        print_json({**answer.to_dict(), "pack": list(remarks)})
+    else:
+        _print(answer, remarks, candidates is not None)
+
+
+def _pack(
+    structure: str | None,
+    pack: str | None,
+    candidates: Sequence[str] | None,
+    potential: str,
+    minutes: float | None,
+    formula: str | None,
+) -> tuple[HostPack, tuple[str, ...]]:
+    from defectnet.crystal.pack import HostPack
+    from defectnet.crystal.structures import read_structure
+    from defectnet.inference.packs import check_fits, check_formula, find_pack_for
+
+    if pack is not None:
+        found = HostPack.load(pack)
+        if structure is not None:
+            check_fits(found, read_structure(structure))
+        remarks: tuple[str, ...] = (f"pack {pack}, computed with {found.host.potential}",)
+    else:
+        with ExitStack() as stack:
+            watches: list[Watch] = []
+
+            def report(progress: Progress) -> None:
+                if not watches:  # a pack that is there needs no bar
+                    watches.append(stack.enter_context(Watch(progress.total, 1)))
+                watches[0](progress)
+
+            found, remarks = find_pack_for(structure, candidates, potential=potential, minutes=minutes, report=report)
+    check_formula(formula, found)
+    return found, remarks
+
+
+def _print(answer: KnownCrystalAnswer, remarks: Sequence[str], named: bool) -> None:
+    from rich.table import Table
+
+    from defectnet.inference.answer_text import sentence, verdict
+
+    console, p = terminal(), answer.posterior
+    console.print(sentence(answer), style="bold", markup=False)
+    console.print(verdict(answer), markup=False)
+    about = f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide"
+    console.print("; ".join([about, *remarks]) + "\n", style="dim", markup=False)
+    table = Table("element", box=None, pad_edge=False, header_style="bold")
+    for title in ("probability", "at.% if present", f"{p.coverage:.0%} interval", "at most"):
+        table.add_column(title, justify="right")
+    order = sorted(range(len(p.elements)), key=lambda i: -p.probability[i])
+    for i in order if named else order[:ROWS]:
+        there = p.elements[i] in answer.present
+        table.add_row(
+            p.elements[i],
+            f"{p.probability[i]:.3f}",
+            f"{100 * p.if_present[i]:.2f}" if there else "",
+            f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else "",
+            "" if there else f"{100 * p.upper[i]:.1f}",
+            style="bold" if there else "dim",
+        )
+    table.add_row("something else", f"{p.other:.3f}", "", "", "", style="bold" if p.other >= 0.5 else "dim")
+    console.print(table)
+    for warning in answer.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
