@@ -43,11 +43,12 @@ Nequix and defectnet-nep 208 responses of 14 crystals, `COARSE`, leave 0.34 in t
 CORRELATED: Final = 0.03
 """Length, in edges, over which that error is correlated; from there, too."""
 
-SUPERPOSED: Final = 0.05
+SUPERPOSED: Final = 0.03
 """The same for what superposition leaves unexplained."""
 
-COARSE: Final = 0.1
-"""FWHM, in edges, to which spectra are broadened where they are not of the pack's own world."""
+FINE, COARSE = 0.065, 0.1
+"""FWHM, in edges, to which finer spectra are broadened: what the emulator's cells resolve, in the pack's own world; and
+elsewhere, where two worlds agree on the coarse shape of a change, not on its peaks."""
 
 QUIET: Final = 0.002
 """Least noise, as a share of the highest value: interpolation and rounding of a file."""
@@ -246,12 +247,12 @@ class KnownCrystal:
         pristine, host_noise = _binned(host, host_error, instrument, unit)
         sample, doped_noise = _binned(doped, doped_error, instrument, unit)
         instrument = fit_instrument(replace(instrument, fwhm=(fwhm_mev or 0.0) / unit), *self._host, pristine)
-        if not same_potential and instrument.fwhm < COARSE:
-            # Two worlds agree on the coarse shape of a change, not on its peaks.
-            smooth = _smoothing(instrument, float(np.sqrt(COARSE**2 - instrument.fwhm**2)))
+        finest = FINE if same_potential else COARSE
+        if instrument.fwhm < finest:
+            smooth = _smoothing(instrument, float(np.sqrt(finest**2 - instrument.fwhm**2)))
             pristine, sample = smooth @ pristine, smooth @ sample
             host_noise, doped_noise = smooth @ host_noise @ smooth.T, smooth @ doped_noise @ smooth.T
-            instrument = replace(instrument, fwhm=COARSE)
+            instrument = replace(instrument, fwhm=finest)
         distance = float(((instrument.seen(*self._host) - pristine) ** 2).sum() / (pristine**2).sum())
         warnings = []
         if distance > SAME_HOST:

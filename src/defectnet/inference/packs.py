@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from defectnet.crystal.compositions import CLEARLY
 from defectnet.crystal.hosts import Host
 from defectnet.crystal.make import MakeSettings, Progress, choose_dopants, make_packs
 from defectnet.crystal.pack import HostPack, bundled_packs
+from defectnet.crystal.plausible import guess_charges, likeness_on_site
 from defectnet.crystal.structures import read_structure, spacegroup
-from defectnet.elements import parse_formula
+from defectnet.elements import SYMBOLS, parse_formula
 from defectnet.errors import SimulationError
 
 VOLUME: Final = 0.1
@@ -108,6 +111,8 @@ def find_pack_for(
     """
     host = read_structure(structure)
     pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
+    if candidates is not None:
+        pairs = _plausible_sites(host, pairs, candidates)
     wanted = {f"{x}@{z}" for x, z in pairs}
     for folder in bundled_packs().values():
         pack = HostPack.load(folder)
@@ -119,6 +124,15 @@ def find_pack_for(
         }:
             return pack, (f"bundled pack {folder.name}, computed with {potential}",)
     return _computed(host, pairs, potential, minutes, workers, report)
+
+
+def _plausible_sites(host: Host, pairs: Sequence[tuple[str, str]], candidates: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs without those sites of a dopant that are clearly less plausible, where no site was named."""
+    symbols = [SYMBOLS[int(z)] for z in host.crystal.numbers]
+    charges = guess_charges(Counter(symbols))
+    likeness = {(x, z): likeness_on_site(x, z, charges) for x, z in pairs}
+    best = {x: max(value for (y, _), value in likeness.items() if y == x) for x, _ in pairs}
+    return [(x, z) for x, z in pairs if f"{x}@{z}" in candidates or likeness[x, z] * CLEARLY > best[x]]
 
 
 class _TimeIsUpError(Exception):

@@ -25,6 +25,10 @@ FloatArray = NDArray[np.float64]
 NUMBER_PRIOR: Final = (0.3, 0.35, 0.2, 0.09, 0.04, 0.013, 0.007)
 """Prior probability of 0, 1, 2, ... dopants among the candidates."""
 
+SMALL_CELLS: Final = 0.02
+"""Share of the change that cells of some 64 atoms get wrong on the whole: they sample few wave vectors, and dopants have
+their own images for neighbours."""
+
 OTHER_PRIOR: Final = 0.1
 """Prior probability that something is in the sample that is no candidate."""
 
@@ -163,7 +167,7 @@ class Likelihood:
     def amount(self, concentration: FloatArray, share: float | None = None) -> FloatArray:
         """Return the (S,) trace of what superposition and the potential get wrong, at (S, K) concentrations."""
         c = concentration
-        out = self.emulator.misfit(c) * (self.emulator.mean(c) ** 2).sum(-1)
+        out = (self.emulator.misfit(c) + SMALL_CELLS) * (self.emulator.mean(c) ** 2).sum(-1)
         return np.asarray(out + (self.typical if share is None else share) * (c**2 @ self.norm2))
 
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
