@@ -26,7 +26,7 @@ NUMBER_PRIOR: Final = (0.3, 0.35, 0.2, 0.09, 0.04, 0.013, 0.007)
 """Prior probability of 0, 1, 2, ... dopants among the candidates."""
 
 SMALL_CELLS: Final = 0.02
-"""Share of the change that cells of some 64 atoms get wrong on the whole: they sample few wave vectors, and dopants have
+"""Share of the change that cells of some 64 atoms get wrong: they sample few wave vectors, and dopants have
 their own images for neighbours."""
 
 OTHER_PRIOR: Final = 0.1
