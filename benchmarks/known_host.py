@@ -38,7 +38,7 @@ def rows(folder: str, condition: str) -> tuple[Batch, Tensor]:
     """Return all pairs of a folder, asked about its dopants, and their concentrations."""
     split = next(read_shard(min(Path(folder).glob("shard-*.parquet")))).split
     items = list(SpectraDataModule(folder, batch_size=256).evaluation(split, "candidates", condition))
-    batch, true = stack([item.batch for item in items]), torch.cat([item.targets.concentration for item in items])
+    batch, true = stack([item.batch for item in items]), torch.cat([item.targets.true_concentration for item in items])
     if len(torch.unique(batch.composition, dim=0)) != 1:
         raise ConfigError(f"{folder} holds several hosts", fix="Simulate one host into each folder")
     return batch._replace(candidates=(true > 0).any(dim=0).expand(len(true), -1)), true

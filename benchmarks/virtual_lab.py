@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from chemotools.adaptation import DirectStandardization, PiecewiseDirectStandardization
+from defectnet.tasks.losses import expected_concentration
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -45,6 +46,7 @@ from defectnet.lab.jobs import Job, TrainingSettings, run_jobs
 from defectnet.lab.judge import average_precision
 from defectnet.lab.table import read_table
 from defectnet.lab.virtual import Instrument, as_is, write_lab
+from defectnet.models.answers import answer
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import build_model
 from defectnet.potentials.potential import load_potential
@@ -52,8 +54,6 @@ from defectnet.simulate.executors import LocalExecutor
 from defectnet.simulate.rows import Settings
 from defectnet.simulate.runner import simulate
 from defectnet.spectrum import KINDS
-from defectnet.tasks.losses import expected_concentration
-from defectnet.tasks.metrics import answer
 
 Record = Mapping[str, Any]
 
@@ -179,7 +179,7 @@ def metrics(model: DefectModel, items: Sequence[Item]) -> dict[str, float]:
     """Return the error over the elements in question (at.%), and the average precision of their probabilities."""
     found = answer(model.predict_batch, items)
     asked = found.batch.candidates
-    error = (expected_concentration(found.output, model.loss) - found.targets.concentration).abs()[asked]
+    error = (expected_concentration(found.output, model.loss) - found.targets.true_concentration).abs()[asked]
     score, present = found.output.identity_logits[asked].double().numpy(), found.targets.present[asked].numpy()
     precision = average_precision(score, present, np.ones((1, len(score))))[0]
     return {"mae": 100.0 * float(error.mean()), "ap": float(precision)}
@@ -189,7 +189,7 @@ def rows_of(item: Item, rows: Sequence[int]) -> Item:
     """Return some rows of a batch."""
     chosen = torch.as_tensor(rows, dtype=torch.long)
     batch = Batch(*(field[chosen] for field in item.batch))
-    return Item(batch, Targets(item.targets.concentration[chosen]), item.rows[chosen])
+    return Item(batch, Targets(item.targets.true_concentration[chosen]), item.rows[chosen])
 
 
 def standardised(lab: Lab, learn: Sequence[int], held: Sequence[int], rival: str) -> Item:

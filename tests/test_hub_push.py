@@ -14,10 +14,10 @@ import yaml
 
 from conftest import make_random_batch
 from defectnet import cli
-from defectnet.config import Calibration
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.hub import Pushed, from_pretrained, load, push_checkpoint, save, verify
 from defectnet.hub.card import METRICS, eval_results, model_card, read_results
+from defectnet.models.calibration import Calibration
 
 CARD = "---\nlicense: mit\ntags: [dopants, own]\n---\n\n# Tiny\n\nWhat it is for.\n"
 

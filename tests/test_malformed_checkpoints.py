@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defectnet.config import Calibration, DefectNetConfig, Grid, Interval, ModelSpec, PaperConfig
+from defectnet.config import DefectNetConfig, Grid, ModelSpec
 from defectnet.errors import CheckpointError, ConfigError, DefectNetError
 from defectnet.hub import from_pretrained, load, read_golden, save, verify
+from defectnet.models.calibration import Calibration, Interval
+from defectnet.models.paper import PaperConfig
 from defectnet.models.registry import build_model
 from defectnet.prediction import Prediction
 
@@ -200,8 +202,11 @@ def test_malformed_source(folder, monkeypatch, case):
     assert caught.value.fix
 
 
+NUMBERS = ("probability", "concentration_if_present", "low", "high", "expected_concentration")
+
+
 def prediction(**change: Any) -> Prediction:
-    fields: dict[str, Any] = {name: np.zeros(2) for name in ("probability", "concentration", "low", "high")}
+    fields: dict[str, Any] = {name: np.zeros(2) for name in NUMBERS}
     fields |= {"elements": ("C", "Ge"), "coverage": 0.9, "threshold": 0.5, "candidates_given": True}
     return Prediction(**(fields | {"formula": "Si", "model": "tiny"} | change))
 

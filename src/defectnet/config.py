@@ -79,7 +79,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where} is {value!r:.80}", fix=f"It must be {expected}")
 
 
-def _check(condition: bool, field: str, value: object, fix: str) -> None:
+def check(condition: bool, field: str, value: object, fix: str) -> None:
+    """Raise a ConfigError that names a field and its value, unless a condition holds."""
     if not condition:
         raise ConfigError(f"{field} is {value!r:.80}", fix=fix)
 
@@ -148,9 +149,9 @@ class ModelSpec(Settings):
     def __post_init__(self) -> None:
         fix = "Use a checkpoint and a package of the same vocabulary: upgrade the older of the two"
         different = sorted(set(self.elements) ^ set(VOCABULARY))[:5] or "the order differs"
-        _check(self.elements == VOCABULARY, "spec.elements: difference from this vocabulary", different, fix)
+        check(self.elements == VOCABULARY, "spec.elements: difference from this vocabulary", different, fix)
         ok = bool(self.kinds) and len(set(self.kinds)) == len(self.kinds)
-        _check(ok, "spec.kinds", self.kinds, "Name one kind of DOS or more, each once")
+        check(ok, "spec.kinds", self.kinds, "Name one kind of DOS or more, each once")
 
 
 @dataclass(frozen=True)
@@ -192,124 +193,9 @@ class DefectNetConfig(Settings):
             ("mlp_ratio", 1, 8),
         ):
             value = getattr(self, name)
-            _check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
-        _check(self.d_model % self.heads == 0, "net.heads", self.heads, f"It must divide d_model = {self.d_model}")
-        _check(self.d_model % 2 == 0, "net.d_model", self.d_model, "Use an even number")
-        _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
+            check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
+        check(self.d_model % self.heads == 0, "net.heads", self.heads, f"It must divide d_model = {self.d_model}")
+        check(self.d_model % 2 == 0, "net.d_model", self.d_model, "Use an even number")
+        check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
         for name in ("correlated", "resolved"):
-            _check(self.impurity or not getattr(self, name), f"net.{name}", True, "Set net.impurity: true too")
-
-
-@dataclass(frozen=True)
-class PaperConfig(Settings):
-    """Size of `defectnet.models.paper.PaperDefectNet`; the defaults are the published values.
-
-    Attributes:
-        bins: Bins of both histograms and length of the padded composition, from 0 to the host's edge.
-        channels: Width of the convolutions' output and of the attention; the convolutions grow to it by two
-            doublings.
-        heads: Attention heads; must divide `channels`.
-        hidden: Width of the MLP's two hidden layers.
-        kernel: Kernel of the convolutions; odd.
-        input: ``paper`` for the histograms above; ``grid`` for the spectra on this project's own grid, which reaches
-            above the edge, in their place (`bins` says nothing then). All else stays.
-    """
-
-    bins: int = 100
-    channels: int = 128
-    heads: int = 8
-    hidden: int = 256
-    kernel: int = 5
-    input: str = "paper"
-
-    def __post_init__(self) -> None:
-        _check(self.input in ("paper", "grid"), "net.input", self.input, "Use paper or grid")
-        elements = len(VOCABULARY)
-        _check(elements <= self.bins <= 4096, "net.bins", self.bins, f"Use {elements} (the vocabulary) to 4096")
-        _check(
-            4 <= self.channels <= 4096 and self.channels % 4 == 0, "net.channels", self.channels, "Use 4, 8, ... 4096"
-        )
-        _check(
-            1 <= self.heads <= 64 and self.channels % self.heads == 0,
-            "net.heads",
-            self.heads,
-            f"It must divide channels = {self.channels}",
-        )
-        _check(1 <= self.hidden <= 8192, "net.hidden", self.hidden, "Use a whole number from 1 to 8192")
-        _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
-
-
-@dataclass(frozen=True)
-class ResNetConfig(Settings):
-    """Size of `defectnet.models.resnet.ResNet1d`.
-
-    Attributes:
-        channels: Channels of the first block, a multiple of 8; doubled by each of the first two blocks after the stem.
-        blocks: Residual blocks, each of which halves the length.
-        kernel: Kernel of the convolutions; odd.
-        hidden: Width of the layer before the heads.
-        dropout: Share of that layer's activations dropped in training.
-    """
-
-    channels: int = 32
-    blocks: int = 3
-    kernel: int = 5
-    hidden: int = 256
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("channels", 8, 1024), ("blocks", 1, 6), ("hidden", 8, 8192)):
-            value = getattr(self, name)
-            _check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
-        _check(self.channels % 8 == 0, "net.channels", self.channels, "Use a multiple of 8")
-        _check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
-        _check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
-
-
-@dataclass(frozen=True)
-class Interval(Settings):
-    """A conformal band: `c - (offset + slope c)` to `c + (offset + slope c)`, cut to 0 and 1.
-
-    Attributes:
-        coverage: Share of true concentrations that the band holds on calibration data, 0 to 1.
-        offset: Half-width at concentration 0, atomic fraction.
-        slope: Growth of the half-width with the concentration.
-    """
-
-    coverage: float
-    offset: float
-    slope: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(0.0 < self.coverage < 1.0, "interval.coverage", self.coverage, "Use a number between 0 and 1")
-        _check(0.0 <= self.offset <= 1.0, "interval.offset", self.offset, "Use a number from 0 to 1")
-        _check(0.0 <= self.slope <= 100.0, "interval.slope", self.slope, "Use a number from 0 to 100")
-
-
-@dataclass(frozen=True)
-class Calibration(Settings):
-    """Numbers fitted on validation crystals, which turn a network's raw answer into what a user sees.
-
-    `candidates` and `blind` are the two tracks: they have different base rates, hence their own numbers.
-
-    Attributes:
-        temperature_candidates: Identity logits are divided by it where candidates are given.
-        temperature_blind: The same where nothing is named.
-        threshold_candidates: Probability from which an element counts as present where candidates are given.
-        threshold_blind: The same where nothing is named.
-        interval: Band of the concentration; None where it was not fitted.
-    """
-
-    temperature_candidates: float = 1.0
-    temperature_blind: float = 1.0
-    threshold_candidates: float = 0.5
-    threshold_blind: float = 0.5
-    interval: Interval | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature_candidates", "temperature_blind"):
-            value = getattr(self, name)
-            _check(0.01 <= value <= 100.0, f"calibration.{name}", value, "Use a number from 0.01 to 100")
-        for name in ("threshold_candidates", "threshold_blind"):
-            value = getattr(self, name)
-            _check(0.0 < value < 1.0, f"calibration.{name}", value, "Use a number between 0 and 1")
+            check(self.impurity or not getattr(self, name), f"net.{name}", True, "Set net.impurity: true too")

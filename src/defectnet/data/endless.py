@@ -147,7 +147,7 @@ def joined(items: Sequence[Item]) -> Item:
     """Return batches as one."""
     first = items[0]
     batch = type(first.batch)(*(torch.cat(fields) for fields in zip(*(item.batch for item in items), strict=True)))
-    concentration = torch.cat([item.targets.concentration for item in items])
+    concentration = torch.cat([item.targets.true_concentration for item in items])
     shown = [item.targets.projected for item in items if item.targets.projected is not None]
     targets = type(first.targets)(concentration, torch.cat(shown) if shown else None)
     return Item(batch, targets, torch.cat([item.rows for item in items]))

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from defectnet.batch import Batch, Output
-from defectnet.config import Calibration
 from defectnet.elements import INDEX
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256, swap_folder
 from defectnet.models.base import DefectModel
+from defectnet.models.calibration import Calibration
 from defectnet.models.registry import architecture
 
 SCHEMA_VERSION: Final = 1
@@ -45,6 +45,9 @@ _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOLERANCE: Final = 1e-5
 NEWER: Final = "Upgrade"
 """How the fix begins of a checkpoint that is whole, but too new for this version."""
+_OUTPUTS: Final = {"identity_logits": "output.identity_logits", "concentration_if_present": "output.concentration"}
+"""Names in a golden file of what every network says; the second is older than the field's."""
+_FURTHER: Final = "output.further."
 _AGAIN: Final = "Copy or download the checkpoint again"
 
 
@@ -162,12 +165,22 @@ def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is missing or not whole", why=str(error)[:160], fix=_AGAIN) from error
-    wanted = [f"input.{name}" for name in Batch._fields] + [f"output.{name}" for name in Output._fields]
-    if set(found) != set(wanted):
-        odd = ", ".join(sorted(set(found) ^ set(wanted)))
+    wanted = {f"input.{name}" for name in Batch._fields} | set(_OUTPUTS.values())
+    further = {name for name in set(found) - wanted if name.startswith(_FURTHER)}
+    if set(found) != wanted | further:
+        odd = ", ".join(sorted(set(found) ^ (wanted | further)))
         raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
     batch = Batch(*(found[f"input.{name}"] for name in Batch._fields))
-    return batch, Output(*(found[f"output.{name}"] for name in Output._fields))
+    logits, concentration = (found[name] for name in _OUTPUTS.values())
+    return batch, Output(logits, concentration, {name.removeprefix(_FURTHER): found[name] for name in sorted(further)})
+
+
+def _outputs(output: Output) -> dict[str, Tensor]:
+    """Return the tensors of an output by their names in a golden file."""
+    return {
+        **{name: getattr(output, field) for field, name in _OUTPUTS.items()},
+        **{f"{_FURTHER}{name}": x for name, x in output.further.items()},
+    }
 
 
 def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> None:
@@ -182,9 +195,12 @@ def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> 
     """
     model = model or load(folder)
     batch, wanted = read_golden(folder)
-    found = model.predict_batch(batch)
-    for name in Output._fields:
-        old, new = getattr(wanted, name), getattr(found, name)
+    kept, found = _outputs(wanted), _outputs(model.predict_batch(batch))
+    for name in dict.fromkeys([*kept, *found]):
+        if name not in kept or name not in found:
+            which = "the network" if name in kept else "the file"
+            raise CheckpointError(f"{Path(folder) / GOLDEN}: {which} holds no {name}", fix=_AGAIN)
+        old, new = kept[name], found[name]
         if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE):
             why = f"by up to {(old - new).abs().max():.2g}" if old.shape == new.shape else f"{_form(old)}, {_form(new)}"
             fix = f"{_AGAIN}; if that does not help, report it with the versions of defectnet and torch"
@@ -212,7 +228,7 @@ def save(
         golden: Sample inputs, a few rows, to be stored with the outputs.
         card: Text of README.md: intended use, data, metrics, where it fails.
         training: Record of data, recipe and versions, JSON-able; `edge_mev` and `host_elements` draw warnings.
-        calibration: Fields of `defectnet.config.Calibration`; None if not calibrated.
+        calibration: Fields of `defectnet.models.calibration.Calibration`; None if not calibrated.
         half: Write weights in half precision, which they must have been rounded to (`round_to_half`).
 
     Returns:
@@ -274,7 +290,7 @@ def _write(
     save_file(weights, folder / WEIGHTS)
     output = model.predict_batch(golden)
     tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
-    save_file(tensors | {f"output.{name}": x.contiguous() for name, x in output._asdict().items()}, folder / GOLDEN)
+    save_file(tensors | {name: x.contiguous() for name, x in _outputs(output).items()}, folder / GOLDEN)
     config = {
         "schema_version": SCHEMA_VERSION,
         "defectnet_version": version("defectnet"),

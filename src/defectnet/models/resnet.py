@@ -6,6 +6,7 @@ instead of batch normalisation, so that an answer does not depend on its batch m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from defectnet.batch import Batch, Output
-from defectnet.config import ModelSpec, ResNetConfig
+from defectnet.config import ModelSpec, Settings, check
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
 from defectnet.models.defectnet import contrast, contrast_summary, element_descriptors, log_shift
 from defectnet.nn.heads import MAX_CONCENTRATION
@@ -22,6 +23,33 @@ from defectnet.spectrum import KINDS
 _CHANNELS = 5
 _SUMMARY = 7  # six sums of the contrast, and the shift of the mean log energy
 _GROUPS = 8
+
+
+@dataclass(frozen=True)
+class ResNetConfig(Settings):
+    """Size of `ResNet1d`.
+
+    Attributes:
+        channels: Channels of the first block, a multiple of 8; doubled by each of the first two blocks after the stem.
+        blocks: Residual blocks, each of which halves the length.
+        kernel: Kernel of the convolutions; odd.
+        hidden: Width of the layer before the heads.
+        dropout: Share of that layer's activations dropped in training.
+    """
+
+    channels: int = 32
+    blocks: int = 3
+    kernel: int = 5
+    hidden: int = 256
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("channels", 8, 1024), ("blocks", 1, 6), ("hidden", 8, 8192)):
+            value = getattr(self, name)
+            check(low <= value <= high, f"net.{name}", value, f"Use a whole number from {low} to {high}")
+        check(self.channels % 8 == 0, "net.channels", self.channels, "Use a multiple of 8")
+        check(self.kernel % 2 == 1 and 1 <= self.kernel <= 31, "net.kernel", self.kernel, "Use an odd number up to 31")
+        check(0.0 <= self.dropout < 1.0, "net.dropout", self.dropout, "Use a number from 0 up to, not including, 1")
 
 
 class ResidualBlock(nn.Module):
@@ -61,7 +89,6 @@ class ResNet1d(DefectModel):
 
     net: ResNetConfig
     config_type: ClassVar[type[ResNetConfig]] = ResNetConfig
-    loss: ClassVar[str] = "hurdle"
 
     descriptors: Tensor
     bins: Tensor

@@ -179,8 +179,8 @@ class ResponseDictionary(nn.Module):
 
     Dilute dopants act one by one: doped less host is the sum of their concentrations times a response S of each. The
     responses are predicted from the host alone (theory of `ImpurityTheory`, softly chosen and corrected by a network
-    that reads the host), are taught on the true concentrations (`misfit`), and are then fitted to what is seen, alone
-    and together with ridge regression over the candidates.
+    that reads the host), are taught on the true concentrations (`response_loss`), and are then fitted to what is seen,
+    alone and together with ridge regression over the candidates.
 
     If they are resolved, network and theory predict what each dopant does to each element of the host, and a response
     is the sum (`defectnet.nn.changes.ElementChanges`).
@@ -332,7 +332,7 @@ class ResponseDictionary(nn.Module):
         fit = torch.stack([5.0 * alone, 2.0 * likeness, *(8.0 * c for c in together), log_gain], -1)
         return (8.0 * chosen * seen).clamp(-6.0, 6.0), fit
 
-    def misfits(self, batch: Batch, elements: Tensor, targets: Targets, explained: Explained) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, elements: Tensor, targets: Targets, explained: Explained) -> dict[str, Tensor]:
         """Return how well the responses explain what is seen, (B,) each.
 
         Args:
@@ -342,15 +342,15 @@ class ResponseDictionary(nn.Module):
             explained: What `forward` returned.
 
         Returns:
-            ``response`` (`misfit`), and with projected DOS those of `ElementChanges.misfits`.
+            ``response`` (`response_loss`), and with projected DOS those of `ElementChanges.losses`.
         """
-        true = targets.concentration.gather(1, elements)
-        found = {"response": self.misfit(batch, true, explained.response)}
+        true = targets.true_concentration.gather(1, elements)
+        found = {"response": self.response_loss(batch, true, explained.response)}
         if self.changes is not None and explained.parts is not None and targets.projected is not None:
-            found |= self.changes.misfits(explained.parts, batch.kind, elements, targets)
+            found |= self.changes.losses(explained.parts, batch.kind, elements, targets)
         return found
 
-    def misfit(self, batch: Batch, concentration: Tensor, response: Tensor) -> Tensor:
+    def response_loss(self, batch: Batch, concentration: Tensor, response: Tensor) -> Tensor:
         """Return how much of the change of the spectrum the true concentrations leave unexplained.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from defectnet.benchmark.protocol import Learner
+from defectnet.benchmark.protocol import TrainableEstimator
 from defectnet.errors import ConfigError
 
 try:
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["BASELINES"]
 
-BASELINES: Final[dict[str, type[Learner]]] = {
+BASELINES: Final[dict[str, type[TrainableEstimator]]] = {
     "mean": Mean,
     "composition": Composition,
     "candidates": Candidates,

@@ -9,7 +9,7 @@ import numpy as np
 from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
 from defectnet.benchmark.baselines.features import E, prior_features
 from defectnet.benchmark.baselines.pairs import LinearPairs, Pairs, TreePairs, sample_pairs, stack_pairs
-from defectnet.benchmark.baselines.table import Array, Lessons, Questions
+from defectnet.benchmark.baselines.table import Array, FitArrays, Questions
 
 _TREES: Final = tuple(
     {"n_estimators": n, "learning_rate": 0.05, "num_leaves": leaves, "min_child_samples": 50}
@@ -31,21 +31,21 @@ class Candidates(Baseline):
         *({"model": "lightgbm", **settings} for settings in _TREES),
     )
 
-    def _learn(self, lessons: Lessons) -> None:
-        pairs = self._pairs(lessons)
+    def _fit_method(self, data: FitArrays) -> None:
+        pairs = self._pairs(data)
         best = -np.inf
         for option in self.options:
             settings = {key: value for key, value in option.items() if key != "model"}
             model = LinearPairs(**settings) if option["model"] == "logistic" else TreePairs(**settings)
             self._model: LinearPairs | TreePairs = model.fit(pairs)
-            if (found := self._skill(lessons)) > best:
+            if (found := self._skill(data)) > best:
                 best, chosen, self.settings = found, self._model, dict(option)
         self._model = chosen
 
-    def _pairs(self, lessons: Lessons) -> Pairs:
+    def _pairs(self, data: FitArrays) -> Pairs:
         # Composition and candidates are the same under both conditions, so one of them is enough.
-        rows = slice(0, len(lessons.spectra.concentration) // 2)
-        parts = [lessons.named.take(rows), lessons.spectra.take(rows)]
+        rows = slice(0, len(data.spectra.true_concentration) // 2)
+        parts = [data.named.take(rows), data.spectra.take(rows)]
         return stack_pairs([sample_pairs(part, lambda questions, _: self._features(questions)) for part in parts])
 
     def _features(self, questions: Questions) -> Array:

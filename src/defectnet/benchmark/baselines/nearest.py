@@ -19,7 +19,7 @@ from defectnet.benchmark.baselines.features import (
     relations,
     smooth,
 )
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, Part, Questions, thin
 
 _DOPANTS: Final = 6  # most dopants of a row
 _BLOCK: Final = 128  # questions that are compared with the library at a time
@@ -55,9 +55,9 @@ class Nearest(Baseline):
     Savitzky-Golay window, derivative.
     """
 
-    def _learn(self, lessons: Lessons) -> None:
+    def _fit_method(self, data: FitArrays) -> None:
         best, score = Matching(), -np.inf
-        part = thin(lessons.spectra, 10_000)
+        part = thin(data.spectra, 10_000)
         steps: list[list[dict[str, Any]]] = [
             [{"relation": width} for width in (0.0, 0.25, 0.5, 1.0)],
             [{"neighbours": count} for count in (10, 100, 300)],
@@ -66,10 +66,10 @@ class Nearest(Baseline):
         ]
         for step in steps:
             options = [replace(best, **change) for change in step]
-            found = [self._skill(lessons, Library(option).fit(part).raw) for option in options]
+            found = [self._skill(data, Library(option).fit(part).raw) for option in options]
             if max(found) > score:
                 score, best = max(found), options[int(np.argmax(found))]
-        self._library = Library(best).fit(lessons.spectra)
+        self._library = Library(best).fit(data.spectra)
         self.settings = asdict(best)
 
     def _raw(self, questions: Questions) -> Raw:
@@ -95,9 +95,9 @@ class Library:
         self._spread = np.sqrt(self._pca.explained_variance_.sum())
         self._points = self._embed(part.questions)
         self._size = self._log_size(part.questions)
-        order = np.argsort(-part.concentration, axis=1, kind="stable")[:, :_DOPANTS]
+        order = np.argsort(-part.true_concentration, axis=1, kind="stable")[:, :_DOPANTS]
         self._dopant = order  # (n, 6), largest first
-        self._amount = np.take_along_axis(part.concentration, order, axis=1)
+        self._amount = np.take_along_axis(part.true_concentration, order, axis=1)
         # Systems come in many rows, so relations are kept for the dopants alone.
         self._relation: NDArray[np.float32] = np.concatenate(
             [

@@ -63,7 +63,7 @@ def sample_pairs(
         seed: Of the choice.
     """
     rng, found = np.random.default_rng(seed), []
-    for begin in range(0, len(part.concentration), CHUNK):
+    for begin in range(0, len(part.true_concentration), CHUNK):
         rows = slice(begin, begin + CHUNK)
         piece = part.take(rows)
         gone = piece.questions.asked & ~piece.present
@@ -72,7 +72,7 @@ def sample_pairs(
         weight = np.where(kept, gone.sum(axis=1, keepdims=True) / kept.sum(axis=1, keepdims=True).clip(1), 1.0)
         chosen = kept | (piece.present & piece.questions.asked)
         x = features(piece.questions, rows)[chosen].astype(np.float32)
-        found.append((x, piece.concentration[chosen], weight[chosen]))
+        found.append((x, piece.true_concentration[chosen], weight[chosen]))
     return Pairs(*(np.concatenate(fields) for fields in zip(*found, strict=True)))
 
 

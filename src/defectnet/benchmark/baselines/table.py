@@ -75,35 +75,35 @@ class Part(NamedTuple):
 
     Attributes:
         questions: What is asked.
-        concentration: (B, E) true concentrations.
+        true_concentration: (B, E) 0 where an element is absent.
     """
 
     questions: Questions
-    concentration: Array
+    true_concentration: Array
 
     @property
     def present(self) -> Mask:
         """(B, E) bool, true where an element was substituted in."""
-        return self.concentration > 0
+        return self.true_concentration > 0
 
     def take(self, rows: Any) -> Part:
         """Select rows."""
-        return Part(self.questions.take(rows), self.concentration[rows])
+        return Part(self.questions.take(rows), self.true_concentration[rows])
 
 
 def join(parts: list[Part]) -> Part:
     """Put parts one after the other."""
     questions = Questions(*(np.concatenate(fields) for fields in zip(*(p.questions for p in parts), strict=True)))
-    return Part(questions, np.concatenate([part.concentration for part in parts]))
+    return Part(questions, np.concatenate([part.true_concentration for part in parts]))
 
 
 def thin(part: Part, rows: int = SEARCH_ROWS) -> Part:
     """Return at most so many rows, evenly spaced."""
-    count = len(part.concentration)
+    count = len(part.true_concentration)
     return part if count <= rows else part.take(np.linspace(0, count - 1, rows).astype(int))
 
 
-class Lessons:
+class FitArrays:
     """What a baseline may learn from: training and validation rows under both conditions, each read once.
 
     Args:
@@ -134,4 +134,4 @@ class Lessons:
 
     def _part(self, split: str, track: Track, condition: str) -> Part:
         rows = (self._data.train if split == "train" else self._data.val)(track, condition)
-        return Part(Questions.of(rows.batch), rows.concentration.double().numpy())
+        return Part(Questions.of(rows.batch), rows.true_concentration.double().numpy())

@@ -24,7 +24,7 @@ from defectnet.benchmark.baselines.features import (
 from defectnet.benchmark.baselines.linear import Beside, Together
 from defectnet.benchmark.baselines.nearest import Library, Matching
 from defectnet.benchmark.baselines.pairs import Pairs, TreePairs, sample_pairs, stack_pairs
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, Part, Questions, thin
 from defectnet.benchmark.baselines.unmixing import Templates
 from defectnet.config import MODEL_GRID
 
@@ -55,22 +55,22 @@ class LightGbm(Baseline):
         {"n_estimators": 800, "learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 100},
     )
 
-    def _learn(self, lessons: Lessons) -> None:
-        systems = lessons.spectra.questions.systems
+    def _fit_method(self, data: FitArrays) -> None:
+        systems = data.spectra.questions.systems
         folds = GroupKFold(min(_FOLDS, len(set(systems)))).split(systems, groups=systems)
-        said = np.zeros((*lessons.spectra.concentration.shape, Members.COUNT), dtype=np.float32)
+        said = np.zeros((*data.spectra.true_concentration.shape, Members.COUNT), dtype=np.float32)
         for inside, outside in folds:
-            members = Members().fit(lessons.spectra.take(inside))
+            members = Members().fit(data.spectra.take(inside))
             for piece in np.array_split(outside, -(-len(outside) // CHUNK)):
-                said[piece] = members.say(lessons.spectra.questions.take(piece))
-        self._members = Members().fit(lessons.spectra)
-        shapes = contrasts(thin(lessons.spectra).questions, Preprocess(window=7))
+                said[piece] = members.say(data.spectra.questions.take(piece))
+        self._members = Members().fit(data.spectra)
+        shapes = contrasts(thin(data.spectra).questions, Preprocess(window=7))
         self._pca = principal_components(shapes, _COMPONENTS)
-        pairs = stack_pairs([self._sample(part, said) for part in (lessons.named, lessons.spectra)])
+        pairs = stack_pairs([self._sample(part, said) for part in (data.named, data.spectra)])
         best = -np.inf
         for settings in self.sizes:
             self._model = TreePairs(**settings).fit(pairs)
-            if (found := self._skill(lessons)) > best:
+            if (found := self._skill(data)) > best:
                 best, chosen, self.settings = found, self._model, dict(settings)
         self._model = chosen
 
