@@ -33,7 +33,7 @@ from defectnet.data.shards import Sample, read_shard, write_shard
 from defectnet.elements import VOCABULARY
 from defectnet.files import replacing
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
+from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, relax_host, row_generator
 
 HOSTS = ("GaAs-zincblende", "Si-diamond", "mp-549706")  # the last one is MgO
 CONCENTRATIONS = (0.01, 0.02, 0.05, 0.10)
@@ -43,7 +43,7 @@ CONDITIONS = {"clean": CLEAN, "lab": LAB}
 def simulate(options: argparse.Namespace) -> None:
     """Simulate every element of the vocabulary in each host, some placements each; one shard for each element."""
     potential = load_potential(options.potential)
-    settings = Settings(seed=7, smallest=128, largest=199)
+    settings = SimulationSettings(seed=7, smallest=128, largest=199)
     listed = {host.id: host for host in read_hosts(options.hosts)}
     for name in options.host:
         host = listed[name]
@@ -65,7 +65,7 @@ def simulate(options: argparse.Namespace) -> None:
                 try:
                     cell = build(simulation.relaxed, recipe, rng, simulation.regular)
                     samples += simulation.vibrate(row, cell).samples
-                except Rejected as reason:
+                except RejectedCell as reason:
                     rejected.append(str(reason))
             write_shard(path, samples, {"rows": len(samples), "rejected": rejected})
             print(f"{name}: {element} on {site}, {len(samples)} cells {' '.join(rejected)}", flush=True)

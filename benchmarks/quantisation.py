@@ -31,7 +31,7 @@ from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.regenerate import differences, regenerate
-from defectnet.simulate.rows import Settings
+from defectnet.simulate.rows import SimulationSettings
 
 FWHM_MEV = 1.0
 """Resolution at which shapes are also compared: finer than nearly any instrument's."""
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="defectnet-small")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = Settings.read(options.data / "dataset.json")
+    settings = SimulationSettings.read(options.data / "dataset.json")
     potential = load_potential(options.potential)
     stored = chosen(options.data, options.rows, options.seed)
     exact = [regenerate(sample, potential, settings) for sample in stored]

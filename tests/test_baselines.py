@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score
 
 from defectnet.batch import Batch
 from defectnet.benchmark.baselines import BASELINES
-from defectnet.benchmark.baselines.base import Calibrator, Raw
-from defectnet.benchmark.baselines.composition import Candidates, Composition, Prior
+from defectnet.benchmark.baselines.base import RawScores, ScoreCalibration
+from defectnet.benchmark.baselines.composition import Candidates, HostComposition, Prior
 from defectnet.benchmark.baselines.features import E, Preprocess, contrasts, moments, prior_features, relations
 from defectnet.benchmark.baselines.nearest import Library, Matching
 from defectnet.benchmark.baselines.pairs import sample_pairs
@@ -32,7 +32,7 @@ def _short_searches():
     """Trees take long where they learn little; the larger ones are searched no differently."""
     with pytest.MonkeyPatch.context() as patch:
         logistic, trees = Candidates.options[1], {**Candidates.options[3], "n_estimators": 20}
-        for cls in (Candidates, Composition):
+        for cls in (Candidates, HostComposition):
             patch.setattr(cls, "options", (logistic, trees))
         patch.setattr(Prior, "options", (logistic,))
         sizes = [{**size, "n_estimators": 40, "min_child_samples": 20} for size in LightGbm.sizes[:2]]
@@ -292,10 +292,10 @@ def test_the_calibration_turns_scores_into_rates(arrays):
 
     def raw_of(part):
         noise = rng.normal(size=part.present.shape)
-        return Raw((3.0 * part.present + noise)[..., None], np.full(noise.shape, 0.01))
+        return RawScores((3.0 * part.present + noise)[..., None], np.full(noise.shape, 0.01))
 
     raws = [raw_of(part) for part in parts]
-    calibrator = Calibrator(reads_spectra=False).fit(parts, raws)
+    calibrator = ScoreCalibration(reads_spectra=False).fit(parts, raws)
     for part, raw in zip(parts, raws, strict=True):
         probability, amount = calibrator.apply(part.questions, raw)
         asked = part.questions.asked
@@ -308,9 +308,9 @@ def test_the_calibration_turns_scores_into_rates(arrays):
 
 def test_too_few_validation_rows_are_one_error(arrays):
     parts = [part.take(part.present.sum(axis=1) == 0) for part in arrays.val["candidates"]]
-    raws = [Raw(part.concentration[..., None], part.concentration) for part in parts]
+    raws = [RawScores(part.concentration[..., None], part.concentration) for part in parts]
     with pytest.raises(ConfigError, match=r"the validation rows ask about no dopant\. Give more validation rows"):
-        Calibrator(reads_spectra=True).fit(parts, raws)
+        ScoreCalibration(reads_spectra=True).fit(parts, raws)
 
 
 def test_systems_number_the_sets_of_host_elements():

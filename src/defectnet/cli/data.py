@@ -155,17 +155,17 @@ def _simulate_hosts(
     **options: Any,
 ) -> Counter[str]:
     from defectnet.crystal.hosts import read_hosts
-    from defectnet.simulate.rows import Settings, atom_range
+    from defectnet.simulate.rows import SimulationSettings, atom_range
     from defectnet.simulate.runner import simulate as run
 
     if recipe is None:
         smallest, largest = atom_range(atoms)
         named = () if dopants is None else tuple(part.strip() for part in dopants.split(",") if part.strip())
-        settings = Settings(
+        settings = SimulationSettings(
             seed=seed, spectra_per_host=spectra_per_host, smallest=smallest, largest=largest, dopants=named
         )
     else:
-        settings = Settings.read(recipe)
+        settings = SimulationSettings.read(recipe)
     return run(read_hosts(hosts), potential, out, settings, **options)
 
 

@@ -49,7 +49,7 @@ class Item(NamedTuple):
     rows: Tensor
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """An error on its way out of a worker process, where DataLoader would bury it in a traceback."""
 
     kind: type[DefectNetError]
@@ -265,7 +265,7 @@ class Stream:
             raise ConfigError(f"data: rank is {self.rank} of {self.ranks}", fix="Use 0 <= rank < ranks")
 
 
-class ShardDataset(IterableDataset[Item | Failure]):
+class ShardDataset(IterableDataset[Item | LoadFailure]):
     """Batches of one split, to be read by `defectnet.data.module.ShardLoader`.
 
     Args:
@@ -302,7 +302,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
         """Say which epoch the next iteration gives, and from which batch of this rank on."""
         self._position[0], self._position[1] = epoch, first_batch
 
-    def __iter__(self) -> Iterator[Item | Failure]:
+    def __iter__(self) -> Iterator[Item | LoadFailure]:
         info = get_worker_info()
         if info is None:
             yield from self._turn(0, 1)
@@ -310,7 +310,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
         try:
             yield from self._turn(info.id, info.num_workers)
         except DefectNetError as error:
-            yield Failure(type(error), error.what, error.why, error.fix)
+            yield LoadFailure(type(error), error.what, error.why, error.fix)
 
     def _turn(self, worker: int, workers: int) -> Iterator[Item]:
         if workers != max(self.stream.workers, 1):

@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from defectnet.data.dataset import Failure, Item, View
+from defectnet.data.dataset import Item, LoadFailure, View
 from defectnet.data.packs import PackPairs
 from defectnet.data.shards import Row, in_brief
 from defectnet.errors import ConfigError, DefectNetError
@@ -42,7 +42,7 @@ class PackPart:
             )
 
 
-class PackDataset(IterableDataset[Item | Failure]):
+class PackDataset(IterableDataset[Item | LoadFailure]):
     """Batches without end, to be read by `PackLoader`.
 
     Args:
@@ -78,7 +78,7 @@ class PackDataset(IterableDataset[Item | Failure]):
         """Return which row of each part is next once every rank has given out so many batches since `enter`."""
         return [first + batches * self.ranks * part.rows for first, part in zip(self._first, self.parts, strict=True)]
 
-    def __iter__(self) -> Iterator[Item | Failure]:
+    def __iter__(self) -> Iterator[Item | LoadFailure]:
         info = get_worker_info()
         if info is None:
             yield from self.batches(0, 1)
@@ -87,7 +87,7 @@ class PackDataset(IterableDataset[Item | Failure]):
         try:
             yield from self.batches(info.id, info.num_workers)
         except DefectNetError as error:
-            yield Failure(type(error), error.what, error.why, error.fix)
+            yield LoadFailure(type(error), error.what, error.why, error.fix)
 
     def batches(self, worker: int, workers: int) -> Iterator[Item]:
         """Yield the batches of one worker of this rank."""
@@ -126,9 +126,9 @@ class PackLoader(DataLoader[Item]):
         self._given = 0
         return self._count(super().__iter__())
 
-    def _count(self, batches: Iterator[Item | Failure]) -> Iterator[Item]:
+    def _count(self, batches: Iterator[Item | LoadFailure]) -> Iterator[Item]:
         for batch in batches:
-            if isinstance(batch, Failure):
+            if isinstance(batch, LoadFailure):
                 raise batch.error()
             self._given += 1
             yield batch

@@ -38,7 +38,7 @@ from defectnet.export import read_run
 from defectnet.files import replacing
 from defectnet.lab import progress
 from defectnet.lab.data import EncodedPairs, LabDataModule, Replay
-from defectnet.lab.progress import NO_LOG, Progress, TrainingLog
+from defectnet.lab.progress import NO_LOG, ProgressLines, TrainingLog
 from defectnet.lab.table import LabPair
 from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
@@ -302,7 +302,7 @@ def _quiet() -> Iterator[None]:
 def _trainer(job: Job, log: TrainingLog, *, stops: bool) -> Trainer:
     training = job.training
     common: dict[str, Any] = {"dirpath": job.folder, "enable_version_counter": False, "save_top_k": 1}
-    callbacks: list[Callback] = [_OwnHandler(), _SeededSteps(training.seed), Progress(job.label)]
+    callbacks: list[Callback] = [_OwnHandler(), _SeededSteps(training.seed), ProgressLines(job.label)]
     if training.ema:
         callbacks.append(EMAWeightAveraging(decay=training.ema))
     if stops:

@@ -80,7 +80,7 @@ def _installed(logger: str) -> bool:
     return any(find_spec(package) for package in _PACKAGES[logger])
 
 
-class Progress(Callback):
+class ProgressLines(Callback):
     """Prints where training stands: the first epoch, the last, and some in between.
 
     Args:

@@ -8,7 +8,7 @@ from defectnet.benchmark.protocol import TrainableEstimator
 from defectnet.errors import ConfigError
 
 try:
-    from defectnet.benchmark.baselines.composition import Candidates, Composition
+    from defectnet.benchmark.baselines.composition import Candidates, HostComposition
     from defectnet.benchmark.baselines.linear import Pls, Ridge
     from defectnet.benchmark.baselines.mean import Mean
     from defectnet.benchmark.baselines.nearest import Nearest
@@ -24,7 +24,7 @@ __all__ = ["BASELINES"]
 
 BASELINES: Final[dict[str, type[TrainableEstimator]]] = {
     "mean": Mean,
-    "composition": Composition,
+    "composition": HostComposition,
     "candidates": Candidates,
     "nearest": Nearest,
     "nnls": Nnls,

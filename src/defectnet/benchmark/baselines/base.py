@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from defectnet.batch import Batch, Estimate
 from defectnet.benchmark.baselines.features import CHUNK, moments
-from defectnet.benchmark.baselines.table import Array, FitArrays, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 from defectnet.benchmark.protocol import FitData, TrainableEstimator
 from defectnet.config import MODEL_GRID
 from defectnet.data.candidates import TRACKS
@@ -27,7 +27,7 @@ MOST: Final = 0.5
 """Bounds of an amount, atomic fraction: half of the lowest and twice the highest concentration that is simulated."""
 
 
-class Raw(NamedTuple):
+class RawScores(NamedTuple):
     """What a method says before calibration.
 
     Attributes:
@@ -89,7 +89,7 @@ class Baseline(TrainableEstimator):
         """Fit the method and choose its settings."""
 
     @abstractmethod
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         """Score elements."""
 
     def _make_prior(self, data: FitArrays) -> Baseline | None:
@@ -103,20 +103,20 @@ class Baseline(TrainableEstimator):
         prior: Baseline = data.shared["prior"]
         return prior
 
-    def _with_prior(self, questions: Questions) -> Raw:
+    def _with_prior(self, questions: Questions) -> RawScores:
         raw = self._raw(questions)
         if self._prior is None:
             return raw
         prior = self._prior._raw(questions)
         scores = np.concatenate([raw.scores, prior.scores[..., :1]], axis=2)
-        return Raw(scores, raw.amount)
+        return RawScores(scores, raw.amount)
 
-    def _raw_in_pieces(self, questions: Questions) -> Raw:
+    def _raw_in_pieces(self, questions: Questions) -> RawScores:
         rows = len(questions.host)
         pieces = [self._with_prior(questions.take(slice(i, i + CHUNK))) for i in range(0, rows, CHUNK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*pieces, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*pieces, strict=True)))
 
-    def _skill(self, data: FitArrays, raw: Callable[[Questions], Raw] | None = None) -> float:
+    def _skill(self, data: FitArrays, raw: Callable[[Questions], RawScores] | None = None) -> float:
         """Return how well a method does on (at most 1,000 of each part of) the validation rows; see `skill`."""
         parts = [thin(part, _SKILL_ROWS) for track in TRACKS for part in data.val[track]]
         answers = [(raw or self._raw)(part.questions) for part in parts]
@@ -135,7 +135,7 @@ class ScoreCalibration:
     def __init__(self, reads_spectra: bool) -> None:
         self._reads_spectra = reads_spectra
 
-    def fit(self, parts: Sequence[Part], raws: Sequence[Raw]) -> Self:
+    def fit(self, parts: Sequence[FitRows], raws: Sequence[RawScores]) -> Self:
         """Fit on rows that the method was not fitted on.
 
         Args:
@@ -162,7 +162,7 @@ class ScoreCalibration:
             self._amount[given] = make_pipeline(StandardScaler(), Ridge(alpha=3.0)).fit(inside, np.log(true[present]))
         return self
 
-    def apply(self, questions: Questions, raw: Raw) -> tuple[Array, Array]:
+    def apply(self, questions: Questions, raw: RawScores) -> tuple[Array, Array]:
         """Return probability and amount, (B, E) each; what is not in question has probability 0."""
         probability, amount = np.zeros(questions.asked.shape), np.full(questions.asked.shape, LEAST)
         context = self._context(questions, raw)
@@ -176,7 +176,7 @@ class ScoreCalibration:
             amount[asked] = from_log(said)
         return probability, amount
 
-    def _context(self, questions: Questions, raw: Raw) -> Array:
+    def _context(self, questions: Questions, raw: RawScores) -> Array:
         """Return (B, E, S + 3 or 4): scores, lead over the best other element, rank, number asked, size of contrast."""
         first = np.where(questions.asked, raw.scores[..., 0], -np.inf)
         top = np.sort(first, axis=1)
@@ -197,7 +197,7 @@ def _amount_features(amount: Array, features: Array) -> Array:
     return np.column_stack([np.log(amount.clip(LEAST, MOST)), features])
 
 
-def skill(part: Part, probability: Array, amount: Array) -> float:
+def skill(part: FitRows, probability: Array, amount: Array) -> float:
     """Return micro average precision less the relative error of the expected concentration.
 
     That error is the mean absolute one over that of answering zero everywhere; both over the elements in question.

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Baseline, RawScores
 from defectnet.benchmark.baselines.features import E, prior_features
-from defectnet.benchmark.baselines.pairs import LinearPairs, Pairs, TreePairs, sample_pairs, stack_pairs
+from defectnet.benchmark.baselines.pairs import ElementPairs, LinearPairs, TreePairs, sample_pairs, stack_pairs
 from defectnet.benchmark.baselines.table import Array, FitArrays, Questions
 
 _TREES: Final = tuple(
@@ -42,7 +42,7 @@ class Candidates(Baseline):
                 best, chosen, self.settings = found, self._model, dict(option)
         self._model = chosen
 
-    def _pairs(self, data: FitArrays) -> Pairs:
+    def _pairs(self, data: FitArrays) -> ElementPairs:
         # Composition and candidates are the same under both conditions, so one of them is enough.
         rows = slice(0, len(data.spectra.true_concentration) // 2)
         parts = [data.named.take(rows), data.spectra.take(rows)]
@@ -54,15 +54,15 @@ class Candidates(Baseline):
         ones = np.broadcast_to(np.eye(E), (len(table), E, E))
         return np.concatenate([table, table * questions.given[:, None, None], ones], axis=2)
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         asked = questions.asked
         score, amount = np.full(asked.shape, -30.0), np.full(asked.shape, LEAST)
         if asked.any():
             score[asked], amount[asked] = self._model.predict(self._features(questions)[asked])
-        return Raw(score[..., None], amount)
+        return RawScores(score[..., None], amount)
 
 
-class Composition(Candidates):
+class HostComposition(Candidates):
     """The same with the host's composition: what each element is beside it, and how likely it is to sit in it.
 
     Searched on validation: logistic regression (three penalties) or LightGBM (three sizes).
@@ -71,7 +71,7 @@ class Composition(Candidates):
     reads_host: ClassVar[bool] = True
 
 
-class Prior(Composition):
+class Prior(HostComposition):
     """What the baselines that read spectra take from composition and candidates: the logistic regression alone."""
 
-    options: ClassVar[tuple[dict[str, Any], ...]] = Composition.options[: len(_PENALTIES)]
+    options: ClassVar[tuple[dict[str, Any], ...]] = HostComposition.options[: len(_PENALTIES)]

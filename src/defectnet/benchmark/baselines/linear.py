@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw, from_log
+from defectnet.benchmark.baselines.base import LEAST, Baseline, RawScores, from_log
 from defectnet.benchmark.baselines.features import (
     CHUNK,
     RELATIONS,
@@ -28,7 +28,7 @@ from defectnet.benchmark.baselines.features import (
     smooth,
 )
 from defectnet.benchmark.baselines.pairs import sample_pairs
-from defectnet.benchmark.baselines.table import Array, FitArrays, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 from defectnet.config import MODEL_GRID
 
 _WINDOWS: Final = (0, 7, 15)
@@ -96,15 +96,15 @@ class Pls(Baseline):
         self._fit(data.spectra, best)
         self.settings = {**asdict(best[0]), "response": best[1], "components": self._components}
 
-    def _try(self, part: Part, data: FitArrays, setting: tuple[Preprocess, str, int]) -> float:
+    def _try(self, part: FitRows, data: FitArrays, setting: tuple[Preprocess, str, int]) -> float:
         self._fit(part, setting)
         return self._skill(data)
 
-    def _better(self, part: Part, data: FitArrays, new: Any, best: Any, score: float) -> tuple[Any, float]:
+    def _better(self, part: FitRows, data: FitArrays, new: Any, best: Any, score: float) -> tuple[Any, float]:
         found = self._try(part, data, new)
         return (new, found) if found > score else (best, score)
 
-    def _fit(self, part: Part, setting: tuple[Preprocess, str, int]) -> None:
+    def _fit(self, part: FitRows, setting: tuple[Preprocess, str, int]) -> None:
         self._how, response, components = setting
         x = design(part.questions, self._how)
         self._columns = Columns().fit(x)
@@ -118,12 +118,12 @@ class Pls(Baseline):
         self._components = min(components, self._limit)
         self._spread = y.std(axis=0) + 0.02
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         x = self._pca.transform(self._columns(design(questions, self._how)))
         k = self._components
         y = x @ self._rotations[:, :k] @ self._loadings[:, :k].T
         root = y + self._centre
-        return Raw(np.stack([y / self._spread, root], axis=2), np.square(root.clip(np.sqrt(LEAST), 1.0)))
+        return RawScores(np.stack([y / self._spread, root], axis=2), np.square(root.clip(np.sqrt(LEAST), 1.0)))
 
 
 class Ridge(Baseline):
@@ -164,14 +164,14 @@ class Ridge(Baseline):
         self._beside = Beside(how).fit(data.spectra)
         self.settings = {**asdict(how), **rest, "elements": "together and one beside the host"}
 
-    def _try(self, part: Part, data: FitArrays, how: Preprocess, rest: dict[str, Any]) -> float:
+    def _try(self, part: FitRows, data: FitArrays, how: Preprocess, rest: dict[str, Any]) -> float:
         model = Together(how, **rest).fit(part)
         return self._skill(data, model.raw)
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         one, other = self._together.raw(questions), self._beside.raw(questions)
         scores = np.concatenate([one.scores[..., :1] + other.scores[..., :1], one.scores, other.scores], axis=2)
-        return Raw(scores, np.sqrt(one.amount * other.amount))
+        return RawScores(scores, np.sqrt(one.amount * other.amount))
 
 
 class Together:
@@ -187,7 +187,7 @@ class Together:
     def __init__(self, how: Preprocess, alpha: float, kernel: float | None, components: int = 1000) -> None:
         self._how, self._alpha, self._kernel, self._count = how, alpha, kernel, components
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit to rows."""
         x = design(part.questions, self._how)
         self._columns = Columns().fit(x)
@@ -206,13 +206,13 @@ class Together:
         self._mean = y.mean(axis=0)
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Score all elements."""
         x = self._columns(design(questions, self._how))
         y = self._ridge.predict(x if self._map is None else self._map.transform(x))
         z = (y - self._mean) / self._spread
         root = y[:, E:].clip(np.sqrt(LEAST), 1.0)
-        return Raw(np.stack([z[:, :E], z[:, E:]], axis=2), np.square(root))
+        return RawScores(np.stack([z[:, :E], z[:, E:]], axis=2), np.square(root))
 
 
 class Beside:
@@ -227,7 +227,7 @@ class Beside:
     def __init__(self, how: Preprocess, components: int = 24, alpha: float = 30.0) -> None:
         self._how, self._count, self._alpha = how, components, alpha
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit to rows: to all present elements and some absent ones."""
         sample = thin(part)
         x = self._spectra(sample.questions)
@@ -246,7 +246,7 @@ class Beside:
         self._amount = RidgeRegression(self._alpha, solver="cholesky").fit(z[inside], np.log(pairs.amount[inside]))
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Score all elements."""
         answers = []
         for begin in range(0, len(questions.host), CHUNK):
@@ -256,7 +256,7 @@ class Beside:
             answers.append(found.reshape(*piece.shape[:2], 3))
         said = np.concatenate(answers)
         # In units of the spread of presence and of the root over all pairs, which go with the row's own rates.
-        return Raw(said[..., :2] * np.array([4.0, 20.0]), from_log(said[..., 2]))
+        return RawScores(said[..., :2] * np.array([4.0, 20.0]), from_log(said[..., 2]))
 
     def _spectra(self, questions: Questions) -> NDArray[np.float32]:
         return contrasts(questions, self._how).astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Baseline, RawScores
 from defectnet.benchmark.baselines.features import (
     E,
     Preprocess,
@@ -19,7 +19,7 @@ from defectnet.benchmark.baselines.features import (
     relations,
     smooth,
 )
-from defectnet.benchmark.baselines.table import Array, FitArrays, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 
 _DOPANTS: Final = 6  # most dopants of a row
 _BLOCK: Final = 128  # questions that are compared with the library at a time
@@ -72,7 +72,7 @@ class Nearest(Baseline):
         self._library = Library(best).fit(data.spectra)
         self.settings = asdict(best)
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         return self._library.raw(questions)
 
 
@@ -86,7 +86,7 @@ class Library:
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Take in training pairs; those without a dopant too, they vote for nothing."""
         few = thin(part)
         x, host = self._shape(few.questions), self._host(few.questions)
@@ -107,12 +107,12 @@ class Library:
         ).astype(np.float32)
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Let the nearest pairs vote."""
         parts = [self._vote(questions.take(slice(i, i + _BLOCK))) for i in range(0, len(questions.host), _BLOCK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
-    def _vote(self, questions: Questions) -> Raw:
+    def _vote(self, questions: Questions) -> RawScores:
         points = self._embed(questions)
         squared = (points**2).sum(1)[:, None] - 2.0 * points @ self._points.T + (self._points**2).sum(1)
         k = min(self._matching.neighbours, len(self._points))
@@ -131,7 +131,7 @@ class Library:
         total, heavy, logs = np.moveaxis(found.astype(np.float64), 1, 0)
         usual = (votes * np.log(scaled)).sum((1, 2)) / votes.sum((1, 2)).clip(1e-9)
         mean = np.exp((logs + 1e-2 * usual[:, None]) / (total + 1e-2))
-        return Raw(np.stack([np.log(total + 1e-3), np.log(heavy + 1e-3)], axis=2), mean.clip(LEAST, 1.0))
+        return RawScores(np.stack([np.log(total + 1e-3), np.log(heavy + 1e-3)], axis=2), mean.clip(LEAST, 1.0))
 
     def _match(self, questions: Questions, near: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (B, 6 k, E): how much a neighbour's dopant speaks for each element."""

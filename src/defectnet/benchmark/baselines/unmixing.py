@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Baseline, RawScores
 from defectnet.benchmark.baselines.features import RELATIONS, E, Preprocess, relations, smooth
-from defectnet.benchmark.baselines.table import Array, FitArrays, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 from defectnet.config import MODEL_GRID
 
 _BLOCK: Final = 512
@@ -45,7 +45,7 @@ class Nnls(Baseline):
         self._templates = Templates(**best).fit(data.spectra)
         self.settings = best
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         return self._templates.raw(questions)
 
 
@@ -63,7 +63,7 @@ class Templates:
         self._how, self._penalty = Preprocess(window), penalty
         self._directions, self._sparsity = directions, sparsity
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit templates and noise to rows."""
         self._relation_mean, self._relation_spread = np.zeros(RELATIONS), np.ones(RELATIONS)
         table = relations(thin(part).questions.composition).reshape(-1, RELATIONS)
@@ -84,16 +84,16 @@ class Templates:
         self._whiten(thin(part))
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Unmix the contrast of each row over the elements in question."""
         answers = [self._unmix(questions.take(slice(i, i + _BLOCK))) for i in range(0, len(questions.host), _BLOCK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*answers, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*answers, strict=True)))
 
-    def matched(self, questions: Questions) -> Raw:
+    def matched(self, questions: Questions) -> RawScores:
         """Score each element as if it were alone: a matched filter, which needs no unmixing."""
         _, _, overlap, norm = self._overlaps(questions)
         alone = np.log1p(overlap.clip(0.0) ** 2 / (2.0 * norm + 1e-9))
-        return Raw(alone[..., None], (overlap / (norm + 1e-9)).clip(LEAST, 0.5))
+        return RawScores(alone[..., None], (overlap / (norm + 1e-9)).clip(LEAST, 0.5))
 
     def _overlaps(self, questions: Questions) -> tuple[Array, Array, Array, Array]:
         """Return whitened contrast (B, K) and templates (B, E, K), their overlaps and the templates' squares (B, E)."""
@@ -102,7 +102,7 @@ class Templates:
         overlap = np.einsum("bek,bk->be", templates, contrast)
         return contrast, templates, overlap, np.einsum("bek,bek->be", templates, templates)
 
-    def _unmix(self, questions: Questions) -> Raw:
+    def _unmix(self, questions: Questions) -> RawScores:
         contrast, templates, overlap, norm = self._overlaps(questions)
         alone = overlap.clip(0.0) ** 2 / (2.0 * norm + 1e-9)
         coefficient = np.zeros(overlap.shape)
@@ -115,9 +115,9 @@ class Templates:
         amount = np.where(coefficient > LEAST, coefficient, single).clip(LEAST, 1.0)
         strength = coefficient * np.sqrt(norm)  # in units of the noise
         scores = np.stack([np.log1p(strength), np.log(coefficient.clip(LEAST, 1.0)), np.log1p(alone)], axis=2)
-        return Raw(scores, amount)
+        return RawScores(scores, amount)
 
-    def _whiten(self, part: Part) -> None:
+    def _whiten(self, part: FitRows) -> None:
         """Find the directions in which templates stand out of what they leave unexplained."""
         rows = [part.take(slice(i, i + _BLOCK)) for i in range(0, len(part.true_concentration), _BLOCK)]
         found = [np.einsum("blw,lw->bl", self._design(piece), self._weights) for piece in rows]
@@ -147,7 +147,7 @@ class Templates:
         table = (relations(questions.composition) - self._relation_mean) / self._relation_spread
         return np.concatenate([np.ones((*table.shape[:2], 1)), table], axis=2)
 
-    def _design(self, part: Part) -> Array:
+    def _design(self, part: FitRows) -> Array:
         """Return (B, L, 3 (R + 1) + E): sum over dopants of concentration times what a template is made of."""
         relation = np.einsum("be,ber->br", part.true_concentration, self._beside(part.questions))
         basis = self._basis(part.questions)
