@@ -169,8 +169,8 @@ def test_no_baseline_reaches_the_test_rows(data, monkeypatch):
 
 def test_both_conditions_and_tracks_are_learnt_from(data, arrays):
     rows = len(data.index("train"))
-    assert len(arrays.spectra.concentration) == len(arrays.named.concentration) == 2 * rows
-    np.testing.assert_array_equal(arrays.spectra.concentration, arrays.named.concentration)
+    assert len(arrays.spectra.true_concentration) == len(arrays.named.true_concentration) == 2 * rows
+    np.testing.assert_array_equal(arrays.spectra.true_concentration, arrays.named.true_concentration)
     np.testing.assert_array_equal(arrays.spectra.questions.doped, arrays.named.questions.doped)
     assert set(arrays.spectra.questions.kind) == {0, 1}
     assert arrays.named.questions.given.all()
@@ -270,15 +270,15 @@ def test_the_library_finds_a_training_pair_again(arrays):
     library = Library(Matching(neighbours=1, relation=0.0)).fit(part)
     one = np.flatnonzero(part.present.sum(axis=1) == 1)[:10]
     raw = library.raw(part.questions.take(one))
-    assert (raw.scores[..., 0].argmax(axis=1) == part.concentration[one].argmax(axis=1)).all()
-    found = raw.amount[np.arange(len(one)), part.concentration[one].argmax(axis=1)]
-    np.testing.assert_allclose(found, part.concentration[one].max(axis=1), rtol=0.1)
+    assert (raw.scores[..., 0].argmax(axis=1) == part.true_concentration[one].argmax(axis=1)).all()
+    found = raw.amount[np.arange(len(one)), part.true_concentration[one].argmax(axis=1)]
+    np.testing.assert_allclose(found, part.true_concentration[one].max(axis=1), rtol=0.1)
 
 
 def test_a_neighbour_votes_for_what_stands_to_the_host_alike(arrays):
     part = arrays.spectra
     one = np.flatnonzero(part.present.sum(axis=1) == 1)[:10]
-    truth = part.concentration[one].argmax(axis=1)
+    truth = part.true_concentration[one].argmax(axis=1)
     narrow = Library(Matching(neighbours=1, relation=0.05)).fit(part).raw(part.questions.take(one)).scores[..., 0]
     wide = Library(Matching(neighbours=1, relation=1.0)).fit(part).raw(part.questions.take(one)).scores[..., 0]
     assert (narrow.argmax(axis=1) == truth).all()
@@ -302,13 +302,13 @@ def test_the_calibration_turns_scores_into_rates(arrays):
         assert probability[asked].mean() == pytest.approx(part.present[asked].mean(), rel=0.1)
         assert probability[part.present].mean() > 3 * probability[asked & ~part.present].mean()
         assert (probability[~asked] == 0).all()
-        median = np.median(part.concentration[part.present])
+        median = np.median(part.true_concentration[part.present])
         assert np.median(amount[part.present]) == pytest.approx(median, rel=0.5)
 
 
 def test_too_few_validation_rows_are_one_error(arrays):
     parts = [part.take(part.present.sum(axis=1) == 0) for part in arrays.val["candidates"]]
-    raws = [RawScores(part.concentration[..., None], part.concentration) for part in parts]
+    raws = [RawScores(part.true_concentration[..., None], part.true_concentration) for part in parts]
     with pytest.raises(ConfigError, match=r"the validation rows ask about no dopant\. Give more validation rows"):
         ScoreCalibration(reads_spectra=True).fit(parts, raws)
 

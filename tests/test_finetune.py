@@ -23,8 +23,9 @@ from defectnet.data.candidates import TrackSettings
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import from_pretrained, save
-from defectnet.lab import jobs
+from defectnet.lab import jobs, progress
 from defectnet.lab.data import LabDataModule
+from defectnet.lab.progress import TrainingLog
 from defectnet.models.registry import build_model
 from defectnet.tasks.finetuning import FinetuneTask, WeightedItem
 from lab_tables import SHARES, write_lab
@@ -222,6 +223,21 @@ def test_a_small_network_trains_on_one_thread(checkpoint, monkeypatch):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_logger_is_chosen_by_name(tmp_path, monkeypatch):
+    there = {"tensorboard": True, "wandb": False}
+    monkeypatch.setattr(progress, "_installed", lambda name: there[name])
+    assert TrainingLog("auto").chosen == "tensorboard"
+    there["tensorboard"] = False
+    assert TrainingLog("auto").chosen == "csv"
+    assert TrainingLog("none").logger("run") is None
+    with pytest.raises(ConfigError, match=r"logger wandb is not installed. pip install wandb"):
+        TrainingLog("wandb")
+    with pytest.raises(ConfigError, match=r"logger is 'neptune'. Use one of auto, tensorboard"):
+        TrainingLog("neptune")
+    logger = TrainingLog("csv", tmp_path).logger("fold-1-of-2")
+    assert Path(logger.log_dir) == tmp_path / "fold-1-of-2" / "version_0"
 
 
 COMMAND = """

@@ -307,10 +307,13 @@ def test_the_report_stands_in_the_folder_and_on_the_card(improved):
     assert report["folds"] == 2
 
 
-def test_a_calibration_that_few_pairs_cannot_give_is_taken_over_and_marked(improved):
+def test_a_calibration_that_few_pairs_cannot_give_is_taken_over_and_marked(improved, lab):
     out, report = improved
     assert report["calibration"]["fitted"] is False
-    assert from_pretrained(out).calibration == CALIBRATION
+    model = from_pretrained(out)
+    assert model.calibration == CALIBRATION
+    (warning,) = model.predict(lab / "host.csv", lab / "s1.csv", "GaAs").warnings
+    assert warning.endswith("are those of the weights before fine-tuning")
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "taken over from tiny: 12 held-out pairs are too few" in card
 
@@ -326,11 +329,32 @@ def test_a_calibration_is_fitted_where_there_are_enough_pairs(checkpoint, tmp_pa
     assert host.numbers.interval.coverage == 0.9
     assert host.numbers.interval != CALIBRATION.interval
     inside = model.predict(lab / "host.csv", lab / "s1.csv", "GaAs")
+    assert not [text for text in inside.warnings if "before fine-tuning" in text]
     assert inside.threshold == host.numbers.threshold_blind
     assert inside.reason == "fine-tuned on pairs of GaAs"
     outside = model.predict(lab / "host.csv", lab / "s1.csv", "InP")
     assert outside.threshold == CALIBRATION.threshold_blind
     assert outside.reason == "fine-tuned on pairs of GaAs, not of this host"
+
+
+@pytest.mark.parametrize("method", ["responses", "full"])
+def test_a_table_and_a_checkpoint_are_read_once(checkpoint, lab, tmp_path, monkeypatch, method):
+    import defectnet.hub.io
+    import defectnet.lab.finetune as command
+    import defectnet.lab.table
+
+    calls = []
+
+    def counted(name, function):
+        return lambda *words, **more: (calls.append(name), function(*words, **more))[1]
+
+    monkeypatch.setattr(command, "read_table", counted("table", command.read_table))
+    monkeypatch.setattr(defectnet.lab.table, "read_spectrum", counted("spectrum", read_spectrum))
+    monkeypatch.setattr(command, "load", counted("start", command.load))
+    monkeypatch.setattr(defectnet.hub.io, "load", counted("written", defectnet.hub.io.load))
+    finetune(checkpoint, lab, tmp_path / "out", replace(STILL, method=method), Holdout(folds=2))
+    # Twelve samples of one host; what was written is read back once.
+    assert {name: calls.count(name) for name in set(calls)} == {"table": 1, "spectrum": 13, "start": 1, "written": 1}
 
 
 def test_a_network_that_is_not_better_is_not_kept(checkpoint, lab, tmp_path):

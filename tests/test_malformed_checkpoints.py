@@ -125,6 +125,28 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown kind": (set_field("spec", "kinds", value=["partial"]), "spec.kinds names partial"),
     "no kind": (set_field("spec", "kinds", value=[]), "spec.kinds is"),
     "calibration out of range": (set_field("calibration", "threshold_blind", value=1.5), "threshold_blind is 1.5"),
+    "calibration of no host": (
+        set_field("calibration", "hosts", value=[{"formula": "Xx", "kind": "total", "numbers": {}}]),
+        "calibration.hosts.formula",
+    ),
+    "calibration of no kind": (
+        set_field("calibration", "hosts", value=[{"formula": "Si", "kind": "partial", "numbers": {}}]),
+        "calibration.hosts.kind is 'partial'",
+    ),
+    "calibration of a host in a host": (
+        set_field(
+            "calibration",
+            "hosts",
+            value=[
+                {
+                    "formula": "Si",
+                    "kind": "total",
+                    "numbers": {"hosts": [{"formula": "Si", "kind": "total", "numbers": {}}]},
+                }
+            ],
+        ),
+        "calibration.hosts.numbers.hosts",
+    ),
     "calibration lacks coverage": (set_field("calibration", "interval", value={"offset": 0.1}), "coverage is missing"),
     "training range reversed": (set_field("training", "edge_mev", value=[90, 10]), "training.edge_mev is"),
     "training range is a text": (set_field("training", "edge_mev", value="10-90"), "training.edge_mev is"),

@@ -288,6 +288,11 @@ class DefectModel(nn.Module, Estimator):
                 found = [i if match else old for match, old in zip(same.tolist(), found, strict=True)]
         return found
 
+    @property
+    def _trained_since(self) -> bool:
+        """Whether the weights are others than those that the general calibration was fitted to."""
+        return self.calibration is not None and self.training_info.get("finetuning", {}).get("kept") == "after"
+
     def provenance(self, batch: Batch) -> list[Provenance]:
         """Say of each question which way it is answered, and why not a better one."""
         tuned = self.training_info.get("finetuning", {})
@@ -404,6 +409,10 @@ class DefectModel(nn.Module, Estimator):
             found.append("not calibrated: probabilities and the threshold are the network's raw ones")
         if calibration.interval is None:
             found.append("not calibrated: there is no interval of the concentration")
+        if self._trained_since and self.calibrated_host(batch)[0] < 0:
+            found.append(
+                "not calibrated: the numbers are those of the weights before fine-tuning"
+            )
         track = "candidates" if batch.candidates_given[0] else "blind"
         found += [text for text in calibration.at_bounds if f"({track})" in text]
         if not self.asks_blind and track == "blind":

@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from defectnet.batch import Batch, Estimate, Output
 from defectnet.config import Settings, check
 from defectnet.elements import parse_formula
-from defectnet.errors import ConfigError
+from defectnet.errors import ConfigError, FormulaError
 from defectnet.models.answers import Answers
 from defectnet.spectrum import KINDS
 
@@ -121,7 +121,10 @@ class HostCalibration(Settings):
     def __post_init__(self) -> None:
         check(self.kind in KINDS, "calibration.hosts.kind", self.kind, f"Use {', '.join(KINDS)}")
         check(not self.numbers.hosts, "calibration.hosts.numbers.hosts", self.numbers.hosts, "Leave it out")
-        parse_formula(self.formula)
+        try:
+            parse_formula(self.formula)
+        except FormulaError as error:
+            raise ConfigError(f"calibration.hosts.formula: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def fit_calibration(answers: Mapping[str, Answers], coverage: float = 0.9) -> Calibration:

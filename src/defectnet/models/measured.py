@@ -270,6 +270,11 @@ class MeasuredResponses(DefectModel):
         owner = self.host_of(batch).tolist()
         return [self._provenance(batch.rows(slice(i, i + 1)), host) for i, host in enumerate(owner)]
 
+    @property
+    def _trained_since(self) -> bool:
+        """Whether the network inside was trained further: measuring responses leaves it as it was."""
+        return False
+
     def _warnings(self, batch: Batch, calibration: Calibration) -> list[str]:
         found = super()._warnings(batch, calibration)
         if self.calibrated_host(batch)[0] < 0 and int(self.host_of(batch.to(self.hosts.device))[0]) >= 0:
