@@ -30,7 +30,6 @@ def folder(tiny_model, tiny_batch, tmp_path) -> Path:
         golden=tiny_batch,
         card=CARD,
         training={"epochs": 3},
-        calibration=None,
     )
 
 

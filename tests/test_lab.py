@@ -47,10 +47,9 @@ def lab(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = build_model("DefectNet", net=TINY_NETS["DefectNet"])
+    model.calibration = CALIBRATION
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    return str(
-        save(model, folder, golden=make_random_batch(2), card="# Tiny", training=TRAINING, calibration=CALIBRATION)
-    )
+    return str(save(model, folder, golden=make_random_batch(2), card="# Tiny", training=TRAINING))
 
 
 @pytest.fixture(scope="module")
@@ -383,6 +382,26 @@ def test_measured_responses_are_a_method_of_the_command(checkpoint, lab, tmp_pat
     with pytest.raises(SystemExit):
         main([*words[:2], str(out), *words[3:], "--out", str(tmp_path / "again")])
     assert "MeasuredResponses cannot answer" in capsys.readouterr().err
+
+
+def test_what_is_said_of_other_crystals_is_what_was_said_before(tmp_path):
+    """A calibration fitted to two hosts once turned "Zn (56 %)" into "Zn (100 %)" for a third."""
+    examples = ROOT / "examples"
+    report = finetune("defectnet-small", examples / "lab", tmp_path / "mine", logger="none")
+    assert report["calibration"]["fitted"] is True
+    assert "is at its bound" in report["calibration"]["says"]  # no held-out answer is wrong
+    before, after = from_pretrained("defectnet-small"), from_pretrained(tmp_path / "mine")
+    question = (examples / "host.csv", examples / "doped.csv", "CdTe", ["Hg", "Mn", "Se", "Zn"])
+    old, new = (model.predict_many([question])[0] for model in (before, after))
+    for name in ("probability", "concentration_if_present", "low", "high", "expected_concentration"):
+        np.testing.assert_array_equal(getattr(new, name), getattr(old, name))
+    assert (new.threshold, new.coverage, new.warnings) == (old.threshold, old.coverage, old.warnings)
+    assert (new.answered_by, new.reason) == ("network", "no responses were measured of CdTe, only of Si, MgB2")
+    inside = after.predict(
+        examples / "lab" / "MgB2.csv", examples / "lab" / "MgB2-Al-08.csv", "MgB2", candidates=["Al"]
+    )
+    assert (inside.answered_by, inside.present) == ("measured responses", ("Al",))
+    assert any("is at its bound" in text for text in inside.warnings)
 
 
 def test_responses_of_hosts_with_few_pairs_are_refused_before_any_work(checkpoint, tmp_path):

@@ -24,9 +24,9 @@ from defectnet.prediction import Prediction
 
 @pytest.fixture
 def folder(tiny_model, tiny_batch, tmp_path) -> Path:
-    return save(
-        tiny_model("DefectNet"), tmp_path / "tiny", golden=tiny_batch, card="# Tiny", training={}, calibration={}
-    )
+    model = tiny_model("DefectNet")
+    model.calibration = Calibration()
+    return save(model, tmp_path / "tiny", golden=tiny_batch, card="# Tiny", training={})
 
 
 def edit_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

@@ -69,11 +69,11 @@ def export(
         round_to_half(model)
     loader = LoaderSettings(cache_rows=100_000)
     module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=extra)
-    calibration = calibrate(model, module, coverage)
+    model.calibration = calibrate(model, module, coverage)
     golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
     training = training_record(module, Path(checkpoint))
     text = card or _card(Path(folder).name, model, training)
-    return save(model, folder, golden=golden, card=text, training=training, calibration=calibration, half=half)
+    return save(model, folder, golden=golden, card=text, training=training, half=half)
 
 
 def read_run(checkpoint: str | Path) -> DefectModel:

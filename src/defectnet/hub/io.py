@@ -214,7 +214,6 @@ def save(
     golden: Batch,
     card: str,
     training: dict[str, Any],
-    calibration: dict[str, Any] | Calibration | None = None,
     half: bool = False,
 ) -> Path:
     """Write a checkpoint, load it back, and compare outputs; only then does it take its place.
@@ -223,12 +222,11 @@ def save(
     same name is replaced as a whole.
 
     Args:
-        model: The trained network.
+        model: The trained network, with its calibration.
         folder: Where to write; its name is the checkpoint's name.
         golden: Sample inputs, a few rows, to be stored with the outputs.
         card: Text of README.md: intended use, data, metrics, where it fails.
         training: Record of data, recipe and versions, JSON-able; `edge_mev` and `host_elements` draw warnings.
-        calibration: Fields of `defectnet.models.calibration.Calibration`; None if not calibrated.
         half: Write weights in half precision, which they must have been rounded to (`round_to_half`).
 
     Returns:
@@ -245,11 +243,10 @@ def save(
         raise ConfigError("card is empty", fix="Say what the checkpoint is for, what it was trained on, how good it is")
     if not len(golden.host):
         raise ConfigError("golden has no rows", fix="Give one sample at least")
-    settings = calibration if isinstance(calibration, dict | None) else calibration.to_dict()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, model, golden, card, training, settings, half)
+        _write(temporary, model, golden, card, training, half)
         verify(temporary)
         swap_folder(temporary, folder)
     finally:
@@ -276,7 +273,6 @@ def _write(
     golden: Batch,
     card: str,
     training: dict[str, Any],
-    calibration: dict[str, Any] | None,
     half: bool,
 ) -> None:
     """Write the four files."""
@@ -296,7 +292,7 @@ def _write(
         "defectnet_version": version("defectnet"),
         **model.config,
         "weights_sha256": file_sha256(folder / WEIGHTS),
-        "calibration": calibration,
+        "calibration": None if model.calibration is None else model.calibration.to_dict(),
         "training": training,
     }
     try:

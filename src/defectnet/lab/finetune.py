@@ -114,10 +114,11 @@ def finetune(
             run_jobs([last], study.log)
             tuned = last.result()
         report = _report(study, judgement)
-        calibration, report["calibration"] = _calibration(study, tuned, answers, measured)
+        kept = tuned or study.base
+        kept.calibration, report["calibration"] = _calibration(study, tuned, answers, measured)
         report["forgetting"] = _forgetting(study.base, tuned, study.training)
         report["seconds"] = round(time.monotonic() - begin, 1)
-        _write(study, tuned, calibration, report)
+        _write(study, tuned, report)
         shutil.rmtree(study.work)
     return report
 
@@ -288,13 +289,13 @@ def _report(study: _Study, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _write(study: _Study, tuned: DefectModel | None, calibration: Calibration | None, report: dict[str, Any]) -> None:
+def _write(study: _Study, tuned: DefectModel | None, report: dict[str, Any]) -> None:
     """Write the checkpoint, and the report beside it."""
     model, target = tuned or study.base, study.target
     encoded = study.pairs.take(range(min(_GOLDEN_ROWS, len(study.pairs))))
     golden = stack([encoded.item(range(len(encoded)), track).batch for track in model.tracks])
     record = _training_record(study.base, study.pairs if tuned else None, report)
-    save(model, target, golden=golden, card=to_card(target.name, report), training=record, calibration=calibration)
+    save(model, target, golden=golden, card=to_card(target.name, report), training=record)
     with replacing(target / REPORT) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

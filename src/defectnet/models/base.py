@@ -410,9 +410,7 @@ class DefectModel(nn.Module, Estimator):
         if calibration.interval is None:
             found.append("not calibrated: there is no interval of the concentration")
         if self._trained_since and self.calibrated_host(batch)[0] < 0:
-            found.append(
-                "not calibrated: the numbers are those of the weights before fine-tuning"
-            )
+            found.append("not calibrated: the numbers are those of the weights before fine-tuning")
         track = "candidates" if batch.candidates_given[0] else "blind"
         found += [text for text in calibration.at_bounds if f"({track})" in text]
         if not self.asks_blind and track == "blind":

@@ -89,6 +89,11 @@ class Calibration(Settings):
             value = getattr(self, name)
             check(0.0 < value < 1.0, f"calibration.{name}", value, "Use a number between 0 and 1")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; without `hosts` where there are none, as older versions read them."""
+        plain = super().to_dict()
+        return plain if self.hosts else {key: value for key, value in plain.items() if key != "hosts"}
+
     @property
     def at_bounds(self) -> tuple[str, ...]:
         """What is to be said of temperatures at a bound of the search: the answers held no error to fit them to."""
