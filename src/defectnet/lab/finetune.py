@@ -156,7 +156,7 @@ class _Study:
         """Return the run that learns from what is not held out."""
         rows = sorted(set(range(len(self.pairs))) - set(held_out))
         turns = len(self.parts)
-        label = "all pairs" if not held_out else f"fold {number + 1} of {turns}" if turns > 1 else "training"
+        label = "all pairs" if not held_out else f"fold {number + 1} of {turns}" if turns > 1 else "holdout"
         return Job(label, self.work / f"run-{number}", self.base, self.pairs.take(rows), self.training)
 
 
