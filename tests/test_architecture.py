@@ -1,4 +1,4 @@
-"""docs/architecture.md holds: a network of one's own is a file, two lines of the registry, and a recipe."""
+"""docs/architecture.md holds: a network of one's own is a file, two lines of the table of networks, and a recipe."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def own(tmp_path_factory):
     (root / "defectnet" / "models" / "mean_shift.py").write_text(
         block("python", "# src/defectnet/models/mean_shift.py")
     )
-    registry = root / "defectnet" / "models" / "registry.py"
-    text = registry.read_text(encoding="utf-8")
-    for line in block("diff", "--- src/defectnet/models/registry.py").splitlines()[1:]:
+    networks = root / "defectnet" / "models" / "networks.py"
+    text = networks.read_text(encoding="utf-8")
+    for line in block("diff", "--- src/defectnet/models/networks.py").splitlines()[1:]:
         assert line.startswith((" ", "+")), line
-    parts = block("diff", "--- src/defectnet/models/registry.py").splitlines()[1:]
+    parts = block("diff", "--- src/defectnet/models/networks.py").splitlines()[1:]
     for number, line in enumerate(parts):
         if line.startswith("+"):
             before = next(other[1:] for other in reversed(parts[:number]) if other.startswith(" "))
             assert f"{before}\n" in text
             text = text.replace(f"{before}\n", f"{before}\n{line[1:]}\n", 1)
-    registry.write_text(text, encoding="utf-8")
+    networks.write_text(text, encoding="utf-8")
     (root / "mean-shift.yaml").write_text(block("yaml", "# configs/mean-shift.yaml"))
     return root
 

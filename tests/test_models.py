@@ -315,7 +315,7 @@ def test_resnet_learns_16_pairs_by_heart(random_batch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "text"), [({"channels": 12}, "multiple of 8"), ({"blocks": 0}, "from 1 to 6"), ({"kernel": 4}, "odd")]
+    ("wrong", "text"), [({"channels": 12}, "multiple of 8"), ({"blocks": 0}, "from 1, up to 6"), ({"kernel": 4}, "odd")]
 )
 def test_resnet_sizes_are_checked(wrong, text):
     with pytest.raises(ConfigError, match=text):

@@ -29,6 +29,7 @@ from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, NETWORK, SAME_COMPOSITION, DefectModel, Provenance
 from defectnet.models.calibration import Calibration
 from defectnet.models.losses import LossTerm
+from defectnet.models.networks import NETWORKS, named
 from defectnet.spectrum import KINDS
 
 MEASURED: Final = "measured responses"
@@ -355,12 +356,10 @@ def _inner_class(name: str) -> type[DefectModel]:
     Raises:
         ConfigError: There is no such network, or it does not.
     """
-    from defectnet.models.registry import ARCHITECTURES, architecture  # here, as the registry names this module too
-
-    able = [key for key, cls in ARCHITECTURES.items() if cls.hurdle and cls is not MeasuredResponses]
-    if name not in able and name in ARCHITECTURES:
+    able = [key for key, cls in NETWORKS.items() if cls.hurdle]
+    if name not in able and (name in NETWORKS or name == MeasuredResponses.__name__):
         raise ConfigError(f"a {name} cannot answer beside measured responses", fix=f"Use {' or '.join(able)}")
-    return architecture(name)
+    return named(name)
 
 
 def _symbols(mask: Tensor) -> tuple[str, ...]:
