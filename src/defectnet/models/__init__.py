@@ -1,1 +1,1 @@
-"""What answers: one interface (`estimator`), networks (`base`, one file each), literal tables (`networks`, `registry`)."""
+"""What answers: one interface (`estimator`), networks (`base`, one file each), tables (`networks`, `registry`)."""
