@@ -112,7 +112,9 @@ class HostCalibration(Settings, called="calibration.hosts"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(not self.numbers.hosts, "numbers", "Leave out its hosts")
+        if self.numbers.hosts:
+            hosts = f"{self.numbers.hosts!r:.80}"
+            raise ConfigError(f"calibration.hosts.numbers.hosts is {hosts}", fix="Leave it out")
         try:
             parse_formula(self.formula)
         except FormulaError as error:

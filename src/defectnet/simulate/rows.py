@@ -52,7 +52,7 @@ def read_settings(kind: type[Kind], path: str | Path) -> Kind:
     """Read settings from a JSON object, or from an existing data set's ``dataset.json``.
 
     Args:
-        kind: `Settings`, or `PairSettings` of pairs from host packs.
+        kind: `SimulationSettings`, or `PairSettings` of pairs from host packs.
         path: The file.
 
     Raises:
