@@ -9,9 +9,7 @@ from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
 from defectnet.models.networks import NETWORKS, named
 
-ARCHITECTURES: dict[str, type[DefectModel]] = dict(
-    sorted({**NETWORKS, MeasuredResponses.__name__: MeasuredResponses}.items())
-)
+ARCHITECTURES: dict[str, type[DefectModel]] = {**NETWORKS, "MeasuredResponses": MeasuredResponses}
 
 
 def architecture(name: str) -> type[DefectModel]:
