@@ -26,7 +26,7 @@ from defectnet.crystal.pack import HostPack
 from defectnet.crystal.spectra import host_dos
 from defectnet.data.packs import find_packs
 from defectnet.inference.emulator import CellSource
-from defectnet.inference.instrument import Instrument, fit_instrument
+from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.known_crystal import COARSE, discrepancy_shape
 
 FloatArray = NDArray[np.float64]
@@ -55,8 +55,8 @@ def responses(truth: HostPack, pack: HostPack, split: str) -> list[Response]:
     scale = pack.host.band_edge_mev / truth.host.band_edge_mev
     bins = np.arange(0.0, REACH + 1e-9, BIN)
     # The truth is seen in its own unit; the same bins in the pack's are narrower by the ratio of the edges.
-    seen = Instrument(bins, COARSE)
-    start = Instrument(bins / scale, COARSE / scale)
+    seen = InstrumentMap(bins, COARSE)
+    start = InstrumentMap(bins / scale, COARSE / scale)
     elements, dos = host_dos(truth, 0.01 * truth.host.band_edge_mev)
     measured = seen.seen(elements, dos) * scale
     instrument = fit_instrument(start, *host_dos(pack, 0.01 * pack.host.band_edge_mev), measured)

@@ -29,7 +29,7 @@ from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.superposition import Superposition
 from defectnet.errors import SimulationError
 from defectnet.inference.emulator import draw_concentrations
-from defectnet.inference.instrument import Instrument
+from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import modes, projected_dos, q_mesh
@@ -105,7 +105,7 @@ def ask(pack: HostPack, rows: list[dict[str, Any]], fwhm: float, *, same: bool) 
     unit = pack.host.band_edge_mev
     known = KnownCrystal(pack)
     bins = np.arange(0.0, 2.2, 0.005)
-    operator = Instrument(bins, fwhm).operator()
+    operator = InstrumentMap(bins, fwhm).operator()
     middle = 0.5 * (bins[1:] + bins[:-1]) * unit
     out = []
     for row in rows:

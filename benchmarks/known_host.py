@@ -24,7 +24,6 @@ from torch import Tensor
 
 from defectnet import from_pretrained
 from defectnet.batch import Batch, Targets
-from defectnet.benchmark.entrants import Checkpoint
 from defectnet.data.candidates import CONDITIONS
 from defectnet.data.module import SpectraDataModule
 from defectnet.data.shards import read_shard, shard_files
@@ -38,17 +37,18 @@ def rows(folder: str, condition: str) -> tuple[Batch, Tensor]:
     """Return all pairs of a folder, asked about its dopants, and their concentrations."""
     split = next(read_shard(shard_files(folder)[0])).split
     items = list(SpectraDataModule(folder, batch_size=256).evaluation(split, "candidates", condition))
-    batch, true = stack([item.batch for item in items]), torch.cat([item.targets.concentration for item in items])
+    batch, true = stack([item.batch for item in items]), torch.cat([item.targets.true_concentration for item in items])
     if len(torch.unique(batch.composition, dim=0)) != 1:
         raise ConfigError(f"{folder} holds several hosts", fix="Simulate one host into each folder")
     return batch._replace(candidates=(true > 0).any(dim=0).expand(len(true), -1)), true
 
 
-def score(model: DefectModel, batch: Batch, true: Tensor) -> tuple[np.ndarray, ...]:
+def score(model: DefectModel, batch: Batch, true: Tensor, ask: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return truth, expectation, probability and number of dopants of the row, for each element in question."""
-    answer, asked = Checkpoint(model).predict(batch), batch.candidates
+    batch, true = batch.rows(torch.as_tensor(ask)), true[ask]
+    answer, asked = model.estimate(batch), batch.candidates
     count = (true > 0).sum(dim=1, keepdim=True).expand_as(true)
-    return tuple(x[asked].numpy() for x in (true, answer.concentration, answer.probability, count))
+    return tuple(x[asked].numpy() for x in (true, answer.expected_concentration, answer.probability, count))
 
 
 def summary(parts: list[tuple[np.ndarray, ...]]) -> dict[str, float]:
@@ -71,13 +71,13 @@ def study(folder: str, options: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"{folder} holds {len(true)} pairs", fix="Simulate more, or ask about fewer (--ask)")
         orders = [np.random.default_rng(seed).permutation(len(true)) for seed in range(options.orders)]
         asked = [order[: options.ask] for order in orders]
-        found[condition] = {"as it is": summary([score(inner, batch.rows(ask), true[ask]) for ask in asked])}
+        found[condition] = {"as it is": summary([score(inner, batch, true, ask) for ask in asked])}
         for number in options.learn:
             parts = []
             for order in orders:
                 ask, learn = order[: options.ask], order[options.ask : options.ask + number]
-                model = MeasuredResponses.fit(inner, batch.rows(learn), Targets(true[learn]))
-                parts.append(score(model, batch.rows(ask), true[ask]))
+                model = MeasuredResponses.fit(inner, batch.rows(torch.as_tensor(learn)), Targets(true[learn]))
+                parts.append(score(model, batch, true, ask))
             found[condition][str(number)] = summary(parts)
     return {"pairs": len(true), "dopants": int(batch.candidates[0].sum()), "results": found}
 

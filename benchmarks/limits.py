@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from defectnet.data.measurement import CLEAN, LAB, Measurement
 from numpy.typing import NDArray
 
 from defectnet.crystal.doping import Recipe, build, likeness
@@ -22,8 +21,9 @@ from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import Sample, read_shard, shard_files, write_shard
 from defectnet.elements import VOCABULARY
 from defectnet.files import replacing
+from defectnet.measure.settings import CLEAN, LAB, Measurement
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host, row_generator
+from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, relax_host, row_generator
 from oracle import (
     Contrasts,
     Whitened,
@@ -43,7 +43,7 @@ CONDITIONS = {"clean": CLEAN, "lab": LAB}
 def simulate(options: argparse.Namespace) -> None:
     """Simulate every element of the vocabulary in each host, some placements each; one shard for each element."""
     potential = load_potential(options.potential)
-    settings = Settings(seed=7, smallest=128, largest=199)
+    settings = SimulationSettings(seed=7, smallest=128, largest=199)
     listed = {host.id: host for host in read_hosts(options.hosts)}
     for name in options.host:
         host = listed[name]
@@ -65,7 +65,7 @@ def simulate(options: argparse.Namespace) -> None:
                 try:
                     cell = build(simulation.relaxed, recipe, rng, simulation.regular)
                     samples += simulation.vibrate(row, cell).samples
-                except Rejected as reason:
+                except RejectedCell as reason:
                     rejected.append(str(reason))
             write_shard(path, samples, {"rows": len(samples), "rejected": rejected})
             print(f"{name}: {element} on {site}, {len(samples)} cells {' '.join(rejected)}", flush=True)

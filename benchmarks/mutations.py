@@ -564,7 +564,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "losses",
-        "tasks/losses.py",
+        "models/losses.py",
         (
             "identity of elements not in question",
             "(cross * batch.candidates)",
@@ -577,17 +577,17 @@ MUTATIONS: list[Mutation] = [
             "present = batch.candidates\n",
             (f"{T}hurdle_loss",),
         ),
-        ("amounts without their root", "AMOUNT_SCALE * true.sqrt()", "AMOUNT_SCALE * true", (f"{T}hurdle_loss",)),
+        ("amounts without their root", "ROOT_SCALE * true.sqrt()", "ROOT_SCALE * true", (f"{T}hurdle_loss",)),
         (
             "expected amount without its probability",
-            "return torch.sigmoid(output.identity_logits) * output.concentration",
-            "return output.concentration",
-            (f"{T}the_expected_concentration", f"{T}hurdle_loss"),
+            "return torch.sigmoid(output.identity_logits) * output.concentration_if_present",
+            "return output.concentration_if_present",
+            (f"{T}hurdle_loss",),
         ),
     ),
     *_of(
         "calibration",
-        "uncertainty/calibration.py",
+        "models/calibration.py",
         ("temperature the wrong way round", "(x / temperature, y)", "(x * temperature, y)", (f"{T}the_temperature",)),
         (
             "worst threshold",
@@ -599,17 +599,17 @@ MUTATIONS: list[Mutation] = [
     ),
     *_of(
         "calibration",
-        "models/base.py",
+        "models/calibration.py",
         (
             "temperature not applied",
-            "np.exp(-logits / temperature)",
-            "np.exp(-logits)",
+            "double.identity_logits / torch.tensor(temperature, dtype=torch.float64).reshape(-1, 1)",
+            "double.identity_logits",
             (f"{N}calibration_is_applied",),
         ),
         (
             "interval of one width",
-            "band.offset + band.slope * amount",
-            "band.offset + 0.0 * amount",
+            "half = offset + slope * amount",
+            "half = offset + 0.0 * amount",
             (f"{N}calibration_is_applied",),
         ),
     ),

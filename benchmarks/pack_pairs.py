@@ -42,7 +42,7 @@ from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential, load_potential
 from defectnet.potentials.supercells import supercell
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings
+from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings
 
 SIZES = (64, 128, 200)
 """Atoms in a supercell, met within a tenth."""
@@ -99,7 +99,7 @@ def superposed(pairs: PackPairs, rows: int) -> tuple[list[Sample], dict[str, Any
 
 def simulated(potential: Potential, pairs: PackPairs, samples: list[Sample]) -> dict[str, Any]:
     """Relax and simulate the same cells in full; seconds a row, and how far the spectra are apart."""
-    settings = Settings(imaginary_limit=0.05, host_imaginary_limit=0.05)
+    settings = SimulationSettings(imaginary_limit=0.05, host_imaginary_limit=0.05)
     hosts = {pack.id: HostPack.load(pack.folder).host.primitive for pack in pairs.packs}
     simulations = {
         name: HostSimulation(potential, Host(name, name, crystal), crystal, settings) for name, crystal in hosts.items()
@@ -116,7 +116,7 @@ def simulated(potential: Potential, pairs: PackPairs, samples: list[Sample]) -> 
         begin = time.process_time()
         try:
             full = simulations[sample.host_id].vibrate(f"{sample.host_id}/{number}", cell).samples[0]
-        except (Rejected, SimulationError):
+        except (RejectedCell, SimulationError):
             failed += 1
             continue
         spent.append(time.process_time() - begin)

@@ -29,8 +29,7 @@ from defectnet.measure.settings import measurement_named
 from defectnet.models.base import DefectModel
 from defectnet.potentials.potential import load_potential
 from defectnet.simulate.regenerate import differences, regenerate
-from defectnet.simulate.rows import Settings, read_settings
-from defectnet.tasks.losses import expected_concentration
+from defectnet.simulate.rows import SimulationSettings, read_settings
 
 FWHM_MEV = 1.0
 """Resolution at which shapes are also compared: finer than nearly any instrument's."""
@@ -69,7 +68,7 @@ def errors(samples: Sequence[Sample], model: DefectModel, condition: str) -> dic
     view = View(model.spec.grid, measurement_named(condition))
     item = view.collate([Row.of(sample) for sample in samples], range(len(samples)), 0)
     output, asked = model.predict_batch(item.batch), item.batch.candidates
-    error = (expected_concentration(output, model.loss) - item.targets.concentration).abs()[asked]
+    error = (model.expected(output) - item.targets.true_concentration).abs()[asked]
     score, present = output.identity_logits[asked].double().numpy(), item.targets.present[asked].numpy()
     precision = average_precision(score, present, np.ones((1, len(score))))[0]
     return {"mae": 100.0 * float(error.mean()), "ap_micro": float(precision)}
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="defectnet-small")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = read_settings(Settings, options.data / "dataset.json")
+    settings = read_settings(SimulationSettings, options.data / "dataset.json")
     potential = load_potential(options.potential)
     stored = chosen(options.data, options.rows, options.seed)
     exact = [regenerate(sample, potential, settings) for sample in stored]

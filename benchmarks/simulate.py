@@ -28,7 +28,7 @@ from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.nep import EnergyForcesStress
 from defectnet.potentials.potential import Potential, load_potential
 from defectnet.simulate import rows
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings, relax_host
+from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, relax_host
 
 SIZES = (200, 350, 500)
 """Atoms in a supercell, met within a tenth."""
@@ -106,7 +106,7 @@ def timed_stages(clock: Clock) -> dict[str, Callable[..., Any]]:
 
 def measure(potential: Potential, hosts: list[Host], atoms: int, cells: int, seed: int) -> dict[str, Any]:
     """Simulate cells of one size, one per host; returns the mean seconds by stage over those that end in a row."""
-    settings = Settings(seed=seed, smallest=round(0.9 * atoms), largest=round(1.1 * atoms))
+    settings = SimulationSettings(seed=seed, smallest=round(0.9 * atoms), largest=round(1.1 * atoms))
     clock, sizes, calls, rejected, kept = Clock(), [], [], 0, 0.0
     stages = timed_stages(clock)
     plain = {name: getattr(rows, name) for name in stages}
@@ -117,7 +117,7 @@ def measure(potential: Potential, hosts: list[Host], atoms: int, cells: int, see
             try:
                 relaxed = relax_host(potential, host, settings)
                 simulation = HostSimulation(TimedPotential(potential, clock), host, relaxed, settings)
-            except (Rejected, SimulationError):
+            except (RejectedCell, SimulationError):
                 continue
             before = dict(clock.seconds)
             for name, stage in stages.items():
@@ -129,7 +129,7 @@ def measure(potential: Potential, hosts: list[Host], atoms: int, cells: int, see
                 sizes.append(row.samples[0].atoms)
                 calls.append(simulation.potential.calls)
                 kept += time.perf_counter() - start
-            except Rejected:
+            except RejectedCell:
                 rejected += 1
                 clock.seconds = before
             finally:

@@ -37,8 +37,6 @@ from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.data.module import SpectraDataModule
 from defectnet.data.shards import Row, projected_pairs
 from defectnet.files import replacing
-from defectnet.hub import save
-from defectnet.hub.io import read_golden
 from defectnet.lab.data import EncodedPairs
 from defectnet.lab.jobs import Job, TrainingSettings, run_jobs
 from defectnet.lab.judge import average_precision
@@ -46,16 +44,15 @@ from defectnet.lab.table import read_table
 from defectnet.lab.virtual import Instrument, as_is, write_lab
 from defectnet.measure.forward import measure_pairs
 from defectnet.measure.settings import CLEAN
+from defectnet.models.answers import answer
 from defectnet.models.base import DefectModel
 from defectnet.models.registry import build_model
 from defectnet.potentials.potential import load_potential
 from defectnet.rng import row_rng
 from defectnet.simulate.executors import LocalExecutor
-from defectnet.simulate.rows import Settings
+from defectnet.simulate.rows import SimulationSettings
 from defectnet.simulate.runner import simulate
 from defectnet.spectrum import KINDS
-from defectnet.tasks.losses import expected_concentration
-from defectnet.tasks.metrics import answer
 
 Record = Mapping[str, Any]
 
@@ -82,7 +79,7 @@ class Family:
     """
 
     host: str
-    settings: Settings
+    settings: SimulationSettings
     batches: int
     asked: int = 20
 
@@ -92,7 +89,9 @@ class Family:
         return [replace(host, id=f"{host.id}-{number}") for number in range(self.batches)]
 
 
-_SMALL = Settings(seed=7, spectra_per_host=5, hosts_per_shard=2, smallest=32, largest=50, clustered=0.0, controls=0.05)
+_SMALL = SimulationSettings(
+    seed=7, spectra_per_host=5, hosts_per_shard=2, smallest=32, largest=50, clustered=0.0, controls=0.05
+)
 _LARGE = replace(_SMALL, spectra_per_host=10, smallest=128, largest=199, lowest=0.02, most_dopants=2)
 
 FAMILIES = {
@@ -125,13 +124,10 @@ ZERO_SHOT = "zero-shot"
 RIVALS = {"ds": DirectStandardization, "pds": partial(PiecewiseDirectStandardization, window_length=8)}
 METHODS = {
     "responses": Method(TrainingSettings("responses")),
-    "head": Method(TrainingSettings("head")),
-    "gradual": Method(TrainingSettings("gradual")),
     "full": Method(TrainingSettings("full")),
-    "l2sp": Method(TrainingSettings("l2sp")),
-    "l2sp + replay": Method(TrainingSettings("l2sp"), replays=True),
-    # Random weights are given a higher learning rate and more than three times the epochs.
-    "scratch": Method(TrainingSettings("full", epochs=200, learning_rate=1e-3), scratch=True),
+    "full + replay": Method(TrainingSettings("full"), replays=True),
+    # Random weights are given more than three times the epochs.
+    "scratch": Method(TrainingSettings("full", epochs=200), scratch=True),
 }
 
 
@@ -140,13 +136,11 @@ class Lab:
     """A family as its laboratory has it.
 
     Attributes:
-        table: Folder of the table.
         pairs: Its pairs, encoded.
         item: All of them, with the questions that are asked.
         twins: The same pairs as the training data would show them: of the fast potential, clean.
     """
 
-    table: Path
     pairs: EncodedPairs
     item: Item
     twins: Batch
@@ -174,14 +168,14 @@ def open_lab(name: str, model: DefectModel, fast: str) -> Lab:
         edge_mev=torch.from_numpy(seen.edge_mev).to(item.batch.edge_mev.dtype),
         kind=torch.full_like(item.batch.kind, KINDS.index("total")),
     )
-    return Lab(table, pairs, item, twins)
+    return Lab(pairs, item, twins)
 
 
 def metrics(model: DefectModel, items: Sequence[Item]) -> dict[str, float]:
     """Return the error over the elements in question (at.%), and the average precision of their probabilities."""
-    found = answer(model.predict_batch, items)
+    found = answer(model, items)
     asked = found.batch.candidates
-    error = (expected_concentration(found.output, model.loss) - found.targets.concentration).abs()[asked]
+    error = (found.expected_concentration - found.targets.true_concentration).abs()[asked]
     score, present = found.output.identity_logits[asked].double().numpy(), found.targets.present[asked].numpy()
     precision = average_precision(score, present, np.ones((1, len(score))))[0]
     return {"mae": 100.0 * float(error.mean()), "ap": float(precision)}
@@ -191,7 +185,7 @@ def rows_of(item: Item, rows: Sequence[int]) -> Item:
     """Return some rows of a batch."""
     chosen = torch.as_tensor(rows, dtype=torch.long)
     batch = item.batch.rows(chosen)
-    return Item(batch, Targets(item.targets.concentration[chosen]), item.rows[chosen])
+    return Item(batch, Targets(item.targets.true_concentration[chosen]), item.rows[chosen])
 
 
 def standardised(lab: Lab, learn: Sequence[int], held: Sequence[int], rival: str) -> Item:
@@ -224,16 +218,10 @@ def split(count: int, asked: int, seed: int) -> tuple[list[int], list[int]]:
     return order[asked:], order[:asked]
 
 
-def untrained(model: DefectModel, seed: int) -> Path:
-    """Write a checkpoint of the same network with random weights."""
-    folder = RUNS / "untrained" / f"{model.name}-{seed}"
-    if not folder.is_dir():
-        torch.manual_seed(seed)
-        fresh = build_model(type(model).__name__, model.spec, model.net.to_dict())
-        assert model.source is not None  # it was loaded
-        golden, _ = read_golden(model.source)
-        save(fresh, folder, golden=golden, card="# Random weights\n", training={})
-    return folder
+def untrained(model: DefectModel, seed: int) -> DefectModel:
+    """Return the same network with random weights."""
+    torch.manual_seed(seed)
+    return build_model(type(model).__name__, model.spec, model.net.to_dict()).eval()
 
 
 def study(
@@ -289,8 +277,8 @@ def run(
     if name != ZERO_SHOT:
         method = METHODS[name]
         training = replace(method.training, seed=seed, accelerator="cpu", replay=replay if method.replays else None)
-        start = untrained(base, seed) if method.scratch else base.source
-        job = Job(str(out), str(start), str(lab.table), tuple(learn), training)
+        start = untrained(base, seed) if method.scratch else base
+        job = Job(name, out, start, lab.pairs.take(learn), training)
         out.mkdir(parents=True, exist_ok=True)
         run_jobs([job])
         model = job.result()
@@ -354,11 +342,8 @@ def report(checkpoint: str) -> None:
 
 STYLES: dict[str, tuple[str, str]] = {
     "responses": ("#c2185b", "-"),
-    "head": ("#c58b00", "-"),
-    "gradual": ("#2e7d32", "-"),
     "full": ("#7a5195", "-"),
-    "l2sp": ("#1f6f8b", "-"),
-    "l2sp + replay": ("#1f6f8b", "--"),
+    "full + replay": ("#7a5195", "--"),
     "scratch": ("#c1440e", "-"),
     "ds": ("0.6", ":"),
     "pds": ("0.35", ":"),

@@ -18,7 +18,7 @@ from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import Sample
 from defectnet.lab.virtual import Instrument, write_lab
 from defectnet.potentials.potential import Potential, load_potential
-from defectnet.simulate.rows import HostSimulation, Settings, atom_range, relax_host, row_generator
+from defectnet.simulate.rows import HostSimulation, SimulationSettings, atom_range, relax_host, row_generator
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts.json.xz"
 FAMILIES = {"Si-diamond": ("Ge", "Si"), "MgB2": ("Al", "Mg")}
@@ -31,7 +31,7 @@ LAB = Instrument(fwhm_mev=1.5, fwhm_growth=1.6, noise=0.01, energy_factor=1.03)
 def simulate(potential: Potential, host_id: str, atoms: str) -> list[Sample]:
     """Simulate the cells of one host: a control without a dopant, and one for each concentration."""
     smallest, largest = atom_range(atoms)
-    settings = Settings(smallest=smallest, largest=largest)
+    settings = SimulationSettings(smallest=smallest, largest=largest)
     host = next(host for host in read_hosts(HOSTS) if host.id == host_id)
     world = HostSimulation(potential, host, relax_host(potential, host, settings), settings)
     dopant, replaced = FAMILIES[host_id]

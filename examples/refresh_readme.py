@@ -31,11 +31,10 @@ def checkpoint_table() -> str:
         model = from_pretrained(name)
         size = sum(parameter.numel() for parameter in model.parameters())
         seen = model.training_info
-        tracks = "candidates" if model.loss == "paper" else "candidates, blind"
         default = " (default)" if name == DEFAULT_CHECKPOINT else ""
         lines.append(
             f"| `{name}`{default} | {type(model).__name__} | {size:,} | "
-            f"{seen['train_pairs']:,} pairs of {seen['train_hosts']:,} crystals | {tracks} |"
+            f"{seen['train_pairs']:,} pairs of {seen['train_hosts']:,} crystals | {', '.join(model.tracks)} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""A rank of `defectnet.lab.jobs` that notes its epochs, and kills itself where the environment says so."""
+"""A rank of `defectnet.lab.jobs` that notes its epochs, and kills or stops itself where the environment says so."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Mortal(FinetuneTask):
             file.write(f"{self.global_rank} {self.current_epoch}\n")
         if os.environ.get("KILL") == f"{self.global_rank} {self.current_epoch}":
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("STOP") == f"{self.global_rank} {self.current_epoch}":
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

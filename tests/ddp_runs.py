@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from defectnet.hub import from_pretrained
 from defectnet.lab.data import Augmentation, LabDataModule
-from defectnet.tasks.finetuning import METHODS, FinetuneTask
-from defectnet.tasks.losses import LossWeights, loss_named
+from defectnet.tasks.finetuning import FinetuneTask
 
 EPOCHS, BATCH = 3, 4
 DATA = {"batch_size": BATCH, "validation": 0.3, "augmentation": Augmentation(share=0.5), "seed": 1}
@@ -26,7 +25,6 @@ class Recorded(FinetuneTask):
     """Notes the loss of every epoch, the metrics, and which rows this rank saw."""
 
     def on_fit_start(self):
-        super().on_fit_start()
         self.losses, self.seen, self.validated = [], [], []
 
     def training_step(self, item):
@@ -53,10 +51,10 @@ def weights(task):
     return {name: value.detach().clone() for name, value in task.model.state_dict().items()}
 
 
-def run_method(method, lab, checkpoint, devices):
-    """Train with one method; return what this rank saw and ended with."""
+def run(lab, checkpoint, devices):
+    """Train; return what this rank saw and ended with."""
     torch.manual_seed(0)
-    task = Recorded(checkpoint, method)
+    task = Recorded(from_pretrained(checkpoint))
     fit = trainer(devices)
     fit.fit(task, LabDataModule(lab, **DATA))
     metrics = {name: float(value) for name, value in fit.callback_metrics.items()}
@@ -86,7 +84,7 @@ class Naive(LightningModule):
         self.model = from_pretrained(checkpoint).train()
 
     def training_step(self, item):
-        return loss_named("hurdle")(self.model(item.batch), item.batch, item.targets, LossWeights())["identity"]
+        return self.model.loss_terms(self.model(item.batch), item.batch, item.targets)["identity"].mean()
 
     def configure_optimizers(self):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
@@ -127,7 +125,7 @@ def run_naive(lab, checkpoint, devices):
 
 def main(lab, checkpoint, out, devices):
     warnings.simplefilter("ignore")
-    found = {method: run_method(method, Path(lab), checkpoint, devices) for method in METHODS}
+    found = {"run": run(Path(lab), checkpoint, devices)}
     if devices > 1:
         found["naive"] = run_naive(Path(lab), checkpoint, devices)
     torch.save(found, Path(out) / f"rank-{os.environ.get('LOCAL_RANK', '0')}.pt")

@@ -17,7 +17,7 @@ from defectnet.potentials.phonons import eigenvalues_and_shares, modes, q_mesh
 from defectnet.potentials.potential import load_potential
 from defectnet.potentials.relax import relax
 from defectnet.simulate.batching import BatchedPotential
-from defectnet.simulate.rows import Settings
+from defectnet.simulate.rows import SimulationSettings
 from defectnet.simulate.runner import Shard, ToolNames, make_shard
 from make_potential import write_morse_nep
 
@@ -108,7 +108,7 @@ def test_a_shard_made_side_by_side_holds_the_same_rows(tmp_path):
     """As `defectnet simulate --device cuda --batch 3 --precision 32` would make it, on a CPU."""
     potential = str(write_morse_nep(tmp_path / "morse.txt"))
     hosts = tuple(host(layered(name), name) for name in ("AlCu", "TiAl", "AlNi"))
-    settings = Settings(seed=3, spectra_per_host=2, smallest=13, largest=19)
+    settings = SimulationSettings(seed=3, spectra_per_host=2, smallest=13, largest=19)
     found = {}
     for name, options in (("alone", {}), ("beside", {"batch": 3, "precision": 32})):
         shard = Shard(tmp_path / name / "shard-00000.parquet", hosts)

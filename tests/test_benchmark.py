@@ -10,13 +10,13 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 
 from benchmark_results import ELEMENTS, toy_part, toy_scores
-from defectnet.batch import Batch
+from defectnet.batch import Batch, Estimate
 from defectnet.benchmark import bootstrap, detection
 from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.curves import CURVE_POINTS, SCATTER_POINTS, curves, precision_recall, reliability
 from defectnet.benchmark.entrants import Entrant
 from defectnet.benchmark.metrics import inclusion, recall_at_k, summary
-from defectnet.benchmark.protocol import Estimate
+from defectnet.benchmark.protocol import TrainableEstimator
 from defectnet.benchmark.results import GROUPS, MAIN, compare, interval, read_result, write_result
 from defectnet.benchmark.runner import Benchmark, plain
 from defectnet.benchmark.scores import Facts, read_facts
@@ -25,6 +25,7 @@ from defectnet.data.dataset import index_folder
 from defectnet.data.shards import read_shard
 from defectnet.elements import INDEX, VOCABULARY, properties
 from defectnet.errors import ConfigError, ShardError
+from defectnet.models.estimator import Estimator
 from make_shards import toy_sample, write_toy_folder
 
 MASS = properties("mass_u")
@@ -311,15 +312,15 @@ def test_sites_outside_of_the_cell_are_one_clear_error(tmp_path):
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
-class Noted:
+class Noted(TrainableEstimator):
     """Answers by a rule, and notes what it was given."""
 
     def __init__(self):
-        self.batches, self.lessons = [], None
+        self.batches, self.seen = [], None
         self.settings = {"neighbours": np.int64(3), "shares": (np.float32(0.5),)}
 
     def fit(self, data):
-        self.lessons = {
+        self.seen = {
             (split, track, condition): getattr(data, split)(track, condition)
             for split in ("train", "val")
             for track in ("candidates", "blind")
@@ -328,7 +329,7 @@ class Noted:
         data.train("blind", "clean").batch.host.zero_()  # its own copy
         return self
 
-    def predict(self, batch):
+    def estimate(self, batch):
         self.batches.append(Batch(*(field.clone() for field in batch)))
         change = (batch.doped - batch.host).abs().sum(1, keepdim=True)
         weights = torch.linspace(0.1, 1.0, ELEMENTS, dtype=batch.host.dtype)
@@ -363,12 +364,12 @@ def test_a_result_is_written_and_read(measured, tmp_path):
 def test_no_test_row_is_learnt_from(measured, folder):
     noted, _ = measured
     rows = {split: len(index_folder(folder, split)) for split in ("train", "val")}
-    for (split, track, _), (batch, concentration) in noted.lessons.items():
+    for (split, track, _), (batch, concentration) in noted.seen.items():
         assert len(batch.host) == len(concentration) == rows[split]
         assert bool(batch.candidates_given[0]) == (track == "candidates")
         assert bool(((concentration > 0) <= batch.candidates).all())
     test = Benchmark(folder, bootstrap=0)._rows(MODEL_GRID, "test", "blind", "clean")[0].batch
-    seen = torch.cat([lesson.batch.composition for lesson in noted.lessons.values()])
+    seen = torch.cat([lesson.batch.composition for lesson in noted.seen.values()])
     assert not (test.composition[:, None] > 0).eq(seen[None] > 0).all(dim=2).any()
 
 
@@ -377,8 +378,8 @@ def test_rows_stay_what_they_were_whatever_an_entrant_does(measured, bench):
     assert all(bool((batch.host.sum(1) > 0).all()) for batch in noted.batches)
     again = Noted()
     second = bench.measure(Entrant("noted", again))
-    for key, lesson in again.lessons.items():
-        assert all(torch.equal(a, b) for a, b in zip(lesson.batch, noted.lessons[key].batch, strict=True))
+    for key, lesson in again.seen.items():
+        assert all(torch.equal(a, b) for a, b in zip(lesson.batch, noted.seen[key].batch, strict=True))
     for result in (first, second):
         result["seconds"] = {}
     assert first == second
@@ -407,17 +408,17 @@ def test_rows_and_facts_belong_together(bench, folder):
 
 
 def test_comparison_of_two_entrants(bench):
-    class Oracle:
+    class Oracle(Estimator):
         """Knows the answer: what the best possible looks like."""
 
-        def predict(self, batch):
+        def estimate(self, batch):
             rows = [key.index(tuple(composition.tolist())) for composition in batch.composition]
             true = torch.stack([concentration[row] for row in rows])
             return Estimate((true > 0).double(), true)
 
     items = bench._rows(MODEL_GRID, "val", "blind", "clean") + bench._rows(MODEL_GRID, "test", "blind", "clean")
     key = [tuple(row.tolist()) for item in items for row in item.batch.composition]
-    concentration = torch.cat([item.targets.concentration for item in items]).double()
+    concentration = torch.cat([item.targets.true_concentration for item in items]).double()
     best = bench.measure(Entrant("oracle", Oracle()))
     assert best["results"]["blind"]["lab"]["identity"]["exact"] == 1.0
     assert best["results"]["candidates"]["lab"]["concentration"]["mae"] == pytest.approx(0.0, abs=1e-5)
@@ -428,7 +429,9 @@ def test_comparison_of_two_entrants(bench):
 
 
 def test_a_track_that_cannot_be_asked_is_left_out(bench):
-    entrant = Entrant("half", Noted(), cannot={"blind": "takes the candidates as its query"})
+    needy = Noted()
+    needy.asks_blind = False
+    entrant = Entrant("half", needy)
     result = bench.measure(entrant, ["candidates", "blind"], ["clean"])
     assert list(result["results"]) == ["candidates"]
     assert result["skipped"] == {"blind": "takes the candidates as its query"}

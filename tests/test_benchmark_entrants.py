@@ -11,31 +11,31 @@ import torch
 
 from benchmark_results import ELEMENTS
 from conftest import make_random_batch
-from defectnet.batch import Output
+from defectnet.batch import Estimate, Output
 from defectnet.benchmark.baselines import BASELINES
-from defectnet.benchmark.entrants import Checkpoint, Entrant, ask, call, check_alone, entrant_named, entrant_of_model
-from defectnet.benchmark.protocol import Estimate
+from defectnet.benchmark.entrants import Entrant, ask, call, check_alone, entrant_named, entrant_of
 from defectnet.benchmark.results import read_results
 from defectnet.cli import EXIT_ERROR, main
-from defectnet.config import Calibration, Interval
 from defectnet.errors import ConfigError
 from defectnet.hub import save
-from defectnet.tasks.losses import expected_concentration
+from defectnet.models.calibration import Calibration, Interval
+from defectnet.models.estimator import Estimator
 from make_shards import toy_sample, write_toy_folder
 
 MODULE = '''
-from defectnet.benchmark.protocol import Estimate
+from defectnet.batch import Estimate
+from defectnet.models.estimator import Estimator
 
 
-class HalfAPercent:
+class HalfAPercent(Estimator):
     """Half a percent of everything."""
 
-    def predict(self, batch):
+    def estimate(self, batch):
         asked = batch.candidates.float()
-        return Estimate(probability=0.1 * asked, concentration=0.005 * asked)
+        return Estimate(probability=0.1 * asked, expected_concentration=0.005 * asked)
 
 
-class Greedy:
+class Greedy(Estimator):
     def __init__(self, share):
         self.share = share
 
@@ -74,10 +74,10 @@ def module(tmp_path, monkeypatch):
 
 
 def asking(answer, name="own"):
-    """An entrant whose predict is a function of the batch."""
+    """An entrant whose estimate is a function of the batch."""
 
-    class Own:
-        def predict(self, batch):
+    class Own(Estimator):
+        def estimate(self, batch):
             return answer(batch)
 
     return Entrant(name, Own())
@@ -109,9 +109,9 @@ WRONG = {
     ":Own": "'' is no name of a module",
     "own models:Own": "'own models' is no name of a module",
     "own_models:Greedy": r"cannot be made without arguments \(TypeError",
-    "own_models:Broken": "RuntimeError: no licence, own_models.py line 24",
-    "own_models:Silent": "is a Silent without predict",
-    "own_models:number": "is a int without predict",
+    "own_models:Broken": "RuntimeError: no licence, own_models.py line 25",
+    "own_models:Silent": "is a Silent, no Estimator. Derive it from defectnet.models.estimator",
+    "own_models:number": "is a int, no Estimator",
     "own_broken:x": "ZeroDivisionError: division by zero, own_broken.py line 3",
     "own_needy:x": "No module named 'a_package_that_is_not_there'",
     "./absent": "absent does not exist",
@@ -138,14 +138,14 @@ def test_an_ensemble_is_the_mean_of_its_members(module, tiny_batch):
     entrant = entrant_named("own_models:HalfAPercent+own_sure:HalfAPercent")
     answer, asked = ask(entrant, tiny_batch), tiny_batch.candidates
     assert torch.allclose(answer.probability[asked], torch.tensor(0.3, dtype=answer.probability.dtype))
-    assert torch.allclose(answer.concentration[asked], torch.tensor(0.01, dtype=answer.concentration.dtype))
+    assert torch.allclose(answer.expected_concentration[asked], torch.tensor(0.01, dtype=torch.float64))
     assert answer.low is None
 
 
 def test_an_ensemble_is_asked_what_all_its_members_can_be_asked():
     entrant = entrant_named("defectnet-small+paper-defectnet")
     assert set(entrant.cannot) == {"blind"}
-    assert entrant.coverage is None
+    assert entrant.estimator.coverage is None
     assert entrant.name == "defectnet-small+paper-defectnet"
     assert entrant.notes["members"] == ["DefectNet", "PaperDefectNet"]
 
@@ -153,7 +153,7 @@ def test_an_ensemble_is_asked_what_all_its_members_can_be_asked():
 def test_baselines_are_named(tiny_batch):
     for name, kind in BASELINES.items():
         entrant = entrant_named(name)
-        assert (entrant.name, type(entrant.answerer), entrant.kind) == (name, kind, "baseline")
+        assert (entrant.name, type(entrant.estimator), entrant.kind) == (name, kind, "baseline")
         assert entrant.notes["description"]
 
 
@@ -163,32 +163,34 @@ def test_baselines_are_named(tiny_batch):
 def test_a_checkpoint_answers_as_it_does_elsewhere(tiny_model):
     model, batch = tiny_model("DefectNet"), make_random_batch(8)
     model.calibration = Calibration(2.0, 0.5, interval=Interval(0.8, 0.01, 0.1))
-    entrant = entrant_of_model(model)
+    entrant = entrant_of(model)
     answer, output = ask(entrant, batch), model.predict_batch(batch)
     given = batch.candidates_given
     logits = output.identity_logits / torch.where(given, 2.0, 0.5)[:, None]
     asked = batch.candidates
     assert torch.allclose(answer.probability[asked].float(), torch.sigmoid(logits)[asked], atol=1e-6)
-    expected = expected_concentration(Output(logits, output.concentration))
-    assert torch.allclose(answer.concentration[asked].float(), expected[asked], atol=1e-6)
-    assert torch.allclose(answer.amount[asked].float(), output.concentration[asked], atol=1e-6)
-    width = 2 * (0.01 + 0.1 * answer.amount)
+    expected = model.expected(Output(logits, output.concentration_if_present))
+    assert torch.allclose(answer.expected_concentration[asked].float(), expected[asked], atol=1e-6)
+    assert torch.allclose(
+        answer.concentration_if_present[asked].float(), output.concentration_if_present[asked], atol=1e-6
+    )
+    width = 2 * (0.01 + 0.1 * answer.concentration_if_present)
     inside = asked & (answer.low > 0) & (answer.high < 1)
     assert inside.any()
     assert torch.allclose((answer.high - answer.low)[inside], width[inside])
-    assert entrant.coverage == 0.8
+    assert entrant.estimator.coverage == 0.8
     assert entrant.notes["architecture"] == "DefectNet"
     assert not entrant.cannot
 
 
 def test_the_published_network_is_not_asked_blind(tiny_model):
-    entrant = entrant_of_model(tiny_model("PaperDefectNet"))
+    entrant = entrant_of(tiny_model("PaperDefectNet"))
     assert set(entrant.cannot) == {"blind"}
     batch = make_random_batch(4)._replace(candidates_given=torch.ones(4, dtype=torch.bool))
-    answer, output = ask(entrant, batch), entrant.answerer.model.predict_batch(batch)
+    answer, output = ask(entrant, batch), entrant.estimator.predict_batch(batch)
     # It regresses the expectation itself: that is not multiplied by a probability again.
     asked = batch.candidates
-    assert torch.allclose(answer.concentration[asked].float(), output.concentration[asked])
+    assert torch.allclose(answer.expected_concentration[asked].float(), output.concentration_if_present[asked])
     assert answer.low is None
 
 
@@ -199,30 +201,34 @@ def test_an_instance_of_a_network_is_a_checkpoint(module, tiny_model, monkeypatc
     own.model = tiny_model("DefectNet")
     monkeypatch.setitem(sys.modules, "own_networks", own)
     entrant = entrant_named("own_networks:model")
-    assert isinstance(entrant.answerer, Checkpoint)
+    assert entrant.estimator is own.model
+    assert entrant.kind == "checkpoint"
     assert entrant.name == "model"
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 BAD = {
-    "no estimate": (lambda b: half(b), "predict returns a Tensor"),
-    "none": (lambda b: None, "predict returns a NoneType"),
-    "plain tuple": (lambda b: (half(b), half(b)), "predict returns a tuple"),
+    "no estimate": (lambda b: half(b), "estimate returns a Tensor"),
+    "none": (lambda b: None, "estimate returns a NoneType"),
+    "plain tuple": (lambda b: (half(b), half(b)), "estimate returns a tuple"),
     "text": (lambda b: Estimate("much", half(b)), "probability is a str"),
-    "no probability": (lambda b: Estimate(None, half(b)), "probability or concentration is None"),
-    "no concentration": (lambda b: Estimate(half(b), None), "probability or concentration is None"),
+    "no probability": (lambda b: Estimate(None, half(b)), "probability or expected_concentration is None"),
+    "no concentration": (lambda b: Estimate(half(b), None), "probability or expected_concentration is None"),
     "fewer rows": (lambda b: Estimate(half(b)[1:], half(b)), r"probability has shape \(5, 62\), for 6 rows"),
-    "fewer elements": (lambda b: Estimate(half(b), half(b)[:, 1:]), r"concentration has shape \(6, 61\)"),
+    "fewer elements": (lambda b: Estimate(half(b), half(b)[:, 1:]), r"expected_concentration has shape \(6, 61\)"),
     "one number": (lambda b: Estimate(torch.tensor(0.5), half(b)), r"probability has shape \(\)"),
     "nan": (lambda b: Estimate(half(b) * float("nan"), half(b)), "probability is not finite"),
-    "infinite": (lambda b: Estimate(half(b), half(b), half(b) / 0), "amount is not finite"),
+    "infinite": (lambda b: Estimate(half(b), half(b), half(b) / 0), "concentration_if_present is not finite"),
     "logits": (lambda b: Estimate(half(b) - 3, half(b)), "probability is -2.5. Use 0 to 1"),
-    "per cent": (lambda b: Estimate(half(b), 10 * half(b)), "concentration is 5. Use 0 to 1: atomic fractions"),
-    "amount": (lambda b: Estimate(half(b), half(b), 10 * half(b)), "amount is 5"),
+    "per cent": (
+        lambda b: Estimate(half(b), 10 * half(b)),
+        "concentration is 5. Use 0 to 1: atomic fractions",
+    ),
+    "amount": (lambda b: Estimate(half(b), half(b), 10 * half(b)), "concentration_if_present is 5"),
     "one end": (lambda b: Estimate(half(b), half(b), low=half(b)), "only one end of the interval"),
     "crossed": (lambda b: Estimate(half(b), half(b), None, half(b), 0.5 * half(b)), "low above high"),
-    "error": (lambda b: b.nothing, "predict fails .*AttributeError.*test_benchmark_entrants.py line"),
+    "error": (lambda b: b.nothing, "estimate fails .*AttributeError.*test_benchmark_entrants.py line"),
 }
 
 
@@ -241,7 +247,7 @@ def test_what_is_not_in_question_is_not_looked_at(tiny_batch):
 
     found = ask(asking(answer), tiny_batch)
     assert found.probability[~tiny_batch.candidates].abs().max() == 0.0
-    assert found.concentration[~tiny_batch.candidates].abs().max() == 0.0
+    assert found.expected_concentration[~tiny_batch.candidates].abs().max() == 0.0
     assert (found.probability[tiny_batch.candidates] == 0.5).all()
 
 
@@ -251,7 +257,7 @@ def test_arrays_and_single_precision_are_taken(tiny_batch):
 
     found = ask(asking(answer), tiny_batch)
     assert float(found.probability.max()) == 1.0
-    assert found.concentration.dtype == torch.float64
+    assert found.expected_concentration.dtype == torch.float64
 
 
 def test_answers_that_depend_on_batch_mates_are_found(tiny_batch):

@@ -114,7 +114,7 @@ def batches(folder, share, epoch, first=0, seed: int | None = 3):
 def test_blends_change_with_the_epoch_and_are_the_same_again(folder):
     def amounts(*args, **named):
         return {
-            int(r): item.targets.concentration[i]
+            int(r): item.targets.true_concentration[i]
             for item in batches(folder, *args, **named)
             for i, r in enumerate(item.rows)
         }
@@ -126,14 +126,14 @@ def test_blends_change_with_the_epoch_and_are_the_same_again(folder):
     resumed = batches(folder, 1.0, 0, first=5)
     for one, other in zip(resumed, batches(folder, 1.0, 0)[5:], strict=True):
         assert (one.batch.doped == other.batch.doped).all()
-        assert (one.targets.concentration == other.targets.concentration).all()
+        assert (one.targets.true_concentration == other.targets.true_concentration).all()
 
 
 def test_evaluation_is_never_blended(folder):
     plain = SpectraDataModule(str(folder), batch_size=4)
     blended = SpectraDataModule(str(folder), batch_size=4, blend=1.0)
     pairs = zip(plain.val_dataloader()[0], blended.val_dataloader()[0], strict=True)
-    assert all((one.targets.concentration == other.targets.concentration).all() for one, other in pairs)
+    assert all((one.targets.true_concentration == other.targets.true_concentration).all() for one, other in pairs)
 
 
 def test_a_share_above_one_is_refused():

@@ -77,7 +77,7 @@ def test_a_response_is_the_sum_of_its_parts(changes):
     host, atoms = crystals()
     _, parts = changes(host, atoms, *asked())
     torch.testing.assert_close(parts.share.exp().sum(1), torch.ones_like(host))
-    torch.testing.assert_close(parts.own.exp().sum(-1), torch.ones(ROWS, ELEMENTS).double())
+    torch.testing.assert_close(parts.dopant_dos.exp().sum(-1), torch.ones(ROWS, ELEMENTS).double())
     assert not parts.change[1:, :, 2].any()  # an element that is not there does not change
     assert not parts.share[1:, 2].exp().any()
 
@@ -93,7 +93,7 @@ def test_an_atom_like_that_it_replaces_changes_nothing():
     assert response.abs().max() < 0.05 * host.max()  # the level that is added before the logarithm
 
 
-def test_what_was_made_of_the_parts_has_no_misfit(changes):
+def test_what_was_made_of_the_parts_has_no_loss(changes):
     host, atoms = crystals()
     response, parts = changes(host, atoms, *asked())
     amounts = torch.rand(ROWS, ELEMENTS).double() * 0.05
@@ -101,45 +101,46 @@ def test_what_was_made_of_the_parts_has_no_misfit(changes):
     concentration = torch.zeros(ROWS, len(VOCABULARY)).double().scatter(1, DOPANTS, amounts)
     before = host[:, None] * parts.share.exp() / atoms.gain.unsqueeze(-1)
     after = before + torch.einsum("bk,bksn->bsn", amounts, parts.change)
-    own = parts.own.exp() / BIN * amounts.unsqueeze(-1)
+    dopant_dos = parts.dopant_dos.exp() / BIN * amounts.unsqueeze(-1)
     projected = torch.zeros(ROWS, 2, len(VOCABULARY), PROJECTED_BINS).double()
     at = atoms.slots.unsqueeze(-1).expand(-1, -1, PROJECTED_BINS)
     projected[:, 0].scatter_(1, at, before)
     projected[:, 1].scatter_(1, at, after)
-    projected[:, 1].scatter_(1, DOPANTS.unsqueeze(-1).expand(-1, -1, PROJECTED_BINS), own)
+    projected[:, 1].scatter_(1, DOPANTS.unsqueeze(-1).expand(-1, -1, PROJECTED_BINS), dopant_dos)
     targets = Targets(concentration, projected)
-    misfits = changes.misfits(parts, TOTAL, DOPANTS, targets)
-    assert {name: value.shape for name, value in misfits.items()} == dict.fromkeys(("share", "own", "change"), (ROWS,))
-    for value in misfits.values():
+    losses = changes.losses(parts, TOTAL, DOPANTS, targets)
+    names = ("host_share", "dopant_dos", "host_change")
+    assert {name: value.shape for name, value in losses.items()} == dict.fromkeys(names, (ROWS,))
+    for value in losses.values():
         assert value.abs().max() < 2e-3
     # The response is what these changes do to the spectrum: in this host every atom counts for its gain.
     one = torch.zeros_like(amounts)
     one[:, 0] = 1e-6
     moved = (atoms.gain.unsqueeze(-1) * torch.einsum("bk,bksn->bsn", one, parts.change)).sum(1)
     gain = asked()[2]
-    doped = unit(host + moved + 1e-6 * gain[:, :1] * parts.own[:, 0].exp() / BIN)
+    doped = unit(host + moved + 1e-6 * gain[:, :1] * parts.dopant_dos[:, 0].exp() / BIN)
     torch.testing.assert_close((doped - host) / 1e-6, response[:, 0], rtol=1e-3, atol=1e-3)
     # And each misfit sees what it is of.
     wrong = targets._replace(projected=projected.roll(7, dims=-1))
-    assert min(value.min() for value in changes.misfits(parts, TOTAL, DOPANTS, wrong).values()) > 0.01
+    assert min(value.min() for value in changes.losses(parts, TOTAL, DOPANTS, wrong).values()) > 0.01
     unknown = torch.full((ROWS,), KINDS.index("projected"))
-    hidden = changes.misfits(parts, unknown, DOPANTS, wrong)
-    assert not hidden["share"].any()
-    assert not hidden["change"].any()
+    hidden = changes.losses(parts, unknown, DOPANTS, wrong)
+    assert not hidden["host_share"].any()
+    assert not hidden["host_change"].any()
 
 
 def test_training_teaches_the_parts(tiny_model, random_batch):
     batch, model = random_batch(6), tiny_model("DefectNet")
     concentration = 0.02 * batch.candidates.float() * (torch.rand(batch.candidates.shape) < 0.1)
     projected = torch.rand(6, 2, len(VOCABULARY), PROJECTED_BINS)
-    output, terms = model.learn(batch, Targets(concentration, projected))
-    assert set(terms) == {"response", "share", "own", "change"}
-    for ours, plain in zip(output, model(batch), strict=True):
+    output, terms = model.forward_training(batch, Targets(concentration, projected))
+    assert set(terms) == {"response", "host_share", "dopant_dos", "host_change"}
+    for ours, plain in zip(output[:2], model(batch)[:2], strict=True):
         torch.testing.assert_close(ours, plain)
-    sum(value.sum() for value in terms.values()).backward()
+    sum(term.rows.sum() for term in terms.values()).backward()
     silent = [name for name, p in model.impurity.changes.named_parameters() if p.grad is None]
     assert not silent
-    assert set(model.learn(batch, Targets(concentration))[1]) == {"response"}
+    assert set(model.forward_training(batch, Targets(concentration))[1]) == {"response"}
 
 
 def test_neutrons_count_elements_by_cross_section_over_mass(tiny_model, random_batch):

@@ -93,7 +93,7 @@ def test_rows_are_what_their_number_says(folder):
         for i, row in enumerate(item.rows.tolist()):
             sample = written[index.shard[row]][index.row[row]]
             assert sample.split == "train"
-            true = {symbol: item.targets.concentration[i, INDEX[symbol]].item() for symbol in sample.dopants}
+            true = {symbol: item.targets.true_concentration[i, INDEX[symbol]].item() for symbol in sample.dopants}
             assert true == pytest.approx(sample.concentrations)
             assert item.targets.present[i].sum() == len(sample.dopants)
             assert np.allclose(item.batch.composition[i], composition(sample.formula))
@@ -126,7 +126,7 @@ def test_a_row_in_training_does_not_depend_on_its_batch_or_on_who_reads_it(folde
         for rank in range(stream.get("ranks", 1)):
             for worker in range(stream.get("workers", 1)):
                 for item in make(folder, view=view, rank=rank, **stream).batches(worker, 1):
-                    fields = (*item.batch, item.targets.concentration)
+                    fields = (*item.batch, item.targets.true_concentration)
                     found |= {row: [x[i] for x in fields] for i, row in enumerate(item.rows.tolist())}
         seen.append(found)
     for row, fields in seen[0].items():

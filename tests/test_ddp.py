@@ -15,12 +15,14 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 import ddp_runs
 from conftest import TINY_NETS, make_random_batch
 from defectnet.errors import ConfigError, LabError
-from defectnet.hub import save
+from defectnet.hub import from_pretrained, save
 from defectnet.lab import jobs
+from defectnet.lab.data import Augmentation, EncodedPairs
 from defectnet.lab.finetune import Holdout, finetune
 from defectnet.lab.jobs import Job, TrainingSettings, run_jobs
+from defectnet.lab.progress import TrainingLog
+from defectnet.lab.table import read_table
 from defectnet.models.registry import build_model
-from defectnet.tasks.finetuning import METHODS
 from lab_tables import SHARES, write_lab
 
 pytestmark = pytest.mark.ddp
@@ -47,13 +49,13 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(lab, checkpoint, tmp_path_factory):
-    """Every method in one process, and on each of two ranks."""
+    """One run in one process, and on each of two ranks."""
     out = tmp_path_factory.mktemp("runs")
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
     words = [sys.executable, str(TESTS / "ddp_runs.py"), str(lab), checkpoint, str(out)]
     ranks = [subprocess.Popen(words, env=os.environ | common | {"LOCAL_RANK": str(rank)}) for rank in range(RANKS)]
     try:
-        alone = {method: ddp_runs.run_method(method, lab, checkpoint, 1) for method in METHODS}
+        alone = {"run": ddp_runs.run(lab, checkpoint, 1)}
         assert [process.wait(timeout=240) for process in ranks] == [0] * RANKS
     finally:
         for process in ranks:
@@ -66,20 +68,18 @@ def largest_difference(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_loss_curve_is_that_of_one_process(runs, method):
+def test_the_loss_curve_is_that_of_one_process(runs):
     alone, ranks = runs
     for rank in ranks:
-        assert rank[method]["losses"] == pytest.approx(alone[method]["losses"], rel=LOSS_TOLERANCE)
-    losses = alone[method]["losses"]
+        assert rank["run"]["losses"] == pytest.approx(alone["run"]["losses"], rel=LOSS_TOLERANCE)
+    losses = alone["run"]["losses"]
     assert any(abs(a - b) > 10 * LOSS_TOLERANCE * a for a, b in pairwise(losses))  # a flat curve would prove nothing
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_weights_are_the_same_on_every_rank(runs, method):
+def test_weights_are_the_same_on_every_rank(runs):
     alone, ranks = runs
-    assert largest_difference(ranks[0][method]["weights"], ranks[1][method]["weights"]) == 0.0
-    assert largest_difference(ranks[0][method]["weights"], alone[method]["weights"]) < 1e-3
+    assert largest_difference(ranks[0]["run"]["weights"], ranks[1]["run"]["weights"]) == 0.0
+    assert largest_difference(ranks[0]["run"]["weights"], alone["run"]["weights"]) < 1e-3
 
 
 def test_unfreezing_with_the_usual_callback_lets_ranks_drift_apart(runs):
@@ -88,21 +88,20 @@ def test_unfreezing_with_the_usual_callback_lets_ranks_drift_apart(runs):
     assert largest_difference(ranks[0]["naive"]["weights"], ranks[1]["naive"]["weights"]) > 1e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_row_is_seen_twice_in_training(runs, method):
+def test_no_row_is_seen_twice_in_training(runs):
     alone, ranks = runs
     for epoch in range(ddp_runs.EPOCHS):
-        seen = [[r for e, rows in rank[method]["seen"] if e == epoch for r in rows] for rank in ranks]
-        whole = sorted(r for e, rows in alone[method]["seen"] if e == epoch for r in rows)
+        seen = [[r for e, rows in rank["run"]["seen"] if e == epoch for r in rows] for rank in ranks]
+        whole = sorted(r for e, rows in alone["run"]["seen"] if e == epoch for r in rows)
         assert sorted(seen[0] + seen[1]) == whole == list(range(16))
-        assert len({len(rank[method]["seen"]) for rank in ranks}) == 1  # else one rank would wait for ever
+        assert len({len(rank["run"]["seen"]) for rank in ranks}) == 1  # else one rank would wait for ever
 
 
 def test_no_row_is_scored_twice_in_validation(runs):
     _, ranks = runs
     for epoch in range(ddp_runs.EPOCHS):
         for track in range(2):
-            parts = [rank["full"]["validated"] for rank in ranks]
+            parts = [rank["run"]["validated"] for rank in ranks]
             scored = [r for part in parts for e, t, rows in part if (e, t) == (epoch, track) for r in rows]
             assert sorted(scored) == list(range(7))
 
@@ -115,19 +114,21 @@ def test_a_plain_loader_scores_a_row_twice(runs):
     assert len(set(scored)) == 17
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_metrics_are_those_of_one_process(runs, method):
+def test_metrics_are_those_of_one_process(runs):
     alone, ranks = runs
-    wanted = {name: value for name, value in alone[method]["metrics"].items() if name.startswith("val/")}
+    wanted = {name: value for name, value in alone["run"]["metrics"].items() if name.startswith("val/")}
     assert len(wanted) > 10
     for rank in ranks:
-        found = {name: rank[method]["metrics"][name] for name in wanted}
+        found = {name: rank["run"]["metrics"][name] for name in wanted}
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
-def job_of(lab, checkpoint, folder, rows=range(20), epochs=4):
-    training = TrainingSettings(method="full", epochs=epochs, devices=RANKS, accelerator="cpu", validation=0.3)
-    return Job(str(folder / "run-0"), checkpoint, str(lab / "pairs.csv"), tuple(rows), training)
+def job_of(lab, checkpoint, folder, rows=range(20), epochs=4, **settings):
+    training = TrainingSettings(
+        method="full", epochs=epochs, devices=RANKS, accelerator="cpu", validation=0.3, **settings
+    )
+    pairs = EncodedPairs(read_table(lab)).take(rows)
+    return Job("training", folder / "run-0", from_pretrained(checkpoint), pairs, training)
 
 
 @pytest.fixture
@@ -163,10 +164,33 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes(lab, checkpo
 
 
 def test_an_error_of_a_rank_is_named(lab, checkpoint, tmp_path):
-    good = job_of(lab, checkpoint, tmp_path).to_dict()
-    gone = Job.from_dict(good | {"training": good["training"] | {"replay": str(tmp_path / "gone")}})
+    gone = job_of(lab, checkpoint, tmp_path, replay=str(tmp_path / "gone"))
     with pytest.raises(LabError, match=r"process [01] of 2 .* ended with code 2 \(data folder .*gone does not exist"):
         run_jobs([gone])
+
+
+def test_a_rank_that_is_told_to_stop_ends_the_run(lab, checkpoint, tmp_path, monkeypatch, mortal):
+    """Lightning's own handler would wait for a rank that has heard nothing, and the rank end with exit code 0."""
+    monkeypatch.setenv("STOP", "1 2")
+    with pytest.raises(LabError, match=r"process 1 of 2 .* ended with code 2 \(.*stopped by SIGTERM"):
+        run_jobs([job_of(lab, checkpoint, tmp_path)])
+
+
+def test_a_plan_gives_the_ranks_the_same_jobs(lab, checkpoint, tmp_path):
+    jobs_ = [job_of(lab, checkpoint, tmp_path, rows) for rows in (range(12), (3, 15, 22))]
+    log = TrainingLog("csv", tmp_path / "logs")
+    jobs.write_plan(tmp_path / "plan.pt", jobs_, log)
+    found, same_log = jobs.read_plan(tmp_path / "plan.pt")
+    assert same_log == log
+    for old, new in zip(jobs_, found, strict=True):
+        assert (new.label, new.folder, new.training) == (old.label, old.folder, old.training)
+        assert all(torch.equal(a, b) for a, b in zip(new.pairs.batch, old.pairs.batch, strict=True))
+        assert torch.equal(new.pairs.targets.true_concentration, old.pairs.targets.true_concentration)
+        one, other = (
+            job.pairs.augmented(range(3), Augmentation(share=1.0), (0, 1), "mixed").batch.doped for job in (old, new)
+        )
+        assert torch.equal(one, other)
+        assert all(torch.equal(a, b) for a, b in zip(new.start.parameters(), old.start.parameters(), strict=True))
 
 
 def test_ranks_end_with_the_process_that_started_them():
@@ -182,7 +206,7 @@ def test_ranks_end_with_the_process_that_started_them():
 
 def test_the_whole_command_says_the_same_on_two_devices(lab, checkpoint, tmp_path):
     def told(devices):
-        training = TrainingSettings(epochs=2, devices=devices, accelerator="cpu", learning_rate=3e-3)
+        training = TrainingSettings(method="full", epochs=2, devices=devices, accelerator="cpu", learning_rate=3e-3)
         return finetune(checkpoint, lab, tmp_path / f"out-{devices}", training, Holdout(share=0.1, folds=1))
 
     one, two = told(1), told(2)
@@ -194,5 +218,5 @@ def test_the_whole_command_says_the_same_on_two_devices(lab, checkpoint, tmp_pat
 
 def test_too_many_devices_for_the_pairs_is_one_clear_error(lab, checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="devices is 8, with 17 pairs"):
-        finetune(checkpoint, lab, tmp_path / "out", TrainingSettings(devices=8, accelerator="cpu"))
+        finetune(checkpoint, lab, tmp_path / "out", TrainingSettings(method="full", devices=8, accelerator="cpu"))
     assert list(tmp_path.iterdir()) == []

@@ -30,13 +30,13 @@ from defectnet.simulate.executors import (
     one_thread_in_children,
     read_parsl_config,
 )
-from defectnet.simulate.rows import Settings
+from defectnet.simulate.rows import SimulationSettings
 from defectnet.simulate.runner import DEADLY, Shard, ShardWork, simulate
 from make_potential import write_morse_nep
 from odd_jobs import killed, odd_job
 
 HOSTS = 6
-SETTINGS = Settings(seed=11, spectra_per_host=1, hosts_per_shard=2, smallest=13, largest=19)
+SETTINGS = SimulationSettings(seed=11, spectra_per_host=1, hosts_per_shard=2, smallest=13, largest=19)
 SECOND_OF_SHARD_1 = 3  # host that the tests kill
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,22 +23,15 @@ from defectnet.data.candidates import TrackSettings
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import from_pretrained, save
-from defectnet.lab import jobs
+from defectnet.lab import jobs, progress
 from defectnet.lab.data import LabDataModule
+from defectnet.lab.progress import TrainingLog
 from defectnet.models.registry import build_model
-from defectnet.tasks.finetuning import (
-    METHODS,
-    FinetuneTask,
-    method_named,
-    parameter_groups,
-    stages,
-)
-from defectnet.tasks.losses import LossWeights, loss_named
+from defectnet.tasks.finetuning import FinetuneTask
 from lab_tables import SHARES, write_lab
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = TINY_NETS["DefectNet"] | {"decoder_layers": 2, "dropout": 0.2}
-HEAD = ("identity.", "concentration.", "decoder.1.")
 
 
 @pytest.fixture(scope="module")
@@ -69,40 +63,12 @@ def moved(task, source):
     return {name for name, value in task.model.named_parameters() if not torch.equal(value, start[name])}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_trains_what_it_says(method, checkpoint, lab):
-    task = FinetuneTask.from_pretrained(checkpoint, method=method)
+def test_the_whole_network_learns(checkpoint, lab):
+    task = FinetuneTask.from_pretrained(checkpoint)
     quiet(max_epochs=2).fit(task, LabDataModule(lab, batch_size=4))
     names = {name for name, _ in task.model.named_parameters()}
-    head = {name for name in names if name.startswith(HEAD)}
-    changed = moved(task, checkpoint)
-    assert head <= changed
-    if method == "head":
-        assert changed == head
-    else:
-        # Elements that occur nowhere have no gradient, but their embedding is one matrix with those that do.
-        assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in names}
-
-
-def test_what_is_frozen_is_in_evaluation_mode_and_the_rest_is_not(checkpoint, lab):
-    modes = []
-
-    class Watched(FinetuneTask):
-        def training_step(self, item):
-            named = dict(self.model.named_modules())
-            modes.append({name: module.training for name, module in named.items() if name})
-            return super().training_step(item)
-
-    trainer = {"max_epochs": 6, "limit_val_batches": 0}
-    quiet(**trainer).fit(Watched(checkpoint, "head"), LabDataModule(lab, batch_size=4))
-    assert all(
-        mode == f"{name}.".startswith(HEAD) for seen in modes for name, mode in seen.items() if name != "decoder"
-    )
-    modes.clear()
-    quiet(**trainer).fit(Watched(checkpoint, "gradual"), LabDataModule(lab, batch_size=4))
-    counts = [sum(seen.values()) for seen in modes]
-    assert counts == sorted(counts)
-    assert counts[0] < counts[-1] == len(modes[-1])
+    # Elements that occur nowhere have no gradient, but their embedding is one matrix with those that do.
+    assert {name.split(".")[0] for name in moved(task, checkpoint)} == {name.split(".")[0] for name in names}
 
 
 class Naive(LightningModule):
@@ -114,7 +80,7 @@ class Naive(LightningModule):
 
     def training_step(self, item):
         self.modes.append(self.model.training)
-        return loss_named("hurdle")(self.model(item.batch), item.batch, item.targets, LossWeights())["identity"]
+        return self.model.loss_terms(self.model(item.batch), item.batch, item.targets)["identity"].mean()
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters())
@@ -133,7 +99,7 @@ def test_evaluation_mode_does_not_survive_into_fit(checkpoint, lab):
             seen.append(all(module.training for module in self.model.modules()))
             return super().training_step(item)
 
-    task = Watched(checkpoint, "full")
+    task = Watched(from_pretrained(checkpoint))
     task.model.eval()  # as if a user had looked at a prediction before
     quiet(max_epochs=1).fit(task, LabDataModule(lab, **data))
     assert set(seen) == {True}
@@ -160,65 +126,18 @@ def test_weights_that_do_not_fit_are_refused(checkpoint, tmp_path, lab, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-@pytest.mark.parametrize("name", sorted(TINY_NETS))
-def test_stages_hold_every_parameter_once(name):
-    model = build_model(name, net=TINY_NETS[name])
-    modules = [module for stage in stages(model) for module in stage]
-    assert len(set(modules)) == len(modules)
-    owners = {key: [m for m in modules if key.startswith(f"{m}.")] for key, _ in model.named_parameters()}
-    assert all(len(found) == 1 for found in owners.values())
-    grouped = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-
-
-def test_an_unknown_network_has_its_last_module_as_head():
-    class Mine(type(build_model("PaperDefectNet", net=TINY_NETS["PaperDefectNet"]))):
-        pass
-
-    assert stages(Mine()) == [["mlp"], ["convolutions", "query", "attention"]]
-
-
-def test_gradual_unlocks_from_the_answer_down():
-    settings = method_named("gradual")
-    first = [next(step for step in range(100) if settings.factor(stage, step, 100) > 0) for stage in range(4)]
-    assert first == [0, 15, 30, 45]
-    assert settings.factor(2, 60, 100) == pytest.approx(settings.factor(0, 60, 100) * settings.fall**2)
-    assert not any(method_named("head").factor(1, step, 100) for step in range(100))
-    with pytest.raises(ConfigError, match="method 'lora'"):
-        method_named("lora")
-
-
-def test_the_pull_is_the_squared_distance(checkpoint):
-    task = FinetuneTask(checkpoint, "l2sp")
-    assert task._pull().item() == 0.0
-    with torch.no_grad():
-        task.model.get_parameter("summary.bias").add_(0.5)
-    width = NET["d_model"]
-    assert task._pull().item() == pytest.approx(task.method.penalty * 0.25 * width)
-
-
-def test_the_pull_keeps_the_network_near_its_start(checkpoint, lab):
-    def distance(method, penalty=None):
-        task = FinetuneTask(checkpoint, method, learning_rate=1e-3)
-        if penalty is not None:
-            object.__setattr__(task.method, "penalty", penalty)
-        quiet(max_epochs=8).fit(task, LabDataModule(lab, batch_size=4, validation=0.0))
-        start = from_pretrained(checkpoint).state_dict()
-        return sum((p - start[name]).square().sum().item() for name, p in task.model.named_parameters())
-
-    torch.manual_seed(0)
-    assert distance("l2sp", 100.0) < 0.1 * distance("l2sp", 0.0)
-
-
-def test_row_losses_add_up_to_the_loss_of_the_batch():
-    batch = make_random_batch(6)
+def test_the_loss_of_a_batch_is_the_mean_of_its_rows():
+    batch, model = make_random_batch(6), build_model("DefectNet", net=NET)
     concentration = torch.where(batch.candidates & (torch.rand(6, 62) < 0.1), 0.05, 0.0)
     output = Output(torch.randn(6, 62), torch.rand(6, 62) * 0.2)
-    terms = loss_named("hurdle", rows=True)(output, batch, Targets(concentration), LossWeights())
-    whole = loss_named("hurdle")(output, batch, Targets(concentration), LossWeights())
-    for name in ("identity", "amount"):
-        assert terms[name].mean().item() == pytest.approx(whole[name].item(), rel=1e-5)
-    assert torch.equal(terms["expected"] == 0.0, ~batch.candidates_given)
+    terms = model.loss_terms(output, batch, Targets(concentration))
+    for name in ("identity", "concentration_if_present"):
+        assert terms[name].mean().item() == pytest.approx(terms[name].rows.mean().item(), rel=1e-5)
+    expected = terms["expected"]
+    assert torch.equal(expected.rows == 0.0, ~batch.candidates_given)
+    asked = batch.candidates & batch.candidates_given[:, None]
+    error = 100.0 * (model.expected(output) - concentration).abs()[asked].mean()
+    assert expected.mean().item() == pytest.approx(error.item(), rel=1e-5)
 
 
 def test_weights_of_rows_scale_their_gradients(checkpoint, lab):
@@ -227,7 +146,7 @@ def test_weights_of_rows_scale_their_gradients(checkpoint, lab):
     assert item.weight is not None
     assert item.weight.sum().item() == pytest.approx(1.0)
     assert sorted(item.rows.tolist()) == list(range(8))
-    task = FinetuneTask(checkpoint, "full")
+    task = FinetuneTask(from_pretrained(checkpoint))
     task.model.eval()
     task.log = lambda *_, **__: None
     whole = task._step(item, "train")
@@ -246,7 +165,7 @@ def test_losses_are_in_single_precision_when_the_trunk_is_not(checkpoint, lab):
             dtypes["loss"].add(loss.dtype)
             return loss
 
-    task = Watched(checkpoint, "full")
+    task = Watched(from_pretrained(checkpoint))
     trainer = quiet(max_epochs=2, precision="bf16-mixed")
     trainer.fit(task, LabDataModule(lab, batch_size=4))
     assert dtypes["trunk"] == {torch.bfloat16}
@@ -259,15 +178,15 @@ def test_losses_are_in_single_precision_when_the_trunk_is_not(checkpoint, lab):
 def test_the_published_network_is_tuned_on_named_candidates_alone(tmp_path, lab):
     source = written(tmp_path / "paper", "PaperDefectNet", TINY_NETS["PaperDefectNet"])
     data = LabDataModule(lab, batch_size=4, tracks=TrackSettings(blind_share=0.0))
-    task = FinetuneTask.from_pretrained(source, method="head")
+    task = FinetuneTask.from_pretrained(source)
     quiet(max_epochs=1).fit(task, data)
     assert all(item.batch.candidates_given.all() for item in data.train_dataloader())
-    assert {name.split(".")[0] for name in moved(task, source)} == {"mlp"}
+    assert "mlp" in {name.split(".")[0] for name in moved(task, source)}
 
 
 def test_ten_lines_of_python_are_enough(checkpoint, lab):
     data = LabDataModule(lab)
-    task = FinetuneTask.from_pretrained(checkpoint, method="gradual", spec=data.spec)
+    task = FinetuneTask.from_pretrained(checkpoint, spec=data.spec)
     trainer = quiet(max_epochs=2)
     trainer.fit(task, data)
     assert 0.0 < trainer.callback_metrics["val/loss"].item() < 100.0
@@ -278,7 +197,7 @@ def test_ten_lines_of_python_are_enough(checkpoint, lab):
 
 def test_a_rate_of_zero_is_refused(checkpoint):
     with pytest.raises(ConfigError, match="learning_rate"):
-        FinetuneTask(checkpoint, learning_rate=0.0)
+        FinetuneTask(from_pretrained(checkpoint), learning_rate=0.0)
 
 
 def test_the_python_of_the_documentation_runs():
@@ -289,7 +208,7 @@ def test_the_python_of_the_documentation_runs():
     assert short != block
     done = subprocess.run([sys.executable, "-c", short], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "MgB2, candidates given" in done.stdout
+    assert "candidates given" in done.stdout
 
 
 def test_a_small_network_trains_on_one_thread(checkpoint, monkeypatch):
@@ -304,3 +223,63 @@ def test_a_small_network_trains_on_one_thread(checkpoint, monkeypatch):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_logger_is_chosen_by_name(tmp_path, monkeypatch):
+    there = {"tensorboard": True, "wandb": False}
+    monkeypatch.setattr(progress, "_installed", lambda name: there[name])
+    assert TrainingLog("auto").chosen == "tensorboard"
+    there["tensorboard"] = False
+    assert TrainingLog("auto").chosen == "csv"
+    assert TrainingLog("none").logger("run") is None
+    with pytest.raises(ConfigError, match=r"logger wandb is not installed. pip install wandb"):
+        TrainingLog("wandb")
+    with pytest.raises(ConfigError, match=r"logger is 'neptune'. Use one of auto, tensorboard"):
+        TrainingLog("neptune")
+    logger = TrainingLog("csv", tmp_path).logger("fold-1-of-2")
+    assert Path(logger.log_dir) == tmp_path / "fold-1-of-2" / "version_0"
+
+
+COMMAND = """
+import sys
+from defectnet.cli import main
+from defectnet.lab import progress
+progress.EVERY_SECONDS = 0.0
+main(sys.argv[1:])
+"""
+
+
+def command(checkpoint, lab, out, *more):
+    """The command in a process of its own, whose lines of progress come after every epoch."""
+    words = ["finetune", "--checkpoint", checkpoint, "--data", str(lab), "--out", str(out), "--method", "full"]
+    words += ["--folds", "2", "--epochs", "8", "--learning-rate", "0.01", "--accelerator", "cpu", "--batch-size", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("more", [(), ("--ema", "0.5", "--validation", "0.3")], ids=["plain", "ema and validation"])
+def test_a_run_stopped_by_sigterm_says_so_and_ends_as_if_undisturbed(checkpoint, lab, tmp_path, more):
+    undisturbed = command(checkpoint, lab, tmp_path / "whole", "--logger", "csv", *more)
+    assert undisturbed.communicate(timeout=240)[1].count("epoch 8 of 8") == 3
+    stopped = command(checkpoint, lab, tmp_path / "mine", *more)
+    for line in stopped.stderr:
+        if line.startswith("fold 2 of 2: epoch 7 of 8"):  # the last state that was kept is of epoch 5
+            stopped.send_signal(signal.SIGTERM)
+            break
+    _, said = stopped.communicate(timeout=240)
+    assert stopped.returncode == 2
+    assert said.splitlines()[-1].startswith("defectnet: fine-tuning was stopped by SIGTERM. Give the same command")
+    assert not (tmp_path / "mine").exists()
+    resumed = command(checkpoint, lab, tmp_path / "mine", *more)
+    _, said = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, said
+    assert "fold 2 of 2: goes on after epoch 5" in said
+    assert "fold 1 of 2" not in said
+    reports = [json.loads((tmp_path / name / "finetune.json").read_text()) for name in ("whole", "mine")]
+    for report in reports:
+        del report["seconds"]
+    assert reports[0] == reports[1]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "mine")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

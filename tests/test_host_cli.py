@@ -17,7 +17,7 @@ from ase.build import bulk
 
 from crystals import entry
 from defectnet import HostPack, cli
-from defectnet.crystal.pack import Failure
+from defectnet.crystal.pack import FailedSubstitution
 from defectnet.crystal.publish import push_pack
 from defectnet.crystal.requests import read_requests
 from defectnet.crystal.substitution import substitute
@@ -221,7 +221,7 @@ def test_json_is_all_there_is_on_stdout(pack, capsys):
 def test_a_pack_is_drawn(pack, tmp_path):
     from defectnet.plotting import plot_pack
 
-    found = replace(HostPack.load(pack), failures=(Failure("In", 0, "does not come to rest"),))
+    found = replace(HostPack.load(pack), failures=(FailedSubstitution("In", 0, "does not come to rest"),))
     figure = plot_pack(found, tmp_path / "pack.png")
     assert (tmp_path / "pack.png").stat().st_size > 10_000
     left, table = figure.axes

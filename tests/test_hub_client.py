@@ -23,6 +23,7 @@ import yaml
 
 from conftest import TINY_NETS, make_random_batch
 from defectnet.hub import save
+from defectnet.models.calibration import Calibration
 from defectnet.models.registry import build_model
 from make_shards import toy_folder
 
@@ -64,8 +65,9 @@ def prepare(work: Path) -> None:
     for seed, name in enumerate(("v1", "v2")):
         torch.manual_seed(seed)
         model = build_model("DefectNet", net=TINY_NETS["DefectNet"]).eval()
+        model.calibration = Calibration()
         golden = make_random_batch(2, seed=seed)
-        save(model, work / name, golden=golden, card="---\nlicense: mit\n---\n\n# Tiny", training={}, calibration={})
+        save(model, work / name, golden=golden, card="---\nlicense: mit\n---\n\n# Tiny", training={})
     (work / "result.json").write_text(json.dumps(RESULT))
     (work / "other.json").write_text(json.dumps(RESULT | {"entrant": "v7"}))
     toy_folder(work / "data")

@@ -14,7 +14,6 @@ import yaml
 
 from conftest import make_random_batch
 from defectnet import cli
-from defectnet.config import Calibration
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.hub import (
     Pushed,
@@ -27,6 +26,7 @@ from defectnet.hub import (
     verify,
 )
 from defectnet.hub.card import METRICS, eval_results, model_card, read_results
+from defectnet.models.calibration import Calibration
 
 CARD = "---\nlicense: mit\ntags: [dopants, own]\n---\n\n# Tiny\n\nWhat it is for.\n"
 
@@ -39,7 +39,6 @@ def folder(tiny_model, tiny_batch, tmp_path) -> Path:
         golden=tiny_batch,
         card=CARD,
         training={"epochs": 3},
-        calibration=None,
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import defectnet
 from defectnet.hub import save
+from defectnet.models.registry import ARCHITECTURES
 
 PACKAGE = Path(defectnet.__file__).parent
 
@@ -28,7 +29,6 @@ LAYERS: dict[str, int] = {
     "data": 6,
     "inference": 7,
     "tasks": 7,
-    "uncertainty": 8,
     "simulate": 9,
     "distil": 10,
     "benchmark": 10,
@@ -162,6 +162,40 @@ def test_the_walk_notices_what_it_should(tmp_path, monkeypatch):
         assert bool(circle()) == ("hub.push" in code and count > 0), code
     (tmp_path / "helpers.py").write_text("")
     assert violations(tmp_path / "helpers.py") == ["helpers.py: helpers has no layer"]
+
+
+def classes(root: Path) -> dict[str, list[str]]:
+    """Return public class name -> files that define it."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(root)))
+    return found
+
+
+def test_no_public_class_name_exists_twice():
+    assert {name: files for name, files in classes(PACKAGE).items() if len(files) > 1} == {}
+
+
+def test_a_class_name_that_exists_twice_is_noticed(tmp_path):
+    (tmp_path / "one.py").write_text("class Row:\n    class Inner: ...\nclass _Own: ...\n")
+    (tmp_path / "two.py").write_text("def f():\n    class Row: ...\nclass _Own: ...\n")
+    assert classes(tmp_path) == {"Row": ["one.py", "two.py"], "Inner": ["one.py"]}
+
+
+def test_names_of_networks_are_known_in_their_own_layer_alone():
+    """What a network is able to, and how its loss is made, it says itself: `asks_blind`, `loss_terms`, `expected`."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE).as_posix()
+        if place.startswith("models/"):
+            continue
+        texts = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        assert not set(ARCHITECTURES) & set(texts), place
 
 
 def loaded_after(code: str) -> list[str]:

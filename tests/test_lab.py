@@ -14,7 +14,7 @@ from conftest import TINY_NETS, make_random_batch
 from defectnet import from_pretrained
 from defectnet.batch import Output
 from defectnet.cli import main
-from defectnet.config import STORAGE_GRID, Calibration, Interval
+from defectnet.config import STORAGE_GRID
 from defectnet.errors import CheckpointError, ConfigError, LabError
 from defectnet.hub import save, verify
 from defectnet.io import read_spectrum
@@ -27,8 +27,9 @@ from defectnet.lab.report import REPORT, sentence
 from defectnet.lab.splits import folds, groups_of, hold_out
 from defectnet.lab.table import read_table
 from defectnet.lab.virtual import Instrument
+from defectnet.models.answers import Answers
+from defectnet.models.calibration import Calibration, Interval
 from defectnet.models.registry import build_model
-from defectnet.tasks.metrics import Answers
 from lab_tables import SHARES, write_lab
 from make_shards import toy_folder, toy_sample
 
@@ -46,10 +47,9 @@ def lab(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = build_model("DefectNet", net=TINY_NETS["DefectNet"])
+    model.calibration = CALIBRATION
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    return str(
-        save(model, folder, golden=make_random_batch(2), card="# Tiny", training=TRAINING, calibration=CALIBRATION)
-    )
+    return str(save(model, folder, golden=make_random_batch(2), card="# Tiny", training=TRAINING))
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,11 @@ STILL = TrainingSettings(method="full", epochs=1, learning_rate=1e-9, accelerato
 def test_whole_samples_are_held_out(lab):
     pairs = read_table(lab)
     twice = [*pairs, *(replace(pair, line=pair.line + 100) for pair in pairs)]
-    train, out = hold_out(twice, [pair.sample for pair in twice], 0.25, seed=0)
+    samples = [pair.sample for pair in twice]
+    out = hold_out(samples, 0.25, seed=0)
     assert len(out) == 6
-    assert not {pair.sample for pair in train} & {pair.sample for pair in out}
-    assert hold_out(twice, [pair.sample for pair in twice], 0.25, seed=1)[1] != out
+    assert not {samples[i] for i in out} & {name for i, name in enumerate(samples) if i not in out}
+    assert hold_out(samples, 0.25, seed=1) != out
 
 
 def test_folds_hold_every_pair_once_and_no_group_twice():
@@ -107,7 +108,7 @@ def test_without_augmentation_a_batch_is_what_predict_sees(lab, checkpoint):
     output = from_pretrained(checkpoint).predict_batch(item.batch)
     logits = output.identity_logits[0][item.batch.candidates[0]] / CALIBRATION.temperature_blind
     np.testing.assert_allclose(answer.probability, torch.sigmoid(logits).double(), atol=1e-6)
-    assert item.targets.concentration[0].sum().item() == pytest.approx(SHARES[3])
+    assert item.targets.true_concentration[0].sum().item() == pytest.approx(SHARES[3])
 
 
 def test_augmentation_is_small_seeded_and_new_in_every_epoch(lab):
@@ -143,14 +144,14 @@ def test_a_blend_holds_what_its_parts_hold(lab):
     assert [len(partners) for partners in pairs.partners] == [len(pairs) - 1] * len(pairs)
     only = Augmentation(share=0.0, blend=1.0, broadening=0.0, noise=0.0, energy_scale=0.0)
     item = pairs.augmented(range(12), only, (0, 0), "candidates")
-    said = item.targets.concentration.sum(dim=1)
+    said = item.targets.true_concentration.sum(dim=1)
     assert (said > 0).all()
     assert not torch.allclose(said, torch.tensor(SHARES))
     # The area of the local mode, which lies above all else of the host, is linear in the concentration of a table row.
     above = torch.as_tensor(pairs.grid.centres) * item.batch.edge_mev[0] > 40.0
     slope = [
         (batch.doped - batch.host)[:, above].sum(dim=1) / concentration
-        for batch, concentration in ((item.batch, said), (pairs.batch, pairs.targets.concentration.sum(dim=1)))
+        for batch, concentration in ((item.batch, said), (pairs.batch, pairs.targets.true_concentration.sum(dim=1)))
     ]
     assert slope[0].mean().item() == pytest.approx(slope[1].mean().item(), rel=0.1)
 
@@ -194,12 +195,12 @@ def answers_of(pairs, error, seed=0, shift=0.0):
     rng = torch.Generator().manual_seed(seed)
     noise = error * torch.randn(len(pairs), 62, generator=rng).abs() + shift
     logits = torch.where(item.targets.present, 20.0, -20.0)
-    amount = torch.where(item.targets.present, (item.targets.concentration + noise).clamp(0.0, 0.5), 0.0)
-    return {"candidates": Answers(Output(logits, amount), item.batch, item.targets)}
+    amount = torch.where(item.targets.present, (item.targets.true_concentration + noise).clamp(0.0, 0.5), 0.0)
+    return {"candidates": Answers(Output(logits, amount), torch.sigmoid(logits) * amount, item.batch, item.targets)}
 
 
 def verdict(pairs, before, after):
-    return judge(before, after, [pair.sample for pair in pairs], "hurdle")
+    return judge(before, after, [pair.sample for pair in pairs])
 
 
 def test_a_better_network_is_called_better_and_a_worse_one_worse(lab):
@@ -258,13 +259,14 @@ def test_average_precision_is_that_of_torchmetrics():
 
 def test_answers_of_folds_come_back_in_order(lab, checkpoint):
     pairs, model = read_table(lab), from_pretrained(checkpoint)
-    whole = ask(model, pairs)
+    encoded = EncodedPairs(pairs)
+    whole = ask(model, encoded)
     parts = [[7, 2, 4], [0, 1, 3, 5, 6, 8, 9, 10, 11]]
-    joined = join([(part, ask(model, [pairs[i] for i in part])) for part in parts])
+    joined = join([(part, ask(model, encoded.take(part))) for part in parts])
     for track, found in whole.items():
         assert torch.equal(joined[track].output.identity_logits, found.output.identity_logits)
         assert torch.equal(joined[track].batch.candidates, found.batch.candidates)
-        assert torch.equal(joined[track].targets.concentration, found.targets.concentration)
+        assert torch.equal(joined[track].targets.true_concentration, found.targets.true_concentration)
 
 
 # The whole
@@ -290,7 +292,7 @@ def test_a_better_network_is_written_as_a_checkpoint_like_any_other(improved, ch
     assert model.training_info["edge_mev"][1] > 30.0
     assert model.training_info["finetuning"]["checkpoint"] == "tiny"
     assert not [text for text in model.predict(lab / "host.csv", lab / "s1.csv", "GaAs").warnings if "domain" in text]
-    assert sorted(path.name for path in out.parent.iterdir()) == ["mine"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["mine", "mine-logs"]
 
 
 def test_the_report_stands_in_the_folder_and_on_the_card(improved):
@@ -304,21 +306,54 @@ def test_the_report_stands_in_the_folder_and_on_the_card(improved):
     assert report["folds"] == 2
 
 
-def test_a_calibration_that_few_pairs_cannot_give_is_taken_over_and_marked(improved):
+def test_a_calibration_that_few_pairs_cannot_give_is_taken_over_and_marked(improved, lab):
     out, report = improved
     assert report["calibration"]["fitted"] is False
-    assert from_pretrained(out).calibration == CALIBRATION
+    model = from_pretrained(out)
+    assert model.calibration == CALIBRATION
+    (warning,) = model.predict(lab / "host.csv", lab / "s1.csv", "GaAs").warnings
+    assert warning.endswith("are those of the weights before fine-tuning")
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "taken over from tiny: 12 held-out pairs with 12 dopants are too few" in card
+    assert "taken over from tiny: 12 held-out pairs are too few" in card
 
 
 def test_a_calibration_is_fitted_where_there_are_enough_pairs(checkpoint, tmp_path):
     lab = write_lab(tmp_path / "lab", [*SHARES, *(0.9 * share for share in SHARES)])
     report = finetune(checkpoint, lab, tmp_path / "out", replace(FAST, epochs=8), Holdout(folds=2))
     assert report["calibration"]["fitted"] is True
-    found = from_pretrained(tmp_path / "out").calibration
-    assert found.interval.coverage == 0.9
-    assert found.interval != CALIBRATION.interval
+    model = from_pretrained(tmp_path / "out")
+    assert replace(model.calibration, hosts=()) == CALIBRATION  # which other hosts keep
+    (host,) = model.calibration.hosts
+    assert (host.formula, host.kind, host.measured) == ("GaAs", "total", -1)
+    assert host.numbers.interval.coverage == 0.9
+    assert host.numbers.interval != CALIBRATION.interval
+    inside = model.predict(lab / "host.csv", lab / "s1.csv", "GaAs")
+    assert not [text for text in inside.warnings if "before fine-tuning" in text]
+    assert inside.threshold == host.numbers.threshold_blind
+    assert inside.reason == "fine-tuned on pairs of GaAs"
+    outside = model.predict(lab / "host.csv", lab / "s1.csv", "InP")
+    assert outside.threshold == CALIBRATION.threshold_blind
+    assert outside.reason == "fine-tuned on pairs of GaAs, not of this host"
+
+
+@pytest.mark.parametrize("method", ["responses", "full"])
+def test_a_table_and_a_checkpoint_are_read_once(checkpoint, lab, tmp_path, monkeypatch, method):
+    import defectnet.hub.io
+    import defectnet.lab.finetune as command
+    import defectnet.lab.table
+
+    calls = []
+
+    def counted(name, function):
+        return lambda *words, **more: (calls.append(name), function(*words, **more))[1]
+
+    monkeypatch.setattr(command, "read_table", counted("table", command.read_table))
+    monkeypatch.setattr(defectnet.lab.table, "read_spectrum", counted("spectrum", read_spectrum))
+    monkeypatch.setattr(command, "load", counted("start", command.load))
+    monkeypatch.setattr(defectnet.hub.io, "load", counted("written", defectnet.hub.io.load))
+    finetune(checkpoint, lab, tmp_path / "out", replace(STILL, method=method), Holdout(folds=2))
+    # Twelve samples of one host; what was written is read back once.
+    assert {name: calls.count(name) for name in set(calls)} == {"table": 1, "spectrum": 13, "start": 1, "written": 1}
 
 
 def test_a_network_that_is_not_better_is_not_kept(checkpoint, lab, tmp_path):
@@ -334,17 +369,39 @@ def test_a_network_that_is_not_better_is_not_kept(checkpoint, lab, tmp_path):
 
 def test_measured_responses_are_a_method_of_the_command(checkpoint, lab, tmp_path, capsys):
     out = tmp_path / "mine"
-    words = ["finetune", "--checkpoint", str(checkpoint), "--data", str(lab), "--method", "responses"]
+    words = ["finetune", "--checkpoint", str(checkpoint), "--data", str(lab), "--logger", "none"]
     main([*words, "--out", str(out)])
-    said = capsys.readouterr().out
+    captured = capsys.readouterr()
+    said = captured.out
+    assert captured.err.splitlines() == [f"fold {i + 1} of 4: measuring responses" for i in range(4)]
     assert "Fine-tuning improved" in said
     assert "the network inside is the same" in " ".join(said.split())
     verify(out)
     found = from_pretrained(out).predict(lab / "host.csv", lab / "s8.csv", "GaAs", candidates=["Al", "P"])
-    assert found.concentration[found.elements.index("Al")] == pytest.approx(SHARES[8], rel=0.1)
+    assert found.concentration_if_present[found.elements.index("Al")] == pytest.approx(SHARES[8], rel=0.1)
     with pytest.raises(SystemExit):
         main([*words[:2], str(out), *words[3:], "--out", str(tmp_path / "again")])
     assert "MeasuredResponses cannot answer" in capsys.readouterr().err
+
+
+def test_what_is_said_of_other_crystals_is_what_was_said_before(tmp_path):
+    """A calibration fitted to two hosts once turned "Zn (56 %)" into "Zn (100 %)" for a third."""
+    examples = ROOT / "examples"
+    report = finetune("defectnet-small", examples / "lab", tmp_path / "mine", logger="none")
+    assert report["calibration"]["fitted"] is True
+    assert "is at its bound" in report["calibration"]["says"]  # no held-out answer is wrong
+    before, after = from_pretrained("defectnet-small"), from_pretrained(tmp_path / "mine")
+    question = (examples / "host.csv", examples / "doped.csv", "CdTe", ["Hg", "Mn", "Se", "Zn"])
+    old, new = (model.predict_many([question])[0] for model in (before, after))
+    for name in ("probability", "concentration_if_present", "low", "high", "expected_concentration"):
+        np.testing.assert_array_equal(getattr(new, name), getattr(old, name))
+    assert (new.threshold, new.coverage, new.warnings) == (old.threshold, old.coverage, old.warnings)
+    assert (new.answered_by, new.reason) == ("network", "no responses were measured of CdTe, only of Si, MgB2")
+    inside = after.predict(
+        examples / "lab" / "MgB2.csv", examples / "lab" / "MgB2-Al-08.csv", "MgB2", candidates=["Al"]
+    )
+    assert (inside.answered_by, inside.present) == ("measured responses", ("Al",))
+    assert any("is at its bound" in text for text in inside.warnings)
 
 
 def test_responses_of_hosts_with_few_pairs_are_refused_before_any_work(checkpoint, tmp_path):
@@ -366,8 +423,15 @@ def test_forgetting_is_measured_where_simulated_rows_are_at_hand(checkpoint, lab
 
 def test_the_command_prints_before_and_after(checkpoint, lab, tmp_path, capsys):
     words = ["finetune", "--checkpoint", checkpoint, "--data", str(lab), "--out", str(tmp_path / "out")]
+    words += ["--method", "full", "--logger", "csv"]
     main([*words, "--epochs", "1", "--learning-rate", "1e-9", "--folds", "2", "--accelerator", "cpu"])
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.out
+    lines = captured.err.splitlines()
+    assert lines[0] == f"training is noted in {tmp_path / 'out-logs'} (csv)"
+    assert [line.partition(", ")[0] for line in lines[1:]] == [f"fold {i} of 2: epoch 1 of 1" for i in (1, 2)]
+    noted = (tmp_path / "out-logs" / "fold-2-of-2" / "version_0" / "metrics.csv").read_text(encoding="utf-8")
+    assert noted.startswith("epoch,step,train/loss")
     assert printed.startswith("On 12 held-out pairs of 12 samples the fine-tuned network cannot be told from tiny")
     assert "before" in printed
     assert "MAE (at.%), candidates given" in printed
@@ -377,13 +441,14 @@ def test_the_command_prints_before_and_after(checkpoint, lab, tmp_path, capsys):
 
 WRONG = {
     "method": ({"method": "lora"}, {}, "method is 'lora'"),
+    "gone": ({"method": "gradual"}, {}, "method is 'gradual'. Use responses or full"),
     "epochs": ({"epochs": 0}, {}, "epochs is 0"),
     "rate": ({"learning_rate": -1.0}, {}, "learning_rate is -1"),
     "ema": ({"ema": 1.0}, {}, "ema is 1"),
     "precision": ({"precision": "16"}, {}, "precision is '16'"),
     "accelerator": ({"accelerator": "abacus"}, {}, "accelerator is 'abacus'"),
-    "no GPU": ({"accelerator": "gpu", "devices": 1000}, {}, "devices is 1000, with [0-9]+ GPUs"),
-    "replay": ({"replay": "nowhere"}, {}, "replay folder nowhere does not exist"),
+    "no GPU": ({"method": "full", "accelerator": "gpu", "devices": 1000}, {}, "devices is 1000, with [0-9]+ GPUs"),
+    "replay": ({"method": "full", "replay": "nowhere"}, {}, "replay folder nowhere does not exist"),
     "holdout": ({}, {"share": 1.0}, "holdout.share is 1.0"),
     "folds": ({}, {"folds": 13}, "folds is 13, with 12 groups"),
     "group": ({}, {"group": "crystal"}, "group is 'crystal'"),
@@ -416,21 +481,21 @@ def test_an_interrupted_run_goes_on_and_that_of_other_data_begins_anew(checkpoin
 
     runs, finished = [], jobs.run
 
-    def interrupted(job):
+    def interrupted(job, log):
         if len(runs) == 1:
             raise KeyboardInterrupt
-        runs.append(job.rows)
-        finished(job)
+        runs.append(job.pairs.pairs)
+        finished(job, log)
 
     monkeypatch.setattr(jobs, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(checkpoint, lab, tmp_path / "out", STILL, Holdout(folds=2))
-    assert [path.name for path in tmp_path.iterdir()] == [".out.run"]
-    monkeypatch.setattr(jobs, "run", lambda job: (runs.append(job.rows), finished(job)))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith("-logs")] == [".out.run"]
+    monkeypatch.setattr(jobs, "run", lambda job, log: (runs.append(job.pairs.pairs), finished(job, log)))
     finetune(checkpoint, lab, tmp_path / "out", STILL, Holdout(folds=2))
     assert len(runs) == 2
-    assert sorted(runs[0] + runs[1]) == list(range(12))
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(pair.line for run in runs for pair in run) == list(range(2, 14))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-logs"]
 
 
 # The example

@@ -13,18 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defectnet.config import Calibration, DefectNetConfig, Grid, Interval, ModelSpec, PaperConfig
+from defectnet.config import DefectNetConfig, Grid, ModelSpec
 from defectnet.errors import CheckpointError, ConfigError, DefectNetError
 from defectnet.hub import from_pretrained, load, read_golden, save, verify
+from defectnet.models.calibration import Calibration, Interval
+from defectnet.models.paper import PaperConfig
 from defectnet.models.registry import build_model
 from defectnet.prediction import Prediction
 
 
 @pytest.fixture
 def folder(tiny_model, tiny_batch, tmp_path) -> Path:
-    return save(
-        tiny_model("DefectNet"), tmp_path / "tiny", golden=tiny_batch, card="# Tiny", training={}, calibration={}
-    )
+    model = tiny_model("DefectNet")
+    model.calibration = Calibration()
+    return save(model, tmp_path / "tiny", golden=tiny_batch, card="# Tiny", training={})
 
 
 def edit_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -123,6 +125,28 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown kind": (set_field("spec", "kinds", value=["partial"]), "spec.kinds names partial"),
     "no kind": (set_field("spec", "kinds", value=[]), "spec.kinds is"),
     "calibration out of range": (set_field("calibration", "threshold_blind", value=1.5), "threshold_blind is 1.5"),
+    "calibration of no host": (
+        set_field("calibration", "hosts", value=[{"formula": "Xx", "kind": "total", "numbers": {}}]),
+        "calibration.hosts.formula",
+    ),
+    "calibration of no kind": (
+        set_field("calibration", "hosts", value=[{"formula": "Si", "kind": "partial", "numbers": {}}]),
+        "calibration.hosts.kind is 'partial'",
+    ),
+    "calibration of a host in a host": (
+        set_field(
+            "calibration",
+            "hosts",
+            value=[
+                {
+                    "formula": "Si",
+                    "kind": "total",
+                    "numbers": {"hosts": [{"formula": "Si", "kind": "total", "numbers": {}}]},
+                }
+            ],
+        ),
+        "calibration.hosts.numbers.hosts",
+    ),
     "calibration lacks coverage": (set_field("calibration", "interval", value={"offset": 0.1}), "coverage is missing"),
     "training range reversed": (set_field("training", "edge_mev", value=[90, 10]), "training.edge_mev is"),
     "training range is a text": (set_field("training", "edge_mev", value="10-90"), "training.edge_mev is"),
@@ -200,8 +224,11 @@ def test_malformed_source(folder, monkeypatch, case):
     assert caught.value.fix
 
 
+NUMBERS = ("probability", "concentration_if_present", "low", "high", "expected_concentration")
+
+
 def prediction(**change: Any) -> Prediction:
-    fields: dict[str, Any] = {name: np.zeros(2) for name in ("probability", "concentration", "low", "high")}
+    fields: dict[str, Any] = {name: np.zeros(2) for name in NUMBERS}
     fields |= {"elements": ("C", "Ge"), "coverage": 0.9, "threshold": 0.5, "candidates_given": True}
     return Prediction(**(fields | {"formula": "Si", "model": "tiny"} | change))
 

@@ -17,7 +17,7 @@ from defectnet.crystal.hosts import read_hosts
 from defectnet.errors import SimulationError
 from defectnet.potentials.nep_file import read_nep
 from defectnet.potentials.potential import load_potential
-from defectnet.simulate.rows import Settings, atom_range
+from defectnet.simulate.rows import SimulationSettings, atom_range
 from defectnet.simulate.runner import Tools, identity_of, write_manifest
 from make_potential import write_morse_nep, write_tiny_nep
 
@@ -220,7 +220,7 @@ def test_settings():
         ({"smallest": 30, "largest": 20}, "atoms: 30 to 20"),
     ):
         with pytest.raises(SimulationError, match=match):
-            Settings(**values)
+            SimulationSettings(**values)
     with pytest.raises(SimulationError, match="is no number and no range"):
         atom_range("")
 
@@ -252,7 +252,7 @@ def test_folder_of_another_data_set(text, command, tmp_path):
     ],
 )
 def test_other_arguments_into_the_same_folder(option, difference, inputs, command, tmp_path):
-    settings = Settings(spectra_per_host=1, smallest=13, largest=19)
+    settings = SimulationSettings(spectra_per_host=1, smallest=13, largest=19)
     path = tmp_path / "out" / "dataset.json"
     path.parent.mkdir()
     tools = Tools(load_potential(inputs[1]), None)

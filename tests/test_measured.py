@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.hub import load, save
 from defectnet.lab.jobs import TrainingSettings
+from defectnet.models.calibration import Calibration, HostCalibration
 from defectnet.models.measured import CURVED, FEWEST, MeasuredResponses, nonnegative, same_host, saturated
-from defectnet.tasks.losses import expected_concentration
 
 DOPANTS = ("Al", "In", "P")
 X = torch.as_tensor(MODEL_GRID.centres, dtype=torch.float32)
@@ -66,8 +67,8 @@ def pairs(rows, seed=0, host=0, noise=0.002, formula="GaAs", dopants=DOPANTS, sa
 
 
 def error(model, batch, targets):
-    expected = expected_concentration(model.predict_batch(batch))
-    return 100 * float((expected - targets.concentration).abs()[batch.candidates].mean())
+    expected = model.expected(model.predict_batch(batch))
+    return 100 * float((expected - targets.true_concentration).abs()[batch.candidates].mean())
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_linear_responses_are_found(inner, measured):
     batch, targets = pairs(30, seed=1)
     assert error(measured, batch, targets) < 0.05 < 1.0 < error(inner, batch, targets)
     output = measured.predict_batch(batch)
-    present = targets.concentration > 0
+    present = targets.true_concentration > 0
     assert (output.identity_logits[present] > 5).all()
     absent = batch.candidates & ~present
     assert (output.identity_logits[absent] < 0).all()
@@ -108,17 +109,17 @@ def test_amounts_beyond_those_learnt_are_scaled_no_further(inner):
     batch, targets = pairs(20, saturation=4.0)
     model = MeasuredResponses.fit(inner, batch, targets)
     far = batch._replace(doped=(batch.host + 5.0 * (batch.doped - batch.host)).clamp_min(0.0))
-    concentration = model.predict_batch(far).concentration
+    concentration = model.predict_batch(far).concentration_if_present
     assert torch.isfinite(concentration).all()
     assert concentration.max() <= 0.5
-    assert model.most[0] == pytest.approx(float(saturated(targets.concentration, 4.0).sum(1).max()), rel=1e-5)
+    assert model.most[0] == pytest.approx(float(saturated(targets.true_concentration, 4.0).sum(1).max()), rel=1e-5)
 
 
 def test_errors_that_grow_with_the_amount_make_traces_sure_and_much_unsure(inner, measured):
     assert measured.growth.tolist() == [0.0]
     batch, targets = pairs(40, noise=0.0)
     rng = torch.Generator().manual_seed(0)
-    size = targets.concentration.sum(1, keepdim=True)
+    size = targets.true_concentration.sum(1, keepdim=True)
     noisy = batch._replace(doped=batch.doped + 4.0 * size * torch.randn(batch.doped.shape, generator=rng))
     assert MeasuredResponses.fit(inner, noisy, targets).growth[0] >= 1e3
 
@@ -159,7 +160,7 @@ def test_noise_makes_a_trace_doubtful(inner):
     sure, unsure = (
         MeasuredResponses.fit(inner, *pairs(20, noise=noise))
         .predict_batch(trace)
-        .identity_logits[targets.concentration > 0]
+        .identity_logits[targets.true_concentration > 0]
         for noise in (0.001, 0.3)
     )
     assert unsure.max() < 0.0 < sure.max()
@@ -168,21 +169,51 @@ def test_noise_makes_a_trace_doubtful(inner):
 def test_other_hosts_get_the_answer_of_the_network_inside(inner, measured):
     for batch, _ in (pairs(4, host=1), pairs(4, formula="ZnTe")):
         assert (measured.host_of(batch) == -1).all()
-        for mine, its in zip(measured.predict_batch(batch), inner.predict_batch(batch), strict=True):
+        for mine, its in zip(measured.predict_batch(batch)[:2], inner.predict_batch(batch)[:2], strict=True):
             torch.testing.assert_close(mine, its, rtol=0, atol=0)
     neutron = pairs(4)[0]._replace(kind=torch.ones(4, dtype=torch.long))
     assert (measured.host_of(neutron) == -1).all()
 
 
+def test_every_answer_says_which_way_it_came_about_and_why_not_the_better_one(measured):
+    known, other, neutron = pairs(1)[0], pairs(1, formula="ZnTe")[0], pairs(1)[0]
+    changed = pairs(1, host=1)[0]
+    neutron = neutron._replace(kind=torch.ones(1, dtype=torch.long))
+    batch = Batch(*(torch.cat(columns) for columns in zip(known, other, neutron, changed, strict=True)))
+    found = measured.provenance(batch)
+    assert [part.answered_by for part in found] == ["measured responses", "network", "network", "network"]
+    assert found[0].reason == "no pair of this host held Be, Sb: of these the network answers"
+    assert found[1].reason == "no responses were measured of ZnTe, only of GaAs"
+    assert found[2].reason == "responses of GaAs were measured on total DOS, this one is neutron-weighted"
+    assert found[3].reason.startswith("host not recognised: its spectrum differs by 0.")
+    blind = known._replace(candidates=known.composition == 0)
+    assert "the 57 other elements" in measured.provenance(blind)[0].reason
+    alone = known._replace(candidates=known.candidates & (measured.counts[0] > 0))
+    assert measured.provenance(alone)[0].reason == ""
+
+
+def test_the_calibration_of_a_host_is_that_of_no_other(inner, measured):
+    general, own = Calibration(temperature_candidates=2.0), Calibration(temperature_candidates=0.5)
+    measured.calibration = replace(general, hosts=(HostCalibration("GaAs", "total", own, measured=0),))
+    inner.calibration = general
+    other, known = pairs(4, formula="ZnTe")[0], pairs(4, seed=3)[0]
+    assert torch.equal(measured.estimate(other).probability, inner.estimate(other).probability)
+    logits = measured.predict_batch(known).identity_logits.double()
+    torch.testing.assert_close(measured.estimate(known).probability, torch.sigmoid(logits / 0.5))
+    # A crystal of the same formula whose spectrum is another one's is not recognised, and not calibrated as if it were.
+    foreign = pairs(4, host=1)[0]
+    assert torch.equal(measured.estimate(foreign).probability, inner.estimate(foreign).probability)
+
+
 def test_two_hosts_are_kept_apart(inner):
     first, second = pairs(8), pairs(8, host=1, seed=5, formula="ZnTe")
     both = Batch(*(torch.cat(columns) for columns in zip(first[0], second[0], strict=True)))
-    model = MeasuredResponses.fit(inner, both, Targets(torch.cat([first[1].concentration, second[1].concentration])))
+    model = MeasuredResponses.fit(inner, both, Targets(torch.cat([first[1][0], second[1][0]])))
     assert model.net.hosts == 2
     assert model.host_of(both).tolist() == [0] * 8 + [1] * 8
     alone = MeasuredResponses.fit(inner, *first)
     batch, _ = pairs(5, seed=9)
-    for a, b in zip(model.predict_batch(batch), alone.predict_batch(batch), strict=True):
+    for a, b in zip(model.predict_batch(batch)[:2], alone.predict_batch(batch)[:2], strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -199,7 +230,7 @@ def test_answers_do_not_depend_on_what_else_is_in_the_batch(measured):
     together = measured.predict_batch(batch)
     for row in range(7):
         alone = measured.predict_batch(batch.rows(slice(row, row + 1)))
-        for a, b in zip(alone, together, strict=True):
+        for a, b in zip(alone[:2], together[:2], strict=True):
             torch.testing.assert_close(a[0], b[row])
 
 
@@ -208,12 +239,12 @@ def test_elements_that_are_not_asked_for_say_nothing(measured):
     batch.candidates[:, INDEX["In"]] = False
     output = measured.predict_batch(batch)
     assert (output.identity_logits[:, INDEX["In"]] == -30).all()
-    assert (output.concentration[:, INDEX["In"]] == 0).all()
+    assert (output.concentration_if_present[:, INDEX["In"]] == 0).all()
 
 
 def test_pairs_without_any_dopant_are_answered(inner):
     batch, targets = pairs(6)
-    model = MeasuredResponses.fit(inner, batch._replace(doped=batch.host), Targets(0 * targets.concentration))
+    model = MeasuredResponses.fit(inner, batch._replace(doped=batch.host), Targets(0 * targets.true_concentration))
     assert torch.isfinite(model.predict_batch(batch).identity_logits).all()
 
 
@@ -226,14 +257,14 @@ def test_too_few_pairs_are_refused(inner, tiny_model):
 
 def test_nothing_measured_is_trained_further(measured):
     with pytest.raises(ConfigError, match="not trained further"):
-        measured.learn(*pairs(2))
+        measured.forward_training(*pairs(2))
 
 
 def test_a_checkpoint_like_any_other(measured, tmp_path):
     batch, _ = pairs(3, seed=8)
     save(measured, tmp_path / "mine", golden=batch, card="# mine", training={})
     again = load(tmp_path / "mine")
-    for a, b in zip(again.predict_batch(batch), measured.predict_batch(batch), strict=True):
+    for a, b in zip(again.predict_batch(batch)[:2], measured.predict_batch(batch)[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     config = json.loads((tmp_path / "mine" / "config.json").read_text())
     assert config["net"]["inner"] == "DefectNet"
@@ -263,3 +294,5 @@ def test_hosts_are_told_apart_by_spectrum_formula_and_kind():
 def test_several_devices_have_nothing_to_do():
     with pytest.raises(ConfigError, match="devices is 2"):
         TrainingSettings(method="responses", devices=2, accelerator="cpu")
+    with pytest.raises(ConfigError, match=r"replay with method responses. It trains nothing; use method full"):
+        TrainingSettings(method="responses", replay="data")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from defectnet.data.measurement import CLEAN, LAB
 
 from defectnet.config import MODEL_GRID
 from defectnet.errors import ConfigError
+from defectnet.measure.settings import CLEAN, LAB
 from make_shards import toy_sample
 from oracle import (
     Contrasts,

@@ -258,7 +258,7 @@ def test_a_batch_does_not_depend_on_who_makes_it(pairs):
     there = next(iter(PackLoader(dataset(pairs, rank=1, ranks=2), workers=1)))
     assert here.rows.tolist() == there.rows.tolist() == [4, 5, 6, 7]
     assert torch.allclose(here.batch.doped, there.batch.doped, atol=1e-5)
-    assert torch.equal(here.targets.concentration, there.targets.concentration)
+    assert torch.equal(here.targets.true_concentration, there.targets.true_concentration)
 
 
 def test_distractors_that_are_familiar_are_other_dopants_of_the_pack(pairs):

@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from defectnet.errors import ConfigError
 from defectnet.prediction import Prediction
 
 NAN = np.full(3, np.nan)
+ARRAYS = ("probability", "concentration_if_present", "low", "high", "expected_concentration")
 
 
 def prediction(**change: Any) -> Prediction:
     fields: dict[str, Any] = {
         "elements": ("B", "Al", "In"),
         "probability": np.array([0.2, 0.9, 0.6]),
-        "concentration": np.array([0.01, 0.125, 0.03]),
+        "concentration_if_present": np.array([0.01, 0.125, 0.03]),
         "low": np.array([0.0, 0.1, 0.02]),
         "high": np.array([0.02, 0.15, 0.04]),
+        "expected_concentration": np.array([0.002, 0.1125, 0.018]),
         "coverage": 0.9,
         "threshold": 0.5,
         "candidates_given": True,
@@ -39,10 +42,18 @@ def test_present_is_sorted_by_probability():
 
 def test_frame():
     frame = prediction().to_frame()
-    assert list(frame.columns) == ["element", "probability", "concentration", "low", "high", "present"]
+    assert list(frame.columns) == [
+        "element",
+        "probability",
+        "concentration_if_present",
+        "low",
+        "high",
+        "expected_concentration",
+        "present",
+    ]
     assert frame.element.tolist() == ["Al", "In", "B"]
     assert frame.present.tolist() == [True, True, False]
-    assert frame.concentration.tolist() == [0.125, 0.03, 0.01]
+    assert frame.concentration_if_present.tolist() == [0.125, 0.03, 0.01]
 
 
 def test_ties_stay_in_order_of_atomic_number():
@@ -55,9 +66,10 @@ def test_dict_is_json():
     assert values["elements"][0] == {
         "element": "Al",
         "probability": 0.9,
-        "concentration": 0.125,
+        "concentration_if_present": 0.125,
         "low": 0.1,
         "high": 0.15,
+        "expected_concentration": 0.1125,
         "present": True,
     }
     unknown = json.loads(json.dumps(prediction(low=NAN, high=NAN, coverage=float("nan")).to_dict(), allow_nan=False))
@@ -67,20 +79,55 @@ def test_dict_is_json():
 
 def test_text():
     lines = str(prediction()).splitlines()
-    assert lines[0] == "GaAs, candidates given, tiny-v1"
-    assert "90% interval" in lines[1]
-    assert lines[2].split() == ["Al", "0.900", "12.50", "10.00", "to", "15.00", "yes"]
-    assert lines[4].split()[-1] == "no"
-    assert lines[5] == "warning: out of domain: a reason"
+    assert lines[0] == prediction().sentence
+    assert lines[1] == "tiny-v1, candidates given, threshold 0.50"
+    assert lines[2] == "answered by the network"
+    assert "90% interval" in lines[4]
+    assert lines[5].split() == ["Al", "0.900", "12.50", "10.0", "to", "15.0", "yes"]
+    assert lines[7].split()[-1] == "no"
+    assert lines[8] == "warning: out of domain: a reason"
+    assert repr(prediction()) == str(prediction())
+    measured = str(prediction(answered_by="measured responses", reason="no pair held B"))
+    assert measured.splitlines()[2] == "answered by measured responses: no pair held B"
     assert "not calibrated" in str(prediction(low=NAN, high=NAN, coverage=float("nan")))
 
 
 def test_text_of_a_blind_answer_shows_ten_elements():
     many = tuple(f"X{i}" for i in range(30))
-    arrays = {name: np.linspace(0.0, 0.4, 30) for name in ("probability", "concentration", "low", "high")}
+    arrays = {name: np.linspace(0.0, 0.4, 30) for name in ARRAYS}
     lines = str(prediction(elements=many, candidates_given=False, warnings=(), **arrays)).splitlines()
-    assert lines[0].startswith("GaAs, blind")
-    assert [line.split()[0] for line in lines[2:]] == [f"X{i}" for i in range(29, 19, -1)]
+    assert lines[1] == "tiny-v1, every element in question, 10 shown, threshold 0.50"
+    assert [line.split()[0] for line in lines[5:]] == [f"X{i}" for i in range(29, 19, -1)]
+
+
+def test_sentence_of_one_of_two_and_of_none():
+    assert prediction().sentence == (
+        "GaAs probably contains Al (90%; about 12.5 at.%, 10.0 to 15.0) and In (60%; about 3.0 at.%, 2.0 to 4.0)."
+    )
+    assert prediction(threshold=0.7).sentence == "GaAs contains Al (90%; about 12.5 at.%, 10.0 to 15.0)."
+    assert prediction(threshold=0.1).sentence.startswith("GaAs may contain Al (90%;")
+    unknown = prediction(threshold=0.7, low=NAN, high=NAN, coverage=float("nan"))
+    assert unknown.sentence == "GaAs contains Al (90%; about 12.5 at.%)."
+    assert prediction(threshold=0.95).sentence == (
+        "No dopant found in GaAs: the most probable element, Al, has probability 0.90, below the threshold of 0.95."
+    )
+
+
+def test_where_none_stands_out_none_is_marked_as_found():
+    doubtful = prediction(probability=np.array([0.1, 0.2, 0.15]), threshold=0.12)
+    assert doubtful.present == ("Al", "In")
+    assert doubtful.found == ()
+    assert doubtful.sentence == "No dopant of GaAs stands out; the most probable are Al (20%), In (15%), B (10%)."
+    assert "yes" not in str(doubtful)
+    assert doubtful.to_dict()["found"] == []
+    assert prediction().found == prediction().present
+
+
+def test_what_else_a_network_says_is_a_column():
+    frame = prediction(further={"spread": np.array([0.1, 0.2, 0.3])}).to_frame()
+    assert frame.spread.tolist() == [0.2, 0.3, 0.1]
+    with pytest.raises(ConfigError, match=r"prediction.spread has shape \(2,\)"):
+        prediction(further={"spread": np.zeros(2)})
 
 
 def test_an_answer_cannot_be_changed():

@@ -17,10 +17,10 @@ from defectnet.potentials.potential import load_potential
 from defectnet.potentials.reference import ReferencePotential
 from defectnet.potentials.relax import Relaxation, relax
 from defectnet.potentials.supercells import Supercell
-from defectnet.simulate.rows import HostSimulation, Settings, relax_host, row_generator
+from defectnet.simulate.rows import HostSimulation, SimulationSettings, relax_host, row_generator
 from make_potential import write_morse_nep
 
-SETTINGS = Settings(seed=3, smallest=13, largest=19)
+SETTINGS = SimulationSettings(seed=3, smallest=13, largest=19)
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import read_extra, read_shard
 from defectnet.errors import SimulationError
 from defectnet.simulate.executors import LocalExecutor
-from defectnet.simulate.rows import Settings
+from defectnet.simulate.rows import SimulationSettings
 from defectnet.simulate.runner import PARTS, shard_range, simulate
 from make_potential import write_morse_nep
 
 HOSTS = 10
-SETTINGS = Settings(seed=11, spectra_per_host=2, hosts_per_shard=2, smallest=13, largest=19)
+SETTINGS = SimulationSettings(seed=11, spectra_per_host=2, hosts_per_shard=2, smallest=13, largest=19)
 SHARDS = HOSTS // SETTINGS.hosts_per_shard
 
 

@@ -32,8 +32,8 @@ from defectnet.simulate import rows
 from defectnet.simulate.regenerate import FORGIVEN, differences, regenerate
 from defectnet.simulate.rows import (
     HostSimulation,
-    Rejected,
-    Settings,
+    RejectedCell,
+    SimulationSettings,
     atom_range,
     read_settings,
     relax_host,
@@ -43,7 +43,7 @@ from defectnet.simulate.runner import Shard, Tools, make_shard, simulate_host
 from defectnet.simulate.stiffness import SPREAD, StiffnessFactors, scaled
 from make_potential import write_morse_nep
 
-SETTINGS = Settings(seed=3, spectra_per_host=4, smallest=13, largest=19)
+SETTINGS = SimulationSettings(seed=3, spectra_per_host=4, smallest=13, largest=19)
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def test_named_dopants_are_the_only_ones():
 
 
 def test_settings_of_the_first_data_sets_are_described_as_they_were(tmp_path):
-    assert not {"highest", "controls", "dopants"} & set(Settings().to_dict())
-    settings = Settings(dopants=("Al@Mg", "C"), highest=0.2, controls=0.1)
+    assert not {"highest", "controls", "dopants"} & set(SimulationSettings().to_dict())
+    settings = SimulationSettings(dopants=("Al@Mg", "C"), highest=0.2, controls=0.1)
     (tmp_path / "settings.json").write_text(json.dumps(settings.to_dict()))
-    assert read_settings(Settings, tmp_path / "settings.json") == settings
+    assert read_settings(SimulationSettings, tmp_path / "settings.json") == settings
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_settings_of_the_first_data_sets_are_described_as_they_were(tmp_path):
 )
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(SimulationError, match=next(iter(wrong)).rstrip("s")):
-        Settings(**wrong)
+        SimulationSettings(**wrong)
 
 
 def test_likeness_knows_chemistry():
@@ -234,7 +234,7 @@ def test_relaxation_stays_where_it_is_done(potential, relaxed):
 def test_hosts_that_leave_their_structure_are_rejected(potential):
     stretched = layered("AlCu")
     stretched.set_cell(stretched.cell * 1.2, scale_atoms=True)
-    with pytest.raises(Rejected, match=r"host volume changed|host not relaxed"):
+    with pytest.raises(RejectedCell, match=r"host volume changed|host not relaxed"):
         relax_host(potential, host(stretched), SETTINGS)
 
 
@@ -242,7 +242,7 @@ def test_hosts_with_soft_modes_are_rejected(potential):
     """A simple cubic crystal with central forces shears without resistance."""
     simple = Crystal(np.array([13]), np.eye(3) * 2.6, np.zeros((1, 3)))
     simple = relax(potential, simple, cell="volume").crystal
-    with pytest.raises(Rejected, match="imaginary modes in the host"):
+    with pytest.raises(RejectedCell, match="imaginary modes in the host"):
         simulation(potential, simple, dataclasses.replace(SETTINGS, smallest=20, largest=30)).row(0)
 
 

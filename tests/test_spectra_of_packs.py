@@ -18,7 +18,7 @@ from defectnet.crystal.compositions import (
     parse_composition,
     rounded_counts,
 )
-from defectnet.crystal.pack import Failure
+from defectnet.crystal.pack import FailedSubstitution
 from defectnet.crystal.spectra import pack_spectrum
 from defectnet.crystal.superposition import Occupation, Superposition
 from defectnet.elements import INDEX, NEUTRON_WEIGHT
@@ -95,7 +95,7 @@ def test_an_unknown_element_is_one_error(pack):
 
 
 def test_why_a_substitution_failed_is_said(pack):
-    failed = replace(pack, failures=(Failure("In", 0, "does not come to rest"),))
+    failed = replace(pack, failures=(FailedSubstitution("In", 0, "does not come to rest"),))
     with pytest.raises(SimulationError, match=r"no In \(could not be made: does not come to rest\)"):
         parse_composition(failed, "In=0.01")
 

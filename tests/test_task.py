@@ -19,11 +19,12 @@ from defectnet.errors import CheckpointError, ConfigError
 from defectnet.export import export, read_run, training_record
 from defectnet.hub import from_pretrained
 from defectnet.measure.settings import CLEAN
+from defectnet.models.answers import answer
 from defectnet.models.base import ABSENT_LOGIT
+from defectnet.models.calibration import best_threshold, fit_interval, fit_temperature
+from defectnet.models.registry import build_model
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
-from defectnet.tasks.losses import LossWeights, expected_concentration, hurdle_loss, loss_named, paper_loss
-from defectnet.tasks.metrics import TrackMetrics, answer
-from defectnet.uncertainty.calibration import best_threshold, fit_interval, fit_temperature
+from defectnet.tasks.metrics import TrackMetrics
 from make_shards import toy_folder, toy_sample, write_toy_folder
 
 ROOT = Path(__file__).parent.parent
@@ -63,31 +64,36 @@ def question(true, candidates, given=True):
     return batch, Targets(concentration)
 
 
+def terms_of(name, output, batch, targets):
+    """Terms of the loss of a network that is never asked, as means over a batch."""
+    return {key: term.mean() for key, term in build_model(name).loss_terms(output, batch, targets).items()}
+
+
 def test_hurdle_loss_is_what_a_hand_computes():
     batch, targets = question({3: 0.04}, [3, 5])
     logits = torch.full((1, E), ABSENT_LOGIT)
     logits[0, 3], logits[0, 5] = math.log(3.0), -math.log(3.0)  # probabilities 3/4 and 1/4
     amount = torch.zeros(1, E)
     amount[0, 3], amount[0, 5] = 0.09, 0.08
-    terms = hurdle_loss(Output(logits, amount), batch, targets, LossWeights(1.0, 1.0, 1.0))
+    terms = terms_of("DefectNet", Output(logits, amount), batch, targets)
     assert terms["identity"].item() == pytest.approx(2 * math.log(4 / 3))
-    assert terms["amount"].item() == pytest.approx(1.0 - 0.5)  # Huber of 10 (0.3 - 0.2)
+    assert terms["concentration_if_present"].item() == pytest.approx(1.0 - 0.5)  # Huber of 10 (0.3 - 0.2)
     assert terms["expected"].item() == pytest.approx(100 * (abs(0.75 * 0.09 - 0.04) + 0.25 * 0.08) / 2, rel=1e-5)
 
 
 def test_paper_loss_is_what_a_hand_computes():
     batch, targets = question({3: 0.04}, [3, 5])
     amount = torch.full((1, E), 0.1)
-    terms = paper_loss(Output(torch.zeros(1, E), amount), batch, targets, LossWeights())
+    terms = terms_of("PaperDefectNet", Output(torch.zeros(1, E), amount), batch, targets)
     assert terms["expected"].item() == pytest.approx(((10 * 0.06) ** 2 + (10 * 0.1) ** 2) / 2)
 
 
 def test_what_is_not_in_question_has_no_gradient():
     batch, targets = question({3: 0.04}, [3, 5])
-    for loss in ("hurdle", "paper"):
+    for name in ("DefectNet", "PaperDefectNet"):
         logits = torch.zeros(1, E, requires_grad=True)
         amount = torch.zeros(1, E).index_fill(1, torch.tensor([3, 5]), 0.02).requires_grad_()
-        sum(loss_named(loss)(Output(logits, amount), batch, targets, LossWeights()).values()).backward()
+        sum(terms_of(name, Output(logits, amount), batch, targets).values()).backward()
         for x in (logits, amount):
             gradient = torch.zeros_like(x) if x.grad is None else x.grad
             assert gradient.isfinite().all()
@@ -96,26 +102,33 @@ def test_what_is_not_in_question_has_no_gradient():
 
 def test_a_batch_without_dopants_or_named_candidates_has_a_finite_loss():
     batch, targets = question({}, [3, 5], given=False)
-    terms = hurdle_loss(Output(torch.zeros(1, E), torch.zeros(1, E)), batch, targets, LossWeights())
+    terms = terms_of("DefectNet", Output(torch.zeros(1, E), torch.zeros(1, E)), batch, targets)
     assert all(value.isfinite() for value in terms.values())
     assert terms["expected"].item() == 0
 
 
-def test_the_expected_concentration_is_defined_once_for_each_loss():
+def test_a_network_says_what_its_concentration_means():
     output = Output(torch.tensor([[0.0]]), torch.tensor([[0.2]]))
-    assert expected_concentration(output).item() == pytest.approx(0.1)
-    assert expected_concentration(output, "paper").item() == pytest.approx(0.2)
-    with pytest.raises(ConfigError, match="loss"):
-        loss_named("hinge")
+    assert build_model("DefectNet", net=TINY).expected(output).item() == pytest.approx(0.1)
+    assert build_model("PaperDefectNet").expected(output).item() == pytest.approx(0.2)
+
+
+def test_weights_are_those_of_the_terms_of_the_network():
+    task = DefectTask("DefectNet", net=TINY, weights={"response": 3.0})
+    assert task.weights["response"] == 3.0
+    assert task.weights["expected"] == task.model.loss_weights["expected"]
+    with pytest.raises(ConfigError, match=r"model.weights.hinge is no term .* of PaperDefectNet. Use expected"):
+        DefectTask("PaperDefectNet", weights={"hinge": 1.0})
 
 
 def test_metrics_of_right_answers_are_1_and_of_wrong_ones_0():
     batch, targets = question({3: 0.04, 9: 0.1}, [3, 5, 9])
     for right in (True, False):
-        metrics = TrackMetrics("hurdle")
+        metrics = TrackMetrics()
         logits = torch.full((1, E), ABSENT_LOGIT)
         logits[0, [3, 5, 9]] = torch.tensor([20.0, -20.0, 20.0]) * (1 if right else -1)
-        metrics.update(Output(logits, targets.concentration), batch, targets)
+        output = Output(logits, targets.true_concentration)
+        metrics.update(output, torch.sigmoid(logits) * targets.true_concentration, batch, targets)
         values = metrics.compute()
         assert values["identity/f1"].item() == right
         assert values["identity/exact"].item() == right
@@ -143,9 +156,9 @@ def test_a_network_learns_16_pairs_by_heart(tmp_path):
     task = DefectTask("DefectNet", net=net, optimiser=OptimiserSettings(learning_rate=8e-3, weight_decay=0.0))
     quiet(max_epochs=150, limit_val_batches=0, gradient_clip_val=1.0).fit(task, data)
     for track in ("candidates", "blind"):
-        output, _, targets = answer(task.model.predict_batch, data.evaluation("train", track))
+        output, _, _, targets = answer(task.model, data.evaluation("train", track))
         assert torch.equal(output.identity_logits > 0, targets.present), track
-        assert (output.concentration - targets.concentration)[targets.present].abs().mean() < 0.01
+        assert (output.concentration_if_present - targets.true_concentration)[targets.present].abs().mean() < 0.01
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("potential"))
@@ -204,10 +217,10 @@ def test_a_batch_counts_for_its_rows_in_the_validation_loss(folder):
     logged = quiet().validate(task, data, verbose=False)
     items = list(data.evaluation("val", "blind"))
     assert len({len(item.rows) for item in items}) == 2  # 24 rows in five batches
-    loss = loss_named("hurdle")
     task.eval()
     with torch.no_grad():
-        losses = [sum(loss(task(i.batch), i.batch, i.targets, LossWeights()).values()) * len(i.rows) for i in items]
+        found = [(task.model.loss_terms(task(i.batch), i.batch, i.targets), len(i.rows)) for i in items]
+    losses = [sum(task.weights[name] * term.mean() for name, term in terms.items()) * size for terms, size in found]
     mean = sum(losses).item() / sum(len(item.rows) for item in items)
     found = {name: value for part in logged for name, value in part.items()}
     assert found["val/blind/loss"] == pytest.approx(mean, rel=1e-5)
@@ -225,7 +238,7 @@ def test_export_calibrates_and_gives_the_same_network(run, folder, tmp_path):
     model = from_pretrained(out)
     data = SpectraDataModule(str(folder), val_measurement="lab")
     item = next(iter(data.evaluation("test", "blind")))
-    for a, b in zip(run[1].model.predict_batch(item.batch), model.predict_batch(item.batch), strict=True):
+    for a, b in zip(run[1].model.predict_batch(item.batch)[:2], model.predict_batch(item.batch)[:2], strict=True):
         assert torch.equal(a, b)
     assert model.calibration.temperature_candidates != 1.0
     assert model.calibration.interval.coverage == 0.9
@@ -240,7 +253,7 @@ def test_a_network_that_learns_from_projected_dos_is_shown_them(folder):
         quiet(max_epochs=1).fit(DefectTask("DefectNet", net=TINY), SpectraDataModule(str(folder)).train_dataloader())
     task = DefectTask("DefectNet", net=TINY)
     quiet(max_epochs=1).fit(task, SpectraDataModule(str(folder)))
-    assert {f"train/loss_{name}" for name in ("response", "share", "own", "change")} <= set(
+    assert {f"train/loss_{name}" for name in ("response", "host_share", "dopant_dos", "host_change")} <= set(
         task.trainer.callback_metrics
     )
 
@@ -252,8 +265,9 @@ def test_export_in_half_precision_is_half_as_large_and_nearly_the_same(run, fold
     assert sizes[1] < 0.6 * sizes[0]
     batch = next(iter(SpectraDataModule(str(folder)).evaluation("test", "blind"))).batch
     whole, rounded = (from_pretrained(path).predict_batch(batch) for path in (out, half))
-    torch.testing.assert_close(rounded.concentration, whole.concentration, rtol=0.02, atol=1e-4)
-    assert not torch.equal(rounded.concentration, whole.concentration)
+    pair = [x.concentration_if_present for x in (rounded, whole)]
+    torch.testing.assert_close(*pair, rtol=0.02, atol=1e-4)
+    assert not torch.equal(*pair)
 
 
 def test_the_record_of_training_counts_each_row_once_and_tells_pairs_from_variants(run, folder, tmp_path):
@@ -286,9 +300,11 @@ def test_what_does_not_fit_a_loaded_network_is_one_clear_error(run, folder, tmp_
     grid = SpectraDataModule(str(folder)).grid
     other = ModelSpec(grid=type(grid)(bins=128, reach=2.56))
     DefectTask("DefectNet", net=TINY, init_from=out)  # the recipe that it was trained with
-    for settings in ({"net": {**TINY, "d_model": 32}}, {"architecture": "PaperDefectNet"}, {"spec": other}):
+    for settings in ({"net": {**TINY, "d_model": 32}}, {"architecture": "PaperDefectNet"}):
         with pytest.raises(ConfigError, match="init_from"):
             DefectTask(init_from=out, **settings)
+    with pytest.raises(ConfigError, match=r"tiny was trained on .* the data are on"):
+        DefectTask(init_from=out, spec=other)
     with pytest.raises(ConfigError, match="architecture"):
         DefectTask()
 

@@ -5,10 +5,14 @@ Shape letters, everywhere in the project: B batch, L energy bins, T tokens, D wi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+NOTHING_FURTHER: Final[Mapping[str, Tensor]] = MappingProxyType({})
 
 
 class Batch(NamedTuple):
@@ -37,7 +41,7 @@ class Batch(NamedTuple):
         return Batch(*(field.to(device) for field in self))
 
     def rows(self, rows: slice | Tensor) -> Batch:
-        """Return some rows (a slice; or a tensor, long or bool)."""
+        """Return some rows (a slice, or an index or mask tensor)."""
         return Batch(*(field[rows] for field in self))
 
 
@@ -45,23 +49,23 @@ class Targets(NamedTuple):
     """What is true of each sample.
 
     Attributes:
-        concentration: (B, E) dopant atoms of each element over all atoms, 0 to 1; zero where absent.
+        true_concentration: (B, E) dopant atoms of each element over all atoms, 0 to 1; zero where absent.
         projected: (B, 2, E, N) DOS of each element in the host and in the doped sample, on `PROJECTED_BINS` bins and
             at the resolution of the spectra; areas are atomic fractions. In training alone, for
             networks that learn from them.
     """
 
-    concentration: Tensor
+    true_concentration: Tensor
     projected: Tensor | None = None
 
     @property
     def present(self) -> Tensor:
         """(B, E) bool, true where an element was substituted in."""
-        return self.concentration > 0
+        return self.true_concentration > 0
 
     def rows(self, rows: Tensor) -> Targets:
         """Return those of some rows (long or bool)."""
-        return Targets(self.concentration[rows], None if self.projected is None else self.projected[rows])
+        return Targets(self.true_concentration[rows], None if self.projected is None else self.projected[rows])
 
 
 class Item(NamedTuple):
@@ -82,13 +86,61 @@ class Item(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a network says; the same meaning in training and in evaluation.
+    """What a network says, before calibration; the same meaning in training and in evaluation.
 
     Attributes:
         identity_logits: (B, E) log-odds that the element is a dopant; minus infinity is never used: elements
             that are not candidates carry `defectnet.models.base.ABSENT_LOGIT`.
-        concentration: (B, E) expected concentration of the element *if* it is present, 0 to 1.
+        concentration_if_present: (B, E) expected concentration of the element *if* it is present, 0 to 1.
+        further: What else a network says of each element, by name, (B, E) each. It reaches golden outputs, `Estimate`
+            and `Prediction` without anything between having to know the name.
     """
 
     identity_logits: Tensor
-    concentration: Tensor
+    concentration_if_present: Tensor
+    further: Mapping[str, Tensor] = NOTHING_FURTHER
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Output:
+        """Return an output with a function applied to every tensor."""
+        return Output(
+            function(self.identity_logits),
+            function(self.concentration_if_present),
+            {name: function(x) for name, x in self.further.items()},
+        )
+
+    def rows(self, rows: Tensor) -> Output:
+        """Return some rows (an index or mask tensor)."""
+        return self.map(lambda x: x[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Output]) -> Output:
+        """Put the rows of one output or more, of one network, one after the other."""
+        return cls(
+            torch.cat([part.identity_logits for part in parts]),
+            torch.cat([part.concentration_if_present for part in parts]),
+            {name: torch.cat([part.further[name] for part in parts]) for name in parts[0].further},
+        )
+
+
+class Estimate(NamedTuple):
+    """What an estimator says of a batch, calibrated. Concentrations are atomic fractions, 0 to 1.
+
+    Elements that are not in question (`Batch.candidates`) are left out of every score, whatever stands there.
+
+    Attributes:
+        probability: (B, E) that the element was substituted in, 0 to 1. Only its order matters to average precision
+            and recall; the threshold of F1 is chosen on validation rows by the benchmark, for every estimator alike.
+        expected_concentration: (B, E) near 0 where the element is likely absent: probability times
+            `concentration_if_present`, where an estimator keeps the two apart.
+        concentration_if_present: (B, E) concentration if the element is present; `expected_concentration` where None.
+        low: (B, E) lower end of the interval of `concentration_if_present`; None without intervals.
+        high: (B, E) upper end.
+        further: See `Output.further`.
+    """
+
+    probability: Tensor
+    expected_concentration: Tensor
+    concentration_if_present: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+    further: Mapping[str, Tensor] = NOTHING_FURTHER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -272,90 +272,3 @@ class DefectNetConfig(Settings, called="net"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.d_model % self.heads == 0, "heads", f"It must divide d_model = {self.d_model}")
-
-
-@dataclass(frozen=True)
-class PaperConfig(Settings, called="net"):
-    """Size of `defectnet.models.paper.PaperDefectNet`; the defaults are the published values.
-
-    Attributes:
-        bins: Bins of both histograms and length of the padded composition, from 0 to the host's edge.
-        channels: Width of the convolutions' output and of the attention; the convolutions grow to it by two
-            doublings.
-        heads: Attention heads; must divide `channels`.
-        hidden: Width of the MLP's two hidden layers.
-        kernel: Kernel of the convolutions; odd.
-        input: ``paper`` for the histograms above; ``grid`` for the spectra on this project's own grid, which reaches
-            above the edge, in their place (`bins` says nothing then). All else stays.
-    """
-
-    bins: int = bounded(100, len(VOCABULARY), 4096)
-    channels: int = bounded(128, 4, 4096, multiple=4)
-    heads: int = bounded(8, 1, 64)
-    hidden: int = bounded(256, 1, 8192)
-    kernel: int = bounded(5, 1, 31)
-    input: str = bounded("paper", choices=("paper", "grid"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.channels % self.heads == 0, "heads", f"It must divide channels = {self.channels}")
-        self.require(self.kernel % 2 == 1, "kernel", "Use an odd number")
-
-
-@dataclass(frozen=True)
-class ResNetConfig(Settings, called="net"):
-    """Size of `defectnet.models.resnet.ResNet1d`.
-
-    Attributes:
-        channels: Channels of the first block, a multiple of 8; doubled by each of the first two blocks after the stem.
-        blocks: Residual blocks, each of which halves the length.
-        kernel: Kernel of the convolutions; odd.
-        hidden: Width of the layer before the heads.
-        dropout: Share of that layer's activations dropped in training.
-    """
-
-    channels: int = bounded(32, 8, 1024, multiple=8)
-    blocks: int = bounded(3, 1, 6)
-    kernel: int = bounded(5, 1, 31)
-    hidden: int = bounded(256, 8, 8192)
-    dropout: float = bounded(0.1, 0.0, below=1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.kernel % 2 == 1, "kernel", "Use an odd number")
-
-
-@dataclass(frozen=True)
-class Interval(Settings, called="interval"):
-    """A conformal band: `c - (offset + slope c)` to `c + (offset + slope c)`, cut to 0 and 1.
-
-    Attributes:
-        coverage: Share of true concentrations that the band holds on calibration data, 0 to 1.
-        offset: Half-width at concentration 0, atomic fraction.
-        slope: Growth of the half-width with the concentration.
-    """
-
-    coverage: float = field(metadata=within(above=0.0, below=1.0))
-    offset: float = field(metadata=within(0.0, 1.0))
-    slope: float = bounded(0.0, 0.0, 100.0)
-
-
-@dataclass(frozen=True)
-class Calibration(Settings, called="calibration"):
-    """Numbers fitted on validation crystals, which turn a network's raw answer into what a user sees.
-
-    `candidates` and `blind` are the two tracks: they have different base rates, hence their own numbers.
-
-    Attributes:
-        temperature_candidates: Identity logits are divided by it where candidates are given.
-        temperature_blind: The same where nothing is named.
-        threshold_candidates: Probability from which an element counts as present where candidates are given.
-        threshold_blind: The same where nothing is named.
-        interval: Band of the concentration; None where it was not fitted.
-    """
-
-    temperature_candidates: float = bounded(1.0, 0.01, 100.0)
-    temperature_blind: float = bounded(1.0, 0.01, 100.0)
-    threshold_candidates: float = bounded(0.5, above=0.0, below=1.0)
-    threshold_blind: float = bounded(0.5, above=0.0, below=1.0)
-    interval: Interval | None = None

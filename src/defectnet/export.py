@@ -9,11 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from defectnet.batch import Batch
-from defectnet.config import Calibration
 from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
@@ -25,11 +23,11 @@ from defectnet.hub import save
 from defectnet.hub.card import checkpoint_card
 from defectnet.hub.io import round_to_half
 from defectnet.measure.encode import stack
+from defectnet.models.answers import Answers, answer
 from defectnet.models.base import DefectModel
+from defectnet.models.calibration import Calibration, fit_calibration
 from defectnet.models.registry import architecture
 from defectnet.tasks.defect import CHECKPOINT_KEY
-from defectnet.tasks.metrics import Answers, answer
-from defectnet.uncertainty.calibration import best_threshold, fit_interval, fit_temperature
 
 _PREFIX = "model."
 _GOLDEN_ROWS = 4
@@ -68,14 +66,12 @@ def export(
         round_to_half(model)
     loader = LoaderSettings(cache_rows=100_000)
     module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=dict.fromkeys(extra, 1))
-    # The published network cannot be asked without candidates: they are its query.
-    tracks = TRACKS if model.loss != "paper" else TRACKS[:1]
-    calibration = calibrate(model, module, tracks, coverage)
+    model.calibration = calibration = calibrate(model, module, coverage)
     golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
     training = training_record(module, Path(checkpoint))
     about = {**model.config, "calibration": calibration.to_dict(), "training": training}
     text = card or checkpoint_card(Path(folder).name, about, sum(p.numel() for p in model.parameters()))
-    return save(model, folder, golden=golden, card=text, training=training, calibration=calibration, half=half)
+    return save(model, folder, golden=golden, card=text, training=training, half=half)
 
 
 def read_run(checkpoint: str | Path) -> DefectModel:
@@ -106,36 +102,19 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     return model.eval()
 
 
-def calibrate(
-    model: DefectModel, module: SpectraDataModule, tracks: Sequence[Track] = TRACKS, coverage: float = 0.9
-) -> Calibration:
+def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0.9) -> Calibration:
     """Fit temperature and threshold of each track, and the interval, on the validation split under `CONDITIONS`.
 
     Args:
         model: Trained network.
         module: Its data.
-        tracks: Tracks to fit; the others keep neutral numbers.
         coverage: Nominal coverage of the interval.
     """
-    numbers: dict[str, Any] = {}
-    amounts: list[tuple[np.ndarray, np.ndarray]] = []
-    for track in tracks:
-        found = [answer(model.predict_batch, module.evaluation("val", track, name)) for name in CONDITIONS]
-        logits = torch.cat([a.output.identity_logits[a.batch.candidates] for a in found])
-        present = torch.cat([a.targets.present[a.batch.candidates] for a in found])
-        temperature = fit_temperature(logits, present)
-        numbers[f"temperature_{track}"] = temperature
-        numbers[f"threshold_{track}"] = best_threshold(torch.sigmoid(logits / temperature), present)
-        amounts += [_amounts(a) for a in found]
-    predicted, true = (np.concatenate(parts) for parts in zip(*amounts, strict=True))
-    return Calibration(**numbers, interval=fit_interval(predicted, true, coverage))
-
-
-def _amounts(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
-    """Return predicted and true concentrations of the dopants that are there."""
-    present = answers.targets.present
-    pair = answers.output.concentration[present], answers.targets.concentration[present]
-    return pair[0].double().numpy(), pair[1].double().numpy()
+    answers: dict[str, Answers] = {
+        track: Answers.join([answer(model, module.evaluation("val", track, name)) for name in CONDITIONS])
+        for track in model.tracks
+    }
+    return fit_calibration(answers, coverage)
 
 
 def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:

@@ -466,7 +466,7 @@ def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, pred
 def _draw_elements(left: Axes, right: Axes, prediction: Prediction) -> None:
     order = prediction.order[:MOST_ELEMENTS]
     rows = np.arange(len(order))
-    colours = [PRESENT_COLOUR if prediction.probability[i] >= prediction.threshold else ABSENT_COLOUR for i in order]
+    colours = [PRESENT_COLOUR if prediction.elements[i] in prediction.found else ABSENT_COLOUR for i in order]
     left.barh(rows, prediction.probability[order], color=colours, height=0.62)
     left.axvline(prediction.threshold, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
     left.set_xlim(0.0, 1.0)
@@ -476,7 +476,7 @@ def _draw_elements(left: Axes, right: Axes, prediction: Prediction) -> None:
     left.set_ylim(max(len(order), LEAST_ROWS) - 0.4, -0.6)
     left.tick_params(axis="y", length=0)
     left.set_title("Dopants, of the candidates" if prediction.candidates_given else "Dopants, of all elements")
-    amount = 100.0 * prediction.concentration[order]
+    amount = 100.0 * prediction.concentration_if_present[order]
     low, high = 100.0 * prediction.low[order], 100.0 * prediction.high[order]
     for row, colour in zip(rows, colours, strict=True):
         if not math.isnan(low[row]):

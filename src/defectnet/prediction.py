@@ -1,10 +1,12 @@
-"""The answer to one question: which elements, with what probability, at what concentration."""
+"""The answer to one question: which elements, with what probability, at what concentration; and how it is shown."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,50 +17,73 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FloatArray = NDArray[np.float64]
-_ARRAYS = ("probability", "concentration", "low", "high")
+
+BLIND_ROWS: Final = 10
+"""So many elements are shown of an answer to a question that named none."""
+
+SURE: Final = 0.9
+"""Least probability of an element that is said to be there without a "probably"."""
+
+UNSURE: Final = 0.3
+"""Where no element reaches this probability, none is named as found, whatever the threshold."""
+
+_ARRAYS: Final = ("probability", "concentration_if_present", "low", "high", "expected_concentration")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What a model says of one pair of spectra. Concentrations are atomic fractions, 0 to 1.
 
     Attributes:
         elements: The elements in question, in order of atomic number.
         probability: (len(elements),) probability that the element was substituted in.
-        concentration: (len(elements),) expected concentration if it is present.
-        low: (len(elements),) lower end of the interval of the concentration; NaN without calibration.
+        concentration_if_present: (len(elements),) expected concentration if it is present.
+        low: (len(elements),) lower end of the interval of `concentration_if_present`; NaN without calibration.
         high: (len(elements),) upper end.
+        expected_concentration: (len(elements),) expected concentration, present or not: near 0 where likely absent.
         coverage: Nominal coverage of the intervals, 0 to 1; NaN without calibration.
         threshold: Probability from which an element counts as present.
         candidates_given: True where the user named the elements, false where the whole vocabulary was in question.
         formula: Formula of the host.
         model: Name of the checkpoint or architecture.
+        answered_by: ``network`` or ``measured responses``.
+        reason: Why it was not the better of the two, or what it holds for; empty where there is nothing to say.
         edge_mev: Band edge as read from the host's spectrum, meV; NaN where it is not known.
         warnings: Reasons to trust the answer less, one sentence each.
+        further: What else the network says of each element, by name, (len(elements),) each.
     """
 
     elements: tuple[str, ...]
     probability: FloatArray
-    concentration: FloatArray
+    concentration_if_present: FloatArray
     low: FloatArray
     high: FloatArray
+    expected_concentration: FloatArray
     coverage: float
     threshold: float
     candidates_given: bool
     formula: str
     model: str
+    answered_by: str = "network"
+    reason: str = ""
     warnings: tuple[str, ...] = ()
     edge_mev: float = math.nan
+    further: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
-            array = np.array(getattr(self, name), dtype=np.float64)
-            if array.shape != (len(self.elements),):
-                raise ConfigError(
-                    f"prediction.{name} has shape {array.shape}", fix=f"It needs one number for {len(self.elements)}"
-                )
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+            object.__setattr__(self, name, self._checked(name, getattr(self, name)))
+        further = {name: self._checked(name, values) for name, values in self.further.items()}
+        object.__setattr__(self, "further", MappingProxyType(further))
+
+    def _checked(self, name: str, values: Any) -> FloatArray:
+        array = np.array(values, dtype=np.float64)
+        if array.shape != (len(self.elements),):
+            raise ConfigError(
+                f"prediction.{name} has shape {array.shape}", fix=f"It needs one number for {len(self.elements)}"
+            )
+        array.flags.writeable = False
+        return array
 
     @property
     def order(self) -> NDArray[np.intp]:
@@ -67,62 +92,128 @@ class Prediction:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Elements that count as present, the most probable first."""
+        """Elements whose probability reaches the threshold, the most probable first."""
         return tuple(self.elements[i] for i in self.order if self.probability[i] >= self.threshold)
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Elements that the answer names as found: those of `present`, if any of all elements stands out (`UNSURE`)."""
+        return self.present if max(self.probability, default=0.0) >= UNSURE else ()
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        if not self.present:
+            best = self.order[0]
+            return (
+                f"No dopant found in {self.formula}: the most probable element, {self.elements[best]}, "
+                f"has probability {self.probability[best]:.2f}, below the threshold of {self.threshold:.2f}."
+            )
+        if not self.found:
+            likely = [f"{self.elements[i]} ({self.probability[i]:.0%})" for i in self.order[:3]]
+            return f"No dopant of {self.formula} stands out; the most probable are {', '.join(likely)}."
+        chosen = [i for i in self.order if self.elements[i] in self.found]
+        parts = []
+        for i in chosen:
+            band = self._interval(i)
+            amount = f"about {100 * self.concentration_if_present[i]:.1f} at.%{', ' + band if band else ''}"
+            parts.append(f"{self.elements[i]} ({self.probability[i]:.0%}; {amount})")
+        listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        least = self.probability[chosen].min()
+        verb = "contains" if least >= SURE else "probably contains" if least >= 0.5 else "may contain"
+        return f"{self.formula} {verb} {listed}."
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table, the most probable element first.
 
         Returns:
-            Columns element, probability, concentration, low, high, present.
+            Columns element, probability, concentration_if_present, low, high, expected_concentration, those of
+            `further`, present.
         """
         import pandas as pd  # here, because it takes longer to import than a prediction takes
 
         order = self.order
         columns: dict[str, Any] = {"element": [self.elements[i] for i in order]}
-        columns |= {name: getattr(self, name)[order] for name in _ARRAYS}
+        columns |= {name: values[order] for name, values in self._columns().items()}
         columns["present"] = columns["probability"] >= self.threshold
         return pd.DataFrame(columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; an interval or coverage that is not known is None."""
+        columns = self._columns()
         rows = [
             {
                 "element": self.elements[i],
-                **{name: _number(getattr(self, name)[i]) for name in _ARRAYS},
+                **{name: _number(values[i]) for name, values in columns.items()},
                 "present": bool(self.probability[i] >= self.threshold),
             }
             for i in self.order
         ]
         return {
+            "sentence": self.sentence,
             "formula": self.formula,
             "model": self.model,
+            "answered_by": self.answered_by,
+            "reason": self.reason,
             "candidates_given": self.candidates_given,
             "edge_mev": _number(self.edge_mev),
             "threshold": self.threshold,
             "coverage": _number(self.coverage),
             "present": list(self.present),
+            "found": list(self.found),
             "elements": rows,
             "warnings": list(self.warnings),
         }
 
     def __str__(self) -> str:
-        """A small table: every candidate, or, where nothing was named, the ten most probable elements."""
-        question = "candidates given" if self.candidates_given else "blind"
-        interval = "" if math.isnan(self.coverage) else f"{self.coverage:.0%} interval"
+        """The sentence, how it was answered, and a table: all candidates, or, where none were named, the first ten."""
+        asked = "candidates given" if self.candidates_given else f"every element in question, {BLIND_ROWS} shown"
+        edge = "" if math.isnan(self.edge_mev) else f", host's band edge {self.edge_mev:.1f} meV"  # a wrong unit shows
         lines = [
-            f"{self.formula}, {question}, {self.model}",
-            f"{'element':<8} {'probability':>11} {'at.%':>7}  {interval or 'interval':<16} present",
+            self.sentence,
+            f"{self.model}, {asked}, threshold {self.threshold:.2f}{edge}",
+            f"answered by {'the ' if self.answered_by == 'network' else ''}{self.answered_by}"
+            f"{': ' + self.reason if self.reason else ''}",
+            "",
+            *self._table(),
+            *(f"warning: {text}" for text in self.warnings),
         ]
-        rows = self.order if self.candidates_given else self.order[:10]
-        for i in rows:
-            known = not math.isnan(self.low[i])
-            band = f"{100 * self.low[i]:.2f} to {100 * self.high[i]:.2f}" if known else "not calibrated"
-            mark = "yes" if self.probability[i] >= self.threshold else "no"
-            amount = 100 * self.concentration[i]
-            lines.append(f"{self.elements[i]:<8} {self.probability[i]:>11.3f} {amount:>7.2f}  {band:<16} {mark}")
-        lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _table(self) -> list[str]:
+        interval = "interval" if math.isnan(self.coverage) else f"{self.coverage:.0%} interval"
+        table = [("element", "probability", "at.% if present", interval, "found")]
+        for i in self.order if self.candidates_given else self.order[:BLIND_ROWS]:
+            table.append(
+                (
+                    self.elements[i],
+                    f"{self.probability[i]:.3f}",
+                    f"{100 * self.concentration_if_present[i]:.2f}",
+                    self._interval(i) or "not calibrated",
+                    "yes" if self.elements[i] in self.found else "no",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return [
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    *(cell.rjust(w) for cell, w in zip(row[1:4], widths[1:4], strict=True)),
+                    row[4],
+                ]
+            )
+            for row in table
+        ]
+
+    def _columns(self) -> dict[str, FloatArray]:
+        return {**{name: getattr(self, name) for name in _ARRAYS}, **self.further}
+
+    def _interval(self, i: int) -> str:
+        """Return the interval of an element in at.%; empty where it is not calibrated."""
+        low, high = self.low[i], self.high[i]
+        return "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _number(value: float) -> float | None:

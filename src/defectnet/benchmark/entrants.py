@@ -11,33 +11,42 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from defectnet.batch import Batch, Output
-from defectnet.benchmark.protocol import Answerer, Estimate
-from defectnet.config import MODEL_GRID, Calibration, Grid
-from defectnet.data.candidates import Track
+from defectnet.batch import Batch, Estimate
+from defectnet.benchmark.protocol import TrainableEstimator
+from defectnet.config import Grid
+from defectnet.data.candidates import TRACKS, Track
 from defectnet.errors import ConfigError, DefectNetError
 from defectnet.hub import from_pretrained
 from defectnet.hub.catalogue import list_checkpoints
 from defectnet.models.base import DefectModel
-from defectnet.tasks.losses import expected_concentration
+from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
 
 Kind = Literal["baseline", "checkpoint", "module"]
 
 ALONE: Final = 3
 """Rows of a split that are asked again, alone, to see whether their answers depend on their batch mates."""
 
-TOLERANCE: Final = {"probability": 1e-3, "concentration": 1e-4, "amount": 1e-3, "low": 1e-3, "high": 1e-3}
+TOLERANCE: Final = {
+    "probability": 1e-3,
+    "expected_concentration": 1e-4,
+    "concentration_if_present": 1e-3,
+    "low": 1e-3,
+    "high": 1e-3,
+}
 """Largest difference of an answer in a batch from the same answer alone: more than rounding in single precision."""
 
 _SLACK: Final = 1e-5  # rounding just outside of 0 to 1
-_PROTOCOL: Final = "It must return an Estimate(probability, concentration, ...), see defectnet.benchmark.protocol"
+_PROTOCOL: Final = (
+    "Derive it from defectnet.models.estimator.Estimator; estimate(batch) must return an "
+    "Estimate(probability, expected_concentration, ...) of defectnet.batch"
+)
 
 
 @dataclass(frozen=True)
@@ -46,84 +55,62 @@ class Entrant:
 
     Attributes:
         name: Name in tables, and of its result file.
-        answerer: What answers.
+        estimator: What answers.
         kind: Where it comes from.
-        grid: Grid that its spectra are measured on.
-        cannot: Tracks that it cannot answer -> why.
-        coverage: Nominal coverage of its intervals; None without.
         notes: Plain values that are kept with its result.
     """
 
     name: str
-    answerer: Answerer
+    estimator: Estimator
     kind: Kind = "module"
-    grid: Grid = MODEL_GRID
-    cannot: Mapping[Track, str] = field(default_factory=dict)
-    coverage: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-
-class Checkpoint:
-    """A trained network as an answerer, with its calibration applied.
-
-    Args:
-        model: A loaded network.
-    """
-
-    def __init__(self, model: DefectModel) -> None:
-        self.model = model
-        self.calibration = model.calibration or Calibration()
-
-    def predict(self, batch: Batch) -> Estimate:
-        """Answer a batch: probability after the track's temperature, and the conformal interval if there is one."""
-        output = self.model.predict_batch(batch)
-        numbers = self.calibration
-        temperature = torch.where(
-            batch.candidates_given, numbers.temperature_candidates, numbers.temperature_blind
-        ).double()
-        logits = output.identity_logits.double() / temperature[:, None]
-        amount = output.concentration.double()
-        expected = expected_concentration(Output(logits, amount), self.model.loss)
-        band = numbers.interval
-        if band is None:
-            return Estimate(torch.sigmoid(logits), expected, amount)
-        half = band.offset + band.slope * amount
-        low, high = (amount - half).clamp(0.0, 1.0), (amount + half).clamp(0.0, 1.0)
-        return Estimate(torch.sigmoid(logits), expected, amount, low, high)
+    @property
+    def cannot(self) -> dict[Track, str]:
+        """Tracks that it cannot answer -> why."""
+        return {track: NEEDS_CANDIDATES for track in TRACKS if track not in self.estimator.tracks}
 
 
-class Ensemble:
-    """The mean of what several answerers say; without intervals, which a mean does not have.
+class Ensemble(Estimator):
+    """The mean of what several estimators say; without intervals, which a mean does not have.
 
     Args:
-        members: Who is asked.
+        members: Who is asked, all on one grid.
     """
 
-    def __init__(self, members: Sequence[Answerer]) -> None:
+    def __init__(self, members: Sequence[Estimator]) -> None:
         self.members = tuple(members)
+        self.asks_blind = all(member.asks_blind for member in members)
 
-    def predict(self, batch: Batch) -> Estimate:
+    @property
+    def grid(self) -> Grid:
+        """Grid of the members."""
+        return self.members[0].grid
+
+    def estimate(self, batch: Batch) -> Estimate:
         """Answer a batch."""
-        answers = [member.predict(batch) for member in self.members]
-        amounts = [answer.concentration if answer.amount is None else answer.amount for answer in answers]
+        answers = [member.estimate(batch) for member in self.members]
+        if_present = [
+            x.expected_concentration if x.concentration_if_present is None else x.concentration_if_present
+            for x in answers
+        ]
         return Estimate(
             torch.stack([answer.probability for answer in answers]).mean(0),
-            torch.stack([answer.concentration for answer in answers]).mean(0),
-            torch.stack(amounts).mean(0),
+            torch.stack([answer.expected_concentration for answer in answers]).mean(0),
+            torch.stack(if_present).mean(0),
         )
 
 
 def _ensemble(text: str, names: Sequence[str]) -> Entrant:
     members = [entrant_named(name) for name in names]
-    if any(callable(getattr(member.answerer, "fit", None)) for member in members):
+    if any(isinstance(member.estimator, TrainableEstimator) for member in members):
         raise ConfigError(f"ensemble {text!r} has a member that learns", fix="Name checkpoints, or fitted instances")
-    if len({member.grid for member in members}) > 1:
+    if len({member.estimator.grid for member in members}) > 1:
         raise ConfigError(f"ensemble {text!r} has members of different grids", fix="Name networks of one grid")
-    cannot = {track: why for member in members for track, why in member.cannot.items()}
     name = "+".join(member.name for member in members)
     architectures = [m.notes["architecture"] for m in members if "architecture" in m.notes]
     notes = {"description": f"Mean of {name.replace('+', ', ')}.", "members": architectures}
-    return Entrant(name, Ensemble([m.answerer for m in members]), grid=members[0].grid, cannot=cannot, notes=notes)
+    return Entrant(name, Ensemble([member.estimator for member in members]), notes=notes)
 
 
 def entrant_named(text: str) -> Entrant:
@@ -142,7 +129,7 @@ def entrant_named(text: str) -> Entrant:
 
     if text in BASELINES:
         baseline = BASELINES[text]
-        return Entrant(text, baseline(), "baseline", notes={"description": _first_line(baseline)})
+        return _entrant(text, baseline(), "baseline")
     if "+" in text and not Path(text).expanduser().exists():
         return _ensemble(text, text.split("+"))
     if text.startswith((".", "/", "~")) or ":" not in text:
@@ -152,40 +139,29 @@ def entrant_named(text: str) -> Entrant:
                 fix=f"Baselines: {', '.join(BASELINES)}. Checkpoints: {', '.join(list_checkpoints()) or 'none'}. "
                 "Or give a folder (./path), org/repo, or module:attr for an own class",
             )
-        return entrant_of_model(from_pretrained(text))
+        return entrant_of(from_pretrained(text))
     module, _, attribute = text.partition(":")
     with _working_directory_importable():
         found = _attribute(_module(module, text), attribute, text)
-        answerer = _made(found, text)
-    name = attribute.rpartition(".")[2]
-    if isinstance(answerer, DefectModel):
-        return entrant_of_model(answerer, name)
-    return Entrant(name, answerer, notes={"description": _first_line(answerer), "from": text})
+        estimator = _made(found, text)
+    entrant = entrant_of(estimator, attribute.rpartition(".")[2])
+    return entrant if entrant.kind == "checkpoint" else replace(entrant, notes={**entrant.notes, "from": text})
 
 
-def entrant_of_model(model: DefectModel, name: str | None = None) -> Entrant:
-    """Make a trained network an entrant.
+def entrant_of(estimator: Estimator, name: str | None = None) -> Entrant:
+    """Make an estimator an entrant.
 
     Args:
-        model: A loaded network.
-        name: Its name in tables; the network's own by default.
+        estimator: For instance a loaded network.
+        name: Its name in tables; by default a network's own, or the name of the class.
     """
-    # The published network takes the candidates as its query: it cannot be asked without.
-    cannot: dict[Track, str] = {"blind": "takes the candidates as its query"} if model.loss == "paper" else {}
-    band = model.calibration.interval if model.calibration else None
-    keys = ("data_sha256", "train_rows", "train_pairs", "train_hosts")
-    notes = {
-        "description": _first_line(model),
-        "architecture": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "training": {key: model.training_info[key] for key in keys if key in model.training_info},
-    }
-    coverage = band.coverage if band else None
-    return Entrant(name or model.name, Checkpoint(model), "checkpoint", model.spec.grid, cannot, coverage, notes)
+    if isinstance(estimator, DefectModel):
+        return _entrant(name or estimator.name, estimator, "checkpoint")
+    return _entrant(name or type(estimator).__name__, estimator, "module")
 
 
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().partition("\n")[0]
+def _entrant(name: str, estimator: Estimator, kind: Kind) -> Entrant:
+    return Entrant(name, estimator, kind, estimator.describe())
 
 
 @contextmanager
@@ -228,11 +204,11 @@ def _attribute(module: Any, path: str, text: str) -> Any:
     return found
 
 
-def _made(found: Any, text: str) -> Answerer:
+def _made(found: Any, text: str) -> Estimator:
     """Return an instance: made of a class, as it is, or from a function."""
-    if isinstance(found, type) or not callable(getattr(found, "predict", None)):
+    if not isinstance(found, Estimator):
         if not callable(found):
-            raise ConfigError(f"model {text!r} is a {type(found).__name__} without predict(batch)", fix=_PROTOCOL)
+            raise ConfigError(f"model {text!r} is a {type(found).__name__}, no Estimator", fix=_PROTOCOL)
         try:
             found = found()
         except DefectNetError:
@@ -241,12 +217,11 @@ def _made(found: Any, text: str) -> Answerer:
             raise ConfigError(
                 f"model {text!r} cannot be made without arguments",
                 why=_told(error),
-                fix="Give defaults to all arguments, or name a function that makes it",
+                fix="Write all its methods, give defaults to all arguments, or name a function that makes it",
             ) from error
-    if not callable(getattr(found, "predict", None)):
-        raise ConfigError(f"model {text!r} is a {type(found).__name__} without predict(batch)", fix=_PROTOCOL)
-    answerer: Answerer = found
-    return answerer
+    if not isinstance(found, Estimator):
+        raise ConfigError(f"model {text!r} is a {type(found).__name__}, no Estimator", fix=_PROTOCOL)
+    return found
 
 
 def _told(error: BaseException) -> str:
@@ -257,13 +232,13 @@ def _told(error: BaseException) -> str:
 
 
 def call(entrant: Entrant, method: str, *arguments: Any) -> Any:
-    """Call `fit` or `predict` of an entrant; an error in it becomes one clear error that names the line.
+    """Call `fit` or `estimate` of an entrant; an error in it becomes one clear error that names the line.
 
     Raises:
         ConfigError: It raised something else than an error of this package.
     """
     try:
-        return getattr(entrant.answerer, method)(*arguments)
+        return getattr(entrant.estimator, method)(*arguments)
     except DefectNetError:
         raise
     except Exception as error:  # whatever somebody else's code does
@@ -284,14 +259,14 @@ def ask(entrant: Entrant, batch: Batch) -> Estimate:
         ConfigError: The answer is no Estimate, of another shape, not finite, or outside of 0 to 1.
     """
     with torch.no_grad():
-        answer = call(entrant, "predict", Batch(*(field.clone() for field in batch)))
+        answer = call(entrant, "estimate", Batch(*(field.clone() for field in batch)))
     if not isinstance(answer, Estimate):
-        raise ConfigError(f"{entrant.name}: predict returns a {type(answer).__name__}", fix=_PROTOCOL)
+        raise ConfigError(f"{entrant.name}: estimate returns a {type(answer).__name__}", fix=_PROTOCOL)
     if (answer.low is None) != (answer.high is None):
         raise ConfigError(f"{entrant.name}: only one end of the interval is given", fix="Give both low and high")
-    fields = {name: _checked(entrant.name, name, value, batch) for name, value in answer._asdict().items()}
-    if fields["probability"] is None or fields["concentration"] is None:
-        raise ConfigError(f"{entrant.name}: probability or concentration is None", fix=_PROTOCOL)
+    fields = {name: _checked(entrant.name, name, getattr(answer, name), batch) for name in TOLERANCE}
+    if fields["probability"] is None or fields["expected_concentration"] is None:
+        raise ConfigError(f"{entrant.name}: probability or expected_concentration is None", fix=_PROTOCOL)
     low, high = fields["low"], fields["high"]
     if low is not None and high is not None and bool((low > high).any()):
         raise ConfigError(f"{entrant.name}: an interval has low above high", fix="Swap them")

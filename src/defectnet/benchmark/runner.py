@@ -20,12 +20,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from defectnet.batch import Batch, Item, Targets
+from defectnet.batch import Batch, Estimate, Item, Targets
 from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.curves import curves
-from defectnet.benchmark.entrants import Entrant, ask, call, check_alone
+from defectnet.benchmark.entrants import TOLERANCE, Entrant, ask, call, check_alone
 from defectnet.benchmark.metrics import summary
-from defectnet.benchmark.protocol import Estimate, FitData, Rows
+from defectnet.benchmark.protocol import FitData, Rows, TrainableEstimator
 from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, interval
 from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
@@ -35,7 +35,7 @@ from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 from defectnet.files import file_sha256
 from defectnet.measure.settings import measurement_named
-from defectnet.uncertainty.calibration import best_threshold
+from defectnet.models.calibration import best_threshold
 
 _BATCH_ROWS: Final = 256
 _PACKAGES: Final = ("defectnet", "torch", "numpy", "scikit-learn", "lightgbm")
@@ -56,7 +56,7 @@ class SharedFitData(FitData):
         if key not in self._kept:
             self._kept[key] = super()._rows(split, track, condition)
         rows = self._kept[key]
-        return Rows(Batch(*(field.clone() for field in rows.batch)), rows.concentration.clone())
+        return Rows(Batch(*(field.clone() for field in rows.batch)), rows.true_concentration.clone())
 
 
 class Benchmark:
@@ -87,7 +87,7 @@ class Benchmark:
             raise ConfigError(f"split is {split!r}", fix="Use test, or val while choosing between models")
         self.split, self._seed = split, seed
         self._modules: dict[Grid, SpectraDataModule] = {}
-        self._lessons: dict[Grid, SharedFitData] = {}
+        self._fit_data: dict[Grid, SharedFitData] = {}
         self._items: dict[tuple[Grid, str, Track, str], list[Item]] = {}
         self._data, self._extra = str(data), extra
         module = self._module(MODEL_GRID)
@@ -113,15 +113,15 @@ class Benchmark:
         """
         _check_asked(entrant, tracks, conditions)
         begin = time.perf_counter()
-        if callable(getattr(entrant.answerer, "fit", None)):
-            module = self._module(entrant.grid)
-            call(entrant, "fit", self._lessons.setdefault(entrant.grid, SharedFitData(module)))
+        if isinstance(entrant.estimator, TrainableEstimator):
+            module = self._module(entrant.estimator.grid)
+            call(entrant, "fit", self._fit_data.setdefault(module.grid, SharedFitData(module)))
         fitted = time.perf_counter()
         found: dict[str, Any] = {}
         for track in tracks:
             if track not in entrant.cannot:
                 found[track] = {name: self._measure(entrant, track, name) for name in conditions}
-        settings = plain(getattr(entrant.answerer, "settings", None) or {})
+        settings = plain(getattr(entrant.estimator, "settings", None) or {})
         return {
             "schema": SCHEMA_VERSION,
             "entrant": entrant.name,
@@ -159,21 +159,24 @@ class Benchmark:
             split: Rows; those of the benchmark by default.
         """
         split = split or self.split
-        items = self._rows(entrant.grid, split, track, condition)
+        items = self._rows(entrant.estimator.grid, split, track, condition)
         parts = []
         for number, item in enumerate(items):
             parts.append(ask(entrant, item.batch))
             if number == 0:
                 check_alone(entrant, item.batch, parts[0])
-        kinds = {tuple(field is None for field in part) for part in parts}
-        if len(kinds) > 1:
-            raise ConfigError(f"{entrant.name}: amount or interval is missing in some batches", fix="Give it always")
-        joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+        columns = {name: [getattr(part, name) for part in parts] for name in TOLERANCE}
+        kinds = {name: {field is None for field in column} for name, column in columns.items()}
+        if any(len(kind) > 1 for kind in kinds.values()):
+            raise ConfigError(
+                f"{entrant.name}: concentration_if_present or interval is missing in some batches", fix="Give it always"
+            )
+        joined = {name: None if column[0] is None else torch.cat(column) for name, column in columns.items()}
         facts = self.facts if split == self.split else read_facts(self._module(MODEL_GRID).index(split))
         order = torch.cat([item.rows for item in items]).numpy()
         return Scores.of(
-            Estimate(*joined),  # type: ignore[arg-type]
-            Targets(torch.cat([item.targets.concentration for item in items])),
+            Estimate(**joined),  # type: ignore[arg-type]
+            Targets(torch.cat([item.targets.true_concentration for item in items])),
             torch.cat([item.batch.candidates for item in items]),
             facts.rows(order),
         )
@@ -184,7 +187,7 @@ class Benchmark:
             torch.from_numpy(chosen.probability[chosen.asked]), torch.from_numpy(chosen.present[chosen.asked])
         )
         scores = self.scores(entrant, track, condition) if self.split != "val" else chosen
-        values = summary(scores, threshold, entrant.coverage)
+        values = summary(scores, threshold, entrant.estimator.coverage)
         claimed = scores.asked & (scores.probability >= threshold)
         resampled = replicate(scores, claimed, self.resamples) if len(self.resamples.counts) else {}
         values["intervals"] = {name: interval(resampled[name]) for name in MAIN if name in resampled}
@@ -193,7 +196,9 @@ class Benchmark:
             for name in KEPT
             if name in resampled
         }
-        values["curves"] = curves(scores, self._spectra(entrant.grid, track, condition), entrant.grid, self._seed)
+        values["curves"] = curves(
+            scores, self._spectra(entrant.estimator.grid, track, condition), entrant.estimator.grid, self._seed
+        )
         return values
 
     def _spectra(self, grid: Grid, track: Track, condition: str) -> Callable[[int], tuple[Any, Any]]:

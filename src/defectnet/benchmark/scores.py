@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defectnet.batch import Targets
-from defectnet.benchmark.protocol import Estimate
+from defectnet.batch import Estimate, Targets
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.shards import DAMAGE, open_shard
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, properties
@@ -87,15 +86,16 @@ class Scores(NamedTuple):
     def of(cls, estimate: Estimate, targets: Targets, asked: torch.Tensor, facts: Facts) -> Scores:
         """Take over checked answers (see `defectnet.benchmark.entrants.ask`)."""
         mask = asked.numpy()
-        amount = estimate.concentration if estimate.amount is None else estimate.amount
+        if_present = estimate.concentration_if_present
+        amount = estimate.expected_concentration if if_present is None else if_present
         low, high = (None if x is None else x.double().numpy() for x in (estimate.low, estimate.high))
         return cls(
             probability=np.where(mask, estimate.probability.double().numpy(), -1.0),
-            expected=np.where(mask, estimate.concentration.double().numpy(), 0.0),
+            expected=np.where(mask, estimate.expected_concentration.double().numpy(), 0.0),
             amount=np.where(mask, amount.double().numpy(), 0.0),
             asked=mask,
             present=targets.present.numpy() & mask,
-            true=targets.concentration.double().numpy(),
+            true=targets.true_concentration.double().numpy(),
             low=low,
             high=high,
             facts=facts,

@@ -154,17 +154,17 @@ def _simulate_hosts(
     **options: Any,
 ) -> Counter[str]:
     from defectnet.crystal.hosts import read_hosts
-    from defectnet.simulate.rows import Settings, atom_range, read_settings
+    from defectnet.simulate.rows import SimulationSettings, atom_range, read_settings
     from defectnet.simulate.runner import simulate as run
 
     if settings is None:
         smallest, largest = atom_range(atoms)
         named = () if dopants is None else tuple(part.strip() for part in dopants.split(",") if part.strip())
-        chosen = Settings(
+        chosen = SimulationSettings(
             seed=seed, spectra_per_host=spectra_per_host, smallest=smallest, largest=largest, dopants=named
         )
     else:
-        chosen = read_settings(Settings, settings)
+        chosen = read_settings(SimulationSettings, settings)
     return run(read_hosts(hosts), potential, out, chosen, **options)
 
 

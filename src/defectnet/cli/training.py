@@ -44,12 +44,12 @@ def finetune(
     data: str,
     out: str,
     checkpoint: str = DEFAULT_CHECKPOINT,
-    method: str = "l2sp",
+    method: str = "responses",
     devices: int = 1,
     accelerator: str = "auto",
     precision: str = "32-true",
     epochs: int = 60,
-    learning_rate: float | None = None,
+    learning_rate: float = 1e-3,
     batch_size: int = 8,
     validation: float = 0.0,
     seed: int = 0,
@@ -59,6 +59,7 @@ def finetune(
     replay: str | None = None,
     replay_share: float = 0.5,
     ema: float = 0.0,
+    logger: str = "auto",
     json: bool = False,
 ) -> None:
     """Fine-tune a checkpoint on your own pairs of spectra, judge it on pairs held out, keep the better network.
@@ -69,12 +70,12 @@ def finetune(
         data: Table of the pairs (.csv), or a folder with pairs.csv; its columns stand in docs/fine-tuning.md.
         out: Folder to write the checkpoint to.
         checkpoint: Bundled name, a folder such as ./run/best, or org/repo on the Hugging Face Hub.
-        method: head, gradual, full or l2sp; or responses, which trains nothing and needs a few pairs of each host.
+        method: responses, which trains nothing and needs a few pairs of each host; or full, which trains the network.
         devices: Devices that train together, one process each.
         accelerator: auto, cpu or gpu.
         precision: 32-true, or bf16-mixed on GPUs; losses and metrics are in single precision always.
         epochs: Most epochs.
-        learning_rate: Peak learning rate; the method's own by default.
+        learning_rate: Peak learning rate.
         batch_size: Pairs of a batch, over all devices together.
         validation: Share of the samples kept aside to stop by, for hundreds of samples; 0 trains for all epochs.
         seed: Fixes splits, order and every random choice.
@@ -84,6 +85,8 @@ def finetune(
         replay: Folder of simulated shards to mix in, against forgetting.
         replay_share: Share of each batch that they make up.
         ema: Decay of an average of the weights, such as 0.98; 0 for none.
+        logger: What notes the course of training in OUT-logs: tensorboard, csv, wandb or none; auto is TensorBoard if
+            it is installed, and CSV otherwise.
         json: Print JSON and nothing else.
     """
     from defectnet.lab.finetune import Holdout
@@ -104,7 +107,7 @@ def finetune(
         accelerator=accelerator,
         precision=precision,
     )
-    report = run(checkpoint, data, out, training, Holdout(holdout, folds, group))
+    report = run(checkpoint, data, out, training, Holdout(holdout, folds, group), logger)
     if json:
         print_json(report)
         return
@@ -136,7 +139,7 @@ def benchmark(
 
     Args:
         model: A baseline such as ridge or lightgbm, a checkpoint (bundled name, ./folder, org/repo), or module:attr for
-            a class with predict(batch), see defectnet.benchmark.protocol. Several joined by + are an ensemble. Repeat
+            an Estimator of your own, see defectnet.benchmark.protocol. Several joined by + are an ensemble. Repeat
             the option for more.
         track: Whether candidates are named: candidates, blind or all.
         condition: How is measured: clean, lab or all.

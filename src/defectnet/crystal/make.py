@@ -19,7 +19,7 @@ import torch
 from defectnet.config import Bounded, bounded
 from defectnet.crystal.host import make_host
 from defectnet.crystal.hosts import Host
-from defectnet.crystal.pack import Failure, HostPack
+from defectnet.crystal.pack import FailedSubstitution, HostPack
 from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.substitution import KEEP, RADIUS, substitute
 from defectnet.elements import INDEX, SYMBOLS, VOCABULARY, element_index
@@ -326,7 +326,7 @@ class _Build:
                 if isinstance(error, SimulationError)
                 else " ".join(f"{type(error).__name__}: {error}".split())[:120]
             )
-            part = HostPack(pack.host, {}, (Failure(dopant, site, reason),))
+            part = HostPack(pack.host, {}, (FailedSubstitution(dopant, site, reason),))
         part.save(self._part(item))
 
     def progress(self, item: Item) -> Progress:

@@ -71,7 +71,7 @@ NOISE: Final = 1e-9
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedSubstitution:
     """A substitution that could not be made, and why."""
 
     dopant: str
@@ -92,7 +92,7 @@ class HostPack:
 
     host: HostModel
     substitutions: dict[tuple[str, int], Substitution]
-    failures: tuple[Failure, ...] = field(default=())
+    failures: tuple[FailedSubstitution, ...] = field(default=())
     made_with: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -327,7 +327,7 @@ def _built(config: dict[str, Any], tensors: dict[str, torch.Tensor], supercell: 
     return HostPack(
         host,
         _substitutions(host, config["substitutions"], tensors),
-        tuple(Failure(f["dopant"], f["site"], f["reason"]) for f in config["failures"]),
+        tuple(FailedSubstitution(f["dopant"], f["site"], f["reason"]) for f in config["failures"]),
         config.get("made_with", {}),
     )
 

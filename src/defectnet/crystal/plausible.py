@@ -86,7 +86,7 @@ class Ion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Substitution:
+class RankedSubstitution:
     """An element on the sites of another.
 
     Attributes:
@@ -149,7 +149,7 @@ def _ordered(charges: tuple[int, ...]) -> bool:
     return negative == sorted(negative)
 
 
-def rank_substitutions(host: Crystal) -> list[Substitution]:
+def rank_substitutions(host: Crystal) -> list[RankedSubstitution]:
     """Rank every element of the vocabulary on every element of a host.
 
     Args:
@@ -187,12 +187,12 @@ def plausible_dopants(host: Crystal, count: int) -> tuple[str, ...]:
     return tuple(str(one) for one in _crowded(list(best.values()))[:count])
 
 
-def _substitutions(dopant: str, composition: dict[str, int]) -> list[Substitution]:
+def _substitutions(dopant: str, composition: dict[str, int]) -> list[RankedSubstitution]:
     charges = guess_charges(composition)
-    return [Substitution(dopant, site, likeness_on_site(dopant, site, charges)) for site in composition]
+    return [RankedSubstitution(dopant, site, likeness_on_site(dopant, site, charges)) for site in composition]
 
 
-def _crowded(substitutions: list[Substitution]) -> list[Substitution]:
+def _crowded(substitutions: list[RankedSubstitution]) -> list[RankedSubstitution]:
     """Sort by score, where each substitution counts less for every better one of the same site."""
     lowered = []
     taken: Counter[str] = Counter()

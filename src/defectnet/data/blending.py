@@ -21,6 +21,7 @@ MOST_PARTNERS: Final = 2
 MOST_DOPANTS: Final = 6  # as many as are simulated
 LEAST_CONCENTRATION: Final = 0.002  # as little
 MOST_HOST: Final = 0.5  # share of the pure host in a blend
+_LEAST_HOST: Final = 1e-9  # below which what is missing from 1 is rounding
 
 
 def by_host(rows: Iterable[Row]) -> dict[tuple[str, float], list[Row]]:
@@ -51,6 +52,25 @@ def familiar(groups: Mapping[tuple[str, float], Sequence[Row]]) -> dict[str, tup
     return {host: tuple(sorted(dopants)) for host, dopants in found.items()}
 
 
+def draw_shares(others: int, chance: float, rng: np.random.Generator) -> tuple[list[int], list[float]]:
+    """Draw what a row is blended with.
+
+    Args:
+        others: How many rows it may be blended with.
+        chance: Probability that it is blended.
+        rng: Source of every random choice.
+
+    Returns:
+        Positions among the others, `MOST_PARTNERS` at most; and the share of the row itself, followed by theirs. What
+        the shares lack from 1 is the pure host's. ``[], [1.0]`` where nothing is blended.
+    """
+    if rng.random() >= chance:
+        return [], [1.0]
+    partners = rng.permutation(others)[: rng.integers(MOST_PARTNERS + 1)].tolist()
+    host = MOST_HOST * rng.random() if rng.random() < 0.5 or not partners else 0.0
+    return partners, ((1.0 - host) * rng.dirichlet(np.full(1 + len(partners), 2.0))).tolist()
+
+
 def blend(row: Row, group: Sequence[Row], chance: float, rng: np.random.Generator) -> Row:
     """Blend a row with up to two of its group and with the pure host, or return it as it is.
 
@@ -63,13 +83,11 @@ def blend(row: Row, group: Sequence[Row], chance: float, rng: np.random.Generato
     Returns:
         A row whose doped cell has a part for each of the blended ones, so that elements may stand in it repeatedly.
     """
-    if rng.random() >= chance:
-        return row
     others = [other for other in group if other.row_id != row.row_id]
-    partners = rng.permutation(len(others))[: rng.integers(MOST_PARTNERS + 1)].tolist()
-    parts = [row, *(others[i] for i in partners)]
-    host = MOST_HOST * rng.random() if rng.random() < 0.5 or len(parts) == 1 else 0.0
-    shares = (1.0 - host) * rng.dirichlet(np.full(len(parts), 2.0))
+    partners, shares = draw_shares(len(others), chance, rng)
+    if shares == [1.0]:
+        return row
+    parts, host = [row, *(others[i] for i in partners)], 1.0 - sum(shares)
     concentration: dict[int, float] = defaultdict(float)
     for part, share in zip(parts, shares, strict=True):
         for dopant, value in zip(part.dopants.tolist(), part.concentration.tolist(), strict=True):
@@ -77,7 +95,9 @@ def blend(row: Row, group: Sequence[Row], chance: float, rng: np.random.Generato
     if len(concentration) > MOST_DOPANTS or min(concentration.values(), default=1.0) < LEAST_CONCENTRATION:
         return row
     first = row.hosts
-    kept = first if host else 0  # no curves without area: an element of the host may be gone from the doped cells
+    kept = (
+        first if host > _LEAST_HOST else 0
+    )  # no curves without area: an element of the host may be gone from the doped cells
     areas = [row.areas[:first], *(part.areas[part.hosts :] * share for part, share in zip(parts, shares, strict=True))]
     return replace(
         row,

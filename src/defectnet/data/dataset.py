@@ -36,7 +36,7 @@ from defectnet.measure.settings import CLEAN, Measurement
 from defectnet.rng import row_rng
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """An error on its way out of a worker process, where DataLoader would bury it in a traceback."""
 
     kind: type[DefectNetError]
@@ -228,7 +228,7 @@ class Stream(Bounded, called="data"):
         self.require(self.rank < self.ranks, "rank", f"Use less than ranks = {self.ranks}")
 
 
-class ShardDataset(IterableDataset[Item | Failure]):
+class ShardDataset(IterableDataset[Item | LoadFailure]):
     """Batches of one split, to be read by `defectnet.data.module.ShardLoader`.
 
     Args:
@@ -265,7 +265,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
         """Say which epoch the next iteration gives, and from which batch of this rank on."""
         self._position[0], self._position[1] = epoch, first_batch
 
-    def __iter__(self) -> Iterator[Item | Failure]:
+    def __iter__(self) -> Iterator[Item | LoadFailure]:
         info = get_worker_info()
         if info is None:
             yield from self._turn(0, 1)
@@ -273,7 +273,7 @@ class ShardDataset(IterableDataset[Item | Failure]):
         try:
             yield from self._turn(info.id, info.num_workers)
         except DefectNetError as error:
-            yield Failure(type(error), error.what, error.why, error.fix)
+            yield LoadFailure(type(error), error.what, error.why, error.fix)
 
     def _turn(self, worker: int, workers: int) -> Iterator[Item]:
         if workers != max(self.stream.workers, 1):

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from defectnet.batch import Item
-from defectnet.data.dataset import Failure, View
+from defectnet.data.dataset import LoadFailure, View
 from defectnet.data.packs import PackPairs
 from defectnet.data.shards import Row, in_brief
 from defectnet.errors import ConfigError, DefectNetError
@@ -43,7 +43,7 @@ class PackPart:
             )
 
 
-class PackDataset(IterableDataset[Item | Failure]):
+class PackDataset(IterableDataset[Item | LoadFailure]):
     """Batches without end, to be read by `PackLoader`.
 
     Args:
@@ -79,7 +79,7 @@ class PackDataset(IterableDataset[Item | Failure]):
         """Return which row of each part is next once every rank has given out so many batches since `enter`."""
         return [first + batches * self.ranks * part.rows for first, part in zip(self._first, self.parts, strict=True)]
 
-    def __iter__(self) -> Iterator[Item | Failure]:
+    def __iter__(self) -> Iterator[Item | LoadFailure]:
         info = get_worker_info()
         if info is None:
             yield from self.batches(0, 1)
@@ -88,7 +88,7 @@ class PackDataset(IterableDataset[Item | Failure]):
         try:
             yield from self.batches(info.id, info.num_workers)
         except DefectNetError as error:
-            yield Failure(type(error), error.what, error.why, error.fix)
+            yield LoadFailure(type(error), error.what, error.why, error.fix)
 
     def batches(self, worker: int, workers: int) -> Iterator[Item]:
         """Yield the batches of one worker of this rank."""
@@ -127,9 +127,9 @@ class PackLoader(DataLoader[Item]):
         self._given = 0
         return self._count(super().__iter__())
 
-    def _count(self, batches: Iterator[Item | Failure]) -> Iterator[Item]:
+    def _count(self, batches: Iterator[Item | LoadFailure]) -> Iterator[Item]:
         for batch in batches:
-            if isinstance(batch, Failure):
+            if isinstance(batch, LoadFailure):
                 raise batch.error()
             self._given += 1
             yield batch
@@ -148,7 +148,7 @@ def joined(items: Sequence[Item]) -> Item:
     """Return batches as one."""
     first = items[0]
     batch = type(first.batch)(*(torch.cat(fields) for fields in zip(*(item.batch for item in items), strict=True)))
-    concentration = torch.cat([item.targets.concentration for item in items])
+    concentration = torch.cat([item.targets.true_concentration for item in items])
     shown = [item.targets.projected for item in items if item.targets.projected is not None]
     targets = type(first.targets)(concentration, torch.cat(shown) if shown else None)
     return Item(batch, targets, torch.cat([item.rows for item in items]))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from defectnet.batch import Item
 from defectnet.config import MODEL_GRID, Bounded, Grid, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
-from defectnet.data.dataset import Failure, ShardDataset, ShardIndex, Stream, View, index_folder
+from defectnet.data.dataset import LoadFailure, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
 from defectnet.data.packs import PackPairs, PairSettings, find_packs
 from defectnet.data.source import fetch, parse_source
@@ -71,9 +71,9 @@ class ShardLoader(DataLoader[Item]):
         self._next, self._given = (epoch + 1, 0), (epoch, first)
         return self._count(super().__iter__())
 
-    def _count(self, batches: Iterator[Item | Failure]) -> Iterator[Item]:
+    def _count(self, batches: Iterator[Item | LoadFailure]) -> Iterator[Item]:
         for batch in batches:
-            if isinstance(batch, Failure):
+            if isinstance(batch, LoadFailure):
                 raise batch.error()
             epoch, given = self._given
             self._given = (epoch, given + 1)

@@ -37,7 +37,7 @@ STALE: Final = re.escape(f"{_FOLDER}/") + r"defectnet-[^/]*\.yaml"
 """Paths of the results that an earlier push left."""
 
 
-class Measured(NamedTuple):
+class MetricNumber(NamedTuple):
     """One number of the benchmark.
 
     Attributes:
@@ -65,7 +65,7 @@ class Results:
 
     data: str
     split: str
-    numbers: tuple[Measured, ...]
+    numbers: tuple[MetricNumber, ...]
 
 
 def read_results(source: str | os.PathLike[str] | Mapping[str, Any], entrant: str | None = None) -> Results:
@@ -107,13 +107,13 @@ def _read_json(path: Path, fix: str) -> dict[str, Any]:
     return tree
 
 
-def _numbers(results: Mapping[str, Any]) -> Iterator[Measured]:
+def _numbers(results: Mapping[str, Any]) -> Iterator[MetricNumber]:
     for track, conditions in results.items():
         for condition, tree in (conditions if isinstance(conditions, dict) else {}).items():
             for metric in METRICS:
                 value = _value(tree, metric)
                 if value is not None:
-                    yield Measured(track, condition, metric, value)
+                    yield MetricNumber(track, condition, metric, value)
 
 
 def _value(tree: Any, metric: str) -> float | None:
@@ -223,7 +223,7 @@ def _joined(present: Any, new: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*old, *new]))
 
 
-def _index_entry(number: Measured, results: Results, dataset: str | None) -> Any:
+def _index_entry(number: MetricNumber, results: Results, dataset: str | None) -> Any:
     from huggingface_hub import EvalResult
 
     kind, meaning = METRICS[number.metric]
@@ -240,7 +240,7 @@ def _index_entry(number: Measured, results: Results, dataset: str | None) -> Any
     )
 
 
-def _task(number: Measured) -> str:
+def _task(number: MetricNumber) -> str:
     return f"{number.track}-{number.condition}"
 
 

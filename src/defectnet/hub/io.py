@@ -22,11 +22,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from defectnet.batch import Batch, Output
-from defectnet.config import Calibration
 from defectnet.elements import INDEX
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256, swap_folder
 from defectnet.models.base import DefectModel
+from defectnet.models.calibration import Calibration
 from defectnet.models.registry import architecture
 
 SCHEMA_VERSION: Final = 1
@@ -46,6 +46,9 @@ _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOLERANCE: Final = 1e-5
 NEWER: Final = "Upgrade"
 """How the fix begins of a checkpoint that is whole, but too new for this version."""
+_OUTPUTS: Final = {"identity_logits": "output.identity_logits", "concentration_if_present": "output.concentration"}
+"""Names in a golden file of what every network says; the second is older than the field's."""
+_FURTHER: Final = "output.further."
 _AGAIN: Final = "Copy or download the checkpoint again"
 
 
@@ -163,12 +166,22 @@ def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is missing or not whole", why=str(error)[:160], fix=_AGAIN) from error
-    wanted = [f"input.{name}" for name in Batch._fields] + [f"output.{name}" for name in Output._fields]
-    if set(found) != set(wanted):
-        odd = ", ".join(sorted(set(found) ^ set(wanted)))
+    wanted = {f"input.{name}" for name in Batch._fields} | set(_OUTPUTS.values())
+    further = {name for name in set(found) - wanted if name.startswith(_FURTHER)}
+    if set(found) != wanted | further:
+        odd = ", ".join(sorted(set(found) ^ (wanted | further)))
         raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
     batch = Batch(*(found[f"input.{name}"] for name in Batch._fields))
-    return batch, Output(*(found[f"output.{name}"] for name in Output._fields))
+    logits, concentration = (found[name] for name in _OUTPUTS.values())
+    return batch, Output(logits, concentration, {name.removeprefix(_FURTHER): found[name] for name in sorted(further)})
+
+
+def _outputs(output: Output) -> dict[str, Tensor]:
+    """Return the tensors of an output by their names in a golden file."""
+    return {
+        **{name: getattr(output, field) for field, name in _OUTPUTS.items()},
+        **{f"{_FURTHER}{name}": x for name, x in output.further.items()},
+    }
 
 
 def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> None:
@@ -183,9 +196,12 @@ def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> 
     """
     model = model or load(folder)
     batch, wanted = read_golden(folder)
-    found = model.predict_batch(batch)
-    for name in Output._fields:
-        old, new = getattr(wanted, name), getattr(found, name)
+    kept, found = _outputs(wanted), _outputs(model.predict_batch(batch))
+    for name in dict.fromkeys([*kept, *found]):
+        if name not in kept or name not in found:
+            which = "the network" if name in kept else "the file"
+            raise CheckpointError(f"{Path(folder) / GOLDEN}: {which} holds no {name}", fix=_AGAIN)
+        old, new = kept[name], found[name]
         if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE):
             why = f"by up to {(old - new).abs().max():.2g}" if old.shape == new.shape else f"{_form(old)}, {_form(new)}"
             fix = f"{_AGAIN}; if that does not help, report it with the versions of defectnet and torch"
@@ -199,7 +215,6 @@ def save(
     golden: Batch,
     card: str,
     training: dict[str, Any],
-    calibration: dict[str, Any] | Calibration | None = None,
     half: bool = False,
 ) -> Path:
     """Write a checkpoint, load it back, and compare outputs; only then does it take its place.
@@ -208,12 +223,11 @@ def save(
     same name is replaced as a whole.
 
     Args:
-        model: The trained network.
+        model: The trained network, with its calibration.
         folder: Where to write; its name is the checkpoint's name.
         golden: Sample inputs, a few rows, to be stored with the outputs.
         card: Text of README.md: intended use, data, metrics, where it fails.
         training: Record of data, recipe and versions, JSON-able; `edge_mev` and `host_elements` draw warnings.
-        calibration: Fields of `defectnet.config.Calibration`; None if not calibrated.
         half: Write weights in half precision, which they must have been rounded to (`round_to_half`).
 
     Returns:
@@ -230,11 +244,10 @@ def save(
         raise ConfigError("card is empty", fix="Say what the checkpoint is for, what it was trained on, how good it is")
     if not len(golden.host):
         raise ConfigError("golden has no rows", fix="Give one sample at least")
-    settings = calibration if isinstance(calibration, dict | None) else calibration.to_dict()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, model, golden, card, training, settings, half)
+        _write(temporary, model, golden, card, training, half)
         verify(temporary)
         swap_folder(temporary, folder)
     finally:
@@ -261,7 +274,6 @@ def _write(
     golden: Batch,
     card: str,
     training: dict[str, Any],
-    calibration: dict[str, Any] | None,
     half: bool,
 ) -> None:
     """Write the four files."""
@@ -275,14 +287,14 @@ def _write(
     (folder / WEIGHTS).write_bytes(to_bytes(weights))  # `save_file` would shut out all but its owner
     output = model.predict_batch(golden)
     tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
-    tensors |= {f"output.{name}": x.contiguous() for name, x in output._asdict().items()}
+    tensors |= {name: x.contiguous() for name, x in _outputs(output).items()}
     (folder / GOLDEN).write_bytes(to_bytes(tensors))
     config = {
         "schema_version": SCHEMA_VERSION,
         "defectnet_version": version("defectnet"),
         **model.config,
         "weights_sha256": file_sha256(folder / WEIGHTS),
-        "calibration": calibration,
+        "calibration": None if model.calibration is None else model.calibration.to_dict(),
         "training": training,
     }
     try:

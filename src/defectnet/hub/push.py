@@ -135,7 +135,7 @@ def save_pretrained(
         golden = read_golden(source)[0]
     if card is None:
         card = _card_of(model, source)
-    return save(model, folder, golden=golden, card=card, training=model.training_info, calibration=model.calibration)
+    return save(model, folder, golden=golden, card=card, training=model.training_info)
 
 
 def _card_of(model: DefectModel, source: Path | None) -> str:

@@ -18,7 +18,7 @@ from defectnet.crystal.pack import HostPack
 from defectnet.crystal.superposition import Superposition
 from defectnet.elements import INDEX, SYMBOLS
 from defectnet.errors import SimulationError
-from defectnet.inference.instrument import Instrument
+from defectnet.inference.instrument import InstrumentMap
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, projected_dos
 from defectnet.potentials.supercells import supercell_matrix
@@ -219,7 +219,7 @@ class Emulator:
     def __init__(
         self,
         cells: Cells,
-        instrument: Instrument,
+        instrument: InstrumentMap,
         near: Sequence[tuple[float, FloatArray]] = (),
     ) -> None:
         self.dopants, self.atoms, self.sources = cells.dopants, float(cells.atoms.mean()), len(cells.pristine)

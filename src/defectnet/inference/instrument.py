@@ -31,7 +31,7 @@ WIDTHS: Final = (0.005, 0.2)
 
 
 @dataclass(frozen=True)
-class Instrument:
+class InstrumentMap:
     """A linear map from projected DOS on `STORAGE_GRID` to M bins of measured energy.
 
     Attributes:
@@ -80,7 +80,9 @@ class Instrument:
         return np.asarray(shares / shares.sum(-1, keepdims=True) / self.width)
 
 
-def fit_instrument(start: Instrument, elements: Sequence[str], dos: FloatArray, measured: FloatArray) -> Instrument:
+def fit_instrument(
+    start: InstrumentMap, elements: Sequence[str], dos: FloatArray, measured: FloatArray
+) -> InstrumentMap:
     """Refine the map of energies, and the resolution where it is not known, by the pristine crystal's spectrum.
 
     Args:
@@ -95,9 +97,9 @@ def fit_instrument(start: Instrument, elements: Sequence[str], dos: FloatArray, 
     known = start.fwhm > 0.0
     scale = np.sqrt((measured**2).mean()) * UNRESOLVED * np.sqrt(len(measured))
 
-    def built(values: FloatArray) -> Instrument:
+    def built(values: FloatArray) -> InstrumentMap:
         fwhm = start.fwhm if known else float(np.exp(values[-1]))
-        return Instrument(start.edges, fwhm, start.kind, start.element, tuple(values[: len(KNOTS)]))
+        return InstrumentMap(start.edges, fwhm, start.kind, start.element, tuple(values[: len(KNOTS)]))
 
     def misfit(values: FloatArray) -> FloatArray:
         rest = built(values).seen(elements, dos) - measured

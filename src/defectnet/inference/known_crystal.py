@@ -14,7 +14,7 @@ from defectnet.crystal.spectra import host_dos
 from defectnet.elements import element_index
 from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
-from defectnet.inference.instrument import Instrument, fit_instrument
+from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.measure.curves import cumulative, integrals
@@ -308,7 +308,7 @@ class KnownCrystal:
         except SimulationError:  # all of them unstable
             return cells
 
-    def _instrument(self, host: Spectrum, doped: Spectrum, edge: float, fwhm_mev: float | None) -> Instrument:
+    def _instrument(self, host: Spectrum, doped: Spectrum, edge: float, fwhm_mev: float | None) -> InstrumentMap:
         """Return bins from where both spectra begin to where one ends, in units of the pack's edge."""
         unit = self.pack.host.band_edge_mev
         start = max(float(host.energy_mev[0]), float(doped.energy_mev[0]), 0.0)
@@ -324,14 +324,14 @@ class KnownCrystal:
         )
         width = max(step / unit, BINS[1])
         count = max(16, int((end - start) / unit / width))
-        return Instrument(
+        return InstrumentMap(
             np.linspace(start / unit, end / unit, count + 1), 0.0, host.kind, host.element or doped.element
         )
 
     def _errors(
         self,
         emulator: Emulator,
-        instrument: Instrument,
+        instrument: InstrumentMap,
         noise: FloatArray,
         pristine: FloatArray,
         same_potential: bool,
@@ -379,7 +379,7 @@ def discrepancy_shape(responses: FloatArray, x: FloatArray, length: float) -> Fl
     return np.asarray(shape / np.trace(shape))
 
 
-def _smoothing(instrument: Instrument, fwhm: float) -> FloatArray:
+def _smoothing(instrument: InstrumentMap, fwhm: float) -> FloatArray:
     """Return the (M, M) matrix that broadens a DOS in the bins; what would leave them at an end stays."""
     x = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
     kernel = np.exp(-0.5 * ((x[:, None] - x) / (fwhm * FWHM_TO_SIGMA)) ** 2)
@@ -403,7 +403,7 @@ def _check_pair(host: Spectrum, doped: Spectrum, elements: Sequence[str]) -> Non
 
 
 def _binned(
-    spectrum: Spectrum, error: ArrayLike | None, instrument: Instrument, unit_mev: float
+    spectrum: Spectrum, error: ArrayLike | None, instrument: InstrumentMap, unit_mev: float
 ) -> tuple[FloatArray, FloatArray]:
     """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise."""
     energy = spectrum.energy_mev / unit_mev

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset
 
 from defectnet.batch import Batch, Item, Targets
 from defectnet.config import MODEL_GRID, STORAGE_GRID, Bounded, Grid, ModelSpec, bounded
-from defectnet.data.blending import MOST_HOST, MOST_PARTNERS
+from defectnet.data.blending import draw_shares
 from defectnet.data.candidates import TRACKS, Track, TrackSettings, questions
 from defectnet.data.dataset import View, index_folder
 from defectnet.data.module import ShardLoader
@@ -112,6 +112,7 @@ class EncodedPairs:
         pairs: Rows of a table.
         grid: Grid of the network.
         tracks: How candidate sets are drawn where a row names none.
+        batch: The pairs, if they are encoded already.
     """
 
     def __init__(
@@ -119,9 +120,10 @@ class EncodedPairs:
         pairs: Sequence[LabPair],
         grid: Grid = MODEL_GRID,
         tracks: TrackSettings = TrackSettings(),  # noqa: B008
+        batch: Batch | None = None,
     ) -> None:
         self.pairs, self.grid, self.tracks = list(pairs), grid, tracks
-        self.batch = stack([encode_pair(p.host, p.doped, p.formula, grid=grid) for p in pairs])
+        self.batch = batch or stack([encode_pair(p.host, p.doped, p.formula, grid=grid) for p in pairs])
         concentration = torch.zeros(len(self.pairs), len(VOCABULARY))
         for row, pair in zip(concentration, self.pairs, strict=True):
             for symbol, share in pair.dopants.items():
@@ -145,6 +147,21 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of DOS of the pairs."""
+        found = {pair.host.kind for pair in self.pairs}
+        return tuple(kind for kind in KINDS if kind in found)
+
+    def take(self, rows: Sequence[int], tracks: TrackSettings | None = None) -> EncodedPairs:
+        """Return some of the pairs, in this order.
+
+        Args:
+            rows: Positions.
+            tracks: How candidate sets are drawn; as for all by default.
+        """
+        return EncodedPairs([self.pairs[i] for i in rows], self.grid, tracks or self.tracks, self._rows(rows))
+
     def item(self, rows: Sequence[int], track: Track) -> Item:
         """Return rows as they were measured; what is asked of a row depends on the row alone."""
         return self._asked(rows, self._rows(rows), track, ())
@@ -152,28 +169,23 @@ class EncodedPairs:
     def augmented(self, rows: Sequence[int], augmentation: Augmentation, keys: tuple[int, ...], track: Track) -> Item:
         """Return rows with small changes and questions that (row, keys) fix."""
         batch = self._rows(rows)
-        concentration = self.targets.concentration[torch.as_tensor(rows, dtype=torch.long)]
+        concentration = self.targets.true_concentration[torch.as_tensor(rows, dtype=torch.long)]
         for place, row in enumerate(rows):
             rng = row_rng(_TRAIN, self.pairs[row].key, *keys)
             shares = self._shares(row, augmentation, rng)
-            concentration[place] = sum(share * self.targets.concentration[k] for k, share in shares.items())
+            concentration[place] = sum(share * self.targets.true_concentration[k] for k, share in shares.items())
             if rng.random() < augmentation.share or shares != {row: 1.0}:
                 self._change(batch, place, row, shares, augmentation, rng)
         return self._asked(rows, batch, track, keys, concentration)
 
     def _shares(self, row: int, augmentation: Augmentation, rng: np.random.Generator) -> dict[int, float]:
         """Return row -> its share in a blend; what they lack from 1 is the pure host's."""
-        if rng.random() >= augmentation.blend:
-            return {row: 1.0}
         others = self.partners[row]
-        chosen = rng.permutation(len(others))[: rng.integers(MOST_PARTNERS + 1)].tolist()
-        host = MOST_HOST * rng.random() if rng.random() < 0.5 or not chosen else 0.0
-        shares = (1.0 - host) * rng.dirichlet(np.full(1 + len(chosen), 2.0))
-        return dict(zip([row, *(others[k] for k in chosen)], shares.tolist(), strict=True))
+        chosen, shares = draw_shares(len(others), augmentation.blend, rng)
+        return dict(zip([row, *(others[k] for k in chosen)], shares, strict=True))
 
     def _rows(self, rows: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(rows, dtype=torch.long)
-        return self.batch.rows(chosen)
+        return self.batch.rows(torch.as_tensor(rows, dtype=torch.long))
 
     def _change(
         self,
@@ -207,7 +219,7 @@ class EncodedPairs:
         concentration: Tensor | None = None,
     ) -> Item:
         if concentration is None:
-            concentration = self.targets.concentration[torch.as_tensor(rows, dtype=torch.long)]
+            concentration = self.targets.true_concentration[torch.as_tensor(rows, dtype=torch.long)]
         rngs = [row_rng("candidates", self.pairs[row].key, *keys) for row in rows]
         hosts, present = (batch.composition > 0).numpy(), (concentration > 0).numpy()
         asked, given = questions(hosts, present, track, self.tracks, rngs)
@@ -288,7 +300,7 @@ class _Training(_Stream):
         if mine:
             view = View(self.pairs.grid, AUGMENT, self.track, self.pairs.tracks, seed=self.seed)
             other = view.collate([self.pool[i] for i in mine], mine, self.epoch)
-            targets = Targets(torch.cat([item.targets.concentration, other.targets.concentration]))
+            targets = Targets(torch.cat([item.targets.true_concentration, other.targets.true_concentration]))
             # Rows of the table are counted from 0, simulated ones from -1 downwards.
             item = Item(stack([item.batch, other.batch]), targets, torch.cat([item.rows, -1 - other.rows]))
             weight = torch.cat([weight, torch.ones(len(mine))])
@@ -299,9 +311,9 @@ class LabDataModule(LightningDataModule):
     """Lab pairs for fine-tuning with any Lightning Trainer.
 
     Args:
-        source: A table, the folder that holds it, or its pairs.
+        source: A table, the folder that holds it, or its pairs, encoded or not.
         batch_size: Most pairs of a batch, over all devices together.
-        grid: Grid of the network.
+        grid: Grid of the network; encoded pairs have theirs.
         tracks: How candidate sets are drawn where a row names none.
         augmentation: Small changes to the training pairs.
         replay: Simulated rows that are mixed in.
@@ -314,7 +326,7 @@ class LabDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Sequence[LabPair],
+        source: str | os.PathLike[str] | Sequence[LabPair] | EncodedPairs,
         batch_size: int = 8,
         grid: Grid = MODEL_GRID,
         tracks: TrackSettings = TrackSettings(),  # noqa: B008
@@ -326,13 +338,14 @@ class LabDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", fix="Use 1 or more")
-        pairs = read_table(source, grid=grid) if isinstance(source, str | os.PathLike) else list(source)
+        if not isinstance(source, EncodedPairs):
+            table = read_table(source, grid=grid) if isinstance(source, str | os.PathLike) else source
+            source = EncodedPairs(table, grid)
         self.batch_size, self.augmentation, self.replay, self.seed = batch_size, augmentation, replay, seed
-        self.train_pairs, self.val_pairs = pairs, list[LabPair]()
-        if validation:
-            self.train_pairs, self.val_pairs = hold_out(pairs, [pair.sample for pair in pairs], validation, seed)
-        self.train = EncodedPairs(self.train_pairs, grid, tracks)
-        self.val = EncodedPairs(self.val_pairs, grid, tracks) if self.val_pairs else None
+        everything = range(len(source))
+        aside = hold_out([pair.sample for pair in source.pairs], validation, seed) if validation else []
+        self.train = source.take([i for i in everything if i not in aside], tracks)
+        self.val = source.take(aside, tracks) if aside else None
         self._pool: list[Row] | None = None
         self._loader: ShardLoader | None = None
         self._position: dict[str, int] | None = None
@@ -340,7 +353,7 @@ class LabDataModule(LightningDataModule):
     @property
     def spec(self) -> ModelSpec:
         """What these data measure: grid, and the kinds of DOS of the table and of replayed rows."""
-        kinds = {pair.host.kind for pair in (*self.train_pairs, *self.val_pairs)}
+        kinds = set(self.train.kinds + (self.val.kinds if self.val else ()))
         if self.replay:
             kinds |= {kind for kind, odds in zip(KINDS, AUGMENT.weights, strict=True) if odds > 0}
         return ModelSpec(grid=self.train.grid, kinds=tuple(kind for kind in KINDS if kind in kinds))

@@ -1,13 +1,14 @@
-"""One training run of a fine-tuning, and the processes that share it.
+"""The training runs of a fine-tuning, and the processes that share one.
 
 With one device a run happens in this process. With more, each device has a process of its own, started and watched
 from here: this process is none of the ranks, so that it notices the end of any of them, ends the others, and says so.
-Training leaves its state in the run's folder every few epochs; the same call again goes on from there.
+Training leaves its state in the run's folder every few epochs; the same call again goes on from there, and ends as if
+it had never stopped: what is drawn in a step depends on seed, step and rank alone.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
 import os
 import signal
@@ -18,34 +19,42 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from defectnet.config import Settings, bounded
+from defectnet.batch import Batch
+from defectnet.config import Grid, Settings, bounded
 from defectnet.data.candidates import TrackSettings
 from defectnet.errors import ConfigError, DefectNetError, LabError
 from defectnet.export import read_run
 from defectnet.files import replacing
-from defectnet.hub import from_pretrained
+from defectnet.lab import progress
 from defectnet.lab.data import EncodedPairs, LabDataModule, Replay
-from defectnet.lab.table import read_table
+from defectnet.lab.progress import NO_LOG, ProgressLines, TrainingLog
+from defectnet.lab.table import LabPair
 from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
-from defectnet.tasks.finetuning import METHODS, FinetuneTask
+from defectnet.models.registry import architecture
+from defectnet.rng import row_rng
+from defectnet.spectrum import Spectrum
+from defectnet.tasks.defect import pretrained
+from defectnet.tasks.finetuning import LEARNING_RATE, FinetuneTask
 
 WEIGHTS: Final = "weights.safetensors"
 """What a finished run leaves."""
 
 RESPONSES: Final = "responses"
-"""The method that is no training."""
+FULL: Final = "full"
+METHODS: Final = (RESPONSES, FULL)
+"""Ways to fine-tune: measured responses, which is no training; and the whole network."""
 
 SAVED_EVERY: Final = 5
 """Epochs after which a run that is killed goes on."""
@@ -54,9 +63,9 @@ SMALL: Final = 1_000_000
 """Parameters of a network that one thread serves best."""
 
 ENDED_WITH_PARENT: Final = 3  # exit code of a rank whose parent is gone
-_PLAN = "plan.json"
+_PLAN = "plan.pt"
 _RANK = ("-m", "defectnet.lab.jobs")  # what a rank runs
-_AGAIN: Final = "Give the same command again: it goes on from the last checkpoint"
+AGAIN: Final = "Give the same command again: it goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,11 @@ class TrainingSettings(Settings):
     """How a network is trained further.
 
     Attributes:
-        method: ``head``, ``gradual``, ``full`` or ``l2sp``; or ``responses``, which measures how each dopant changes
-            the spectrum of a host (`defectnet.models.measured`) and trains nothing, so that other settings say nothing.
+        method: ``responses``, which measures how each dopant changes the spectrum of a host
+            (`defectnet.models.measured`) and trains nothing, so that other settings say nothing; or ``full``, which
+            trains the whole network.
         epochs: Most epochs; an epoch asks one question about every pair.
-        learning_rate: Peak learning rate; the method's own if None.
+        learning_rate: Peak learning rate.
         batch_size: Pairs of a batch, over all devices together.
         patience: Epochs without a better validation loss after which training stops.
         validation: Share of the samples that is kept aside to stop by; 0 trains for all epochs. A part of a handful
@@ -81,9 +91,9 @@ class TrainingSettings(Settings):
         precision: Of the trainer: ``32-true`` or ``bf16-mixed``.
     """
 
-    method: str = bounded("l2sp", choices=(*METHODS, RESPONSES))
+    method: str = bounded(RESPONSES, choices=METHODS)
     epochs: int = bounded(60, 1)
-    learning_rate: float | None = bounded(None, above=0.0, most=1.0)
+    learning_rate: float = bounded(LEARNING_RATE, above=0.0, most=1.0)
     batch_size: int = bounded(8, 1)
     patience: int = bounded(40, 1)
     validation: float = bounded(0.0, 0.0, below=1.0)
@@ -97,72 +107,79 @@ class TrainingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method == RESPONSES and self.devices > 1:
-            raise ConfigError(f"devices is {self.devices} with method {RESPONSES}", fix="It takes a second on one")
+        if self.method == RESPONSES and (self.devices > 1 or self.replay is not None):
+            what = "replay" if self.devices == 1 else f"devices is {self.devices}"
+            raise ConfigError(f"{what} with method {RESPONSES}", fix=f"It trains nothing; use method {FULL}")
         found = torch.cuda.device_count()
         if found < self.devices and (self.accelerator == "gpu" or (found and self.accelerator == "auto")):
             raise ConfigError(f"devices is {self.devices}, with {found} GPUs", fix="Use fewer, or accelerator cpu")
 
 
-@dataclass(frozen=True)
-class Job(Settings):
-    """One training run.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a fine-tuning.
 
     Attributes:
+        label: What it is called on the screen and by a logger, such as ``fold 1 of 4``.
         folder: Where its state and its result lie.
-        checkpoint: Folder of the network to start from.
-        table: Table of the pairs.
-        rows: Positions in the table of the pairs to learn from.
+        start: The network to start from, which stays as it is.
+        pairs: Pairs to learn from, on the network's grid.
         training: How.
     """
 
-    folder: str
-    checkpoint: str
-    table: str
-    rows: tuple[int, ...]
+    label: str
+    folder: Path
+    start: DefectModel
+    pairs: EncodedPairs
     training: TrainingSettings
 
     def result(self) -> DefectModel:
-        """Return the trained network, in evaluation mode."""
+        """Return the fine-tuned network, in evaluation mode, not calibrated anew."""
         if self.training.method == RESPONSES:
-            return _measured(self)
-        task = FinetuneTask(self.checkpoint, self.training.method, spec=_data(self).spec)
-        task.model.load_state_dict(load_file(Path(self.folder) / WEIGHTS), strict=True)
-        return task.model.eval()
+            weight = torch.tensor([pair.weight for pair in self.pairs.pairs])
+            return MeasuredResponses.fit(self.start, self.pairs.batch, self.pairs.targets, weight / weight.mean())
+        model = pretrained(copy.deepcopy(self.start), self.data().spec)
+        model.load_state_dict(load_file(self.folder / WEIGHTS), strict=True)
+        return model.eval()
 
     @property
     def done(self) -> bool:
         """Whether the run has ended."""
-        return self.training.method == RESPONSES or (Path(self.folder) / WEIGHTS).is_file()
+        return self.training.method == RESPONSES or (self.folder / WEIGHTS).is_file()
+
+    def data(self) -> LabDataModule:
+        """Return what the run trains on."""
+        training = self.training
+        return LabDataModule(
+            self.pairs,
+            training.batch_size,
+            tracks=TrackSettings(blind_share=0.5 if self.start.asks_blind else 0.0),
+            replay=Replay(training.replay, training.replay_share) if training.replay else None,
+            validation=training.validation,
+            seed=training.seed,
+        )
 
 
-def _measured(job: Job) -> DefectModel:
-    model = from_pretrained(Path(job.checkpoint))
-    table = read_table(job.table, grid=model.spec.grid)
-    pairs = EncodedPairs([table[i] for i in job.rows], model.spec.grid)
-    weight = torch.tensor([pair.weight for pair in pairs.pairs])
-    return MeasuredResponses.fit(model, pairs.batch, pairs.targets, weight / weight.mean())
-
-
-def run_jobs(jobs: Sequence[Job]) -> None:
+def run_jobs(jobs: Sequence[Job], log: TrainingLog = NO_LOG) -> None:
     """Train all that are not done yet.
 
     Args:
-        jobs: Runs with equal settings of devices.
+        jobs: Runs with equal settings, of pairs of one table.
+        log: Where the course of training is noted.
 
     Raises:
         DefectNetError: A run cannot be started, or one of its processes ended.
     """
     left = [job for job in jobs if not job.done]
     for job in left:
-        Path(job.folder).mkdir(parents=True, exist_ok=True)
+        job.folder.mkdir(parents=True, exist_ok=True)
     if not left:
         return
     if left[0].training.devices == 1:
         for job in left:
-            run(job)
+            run(job, log)
     else:
-        _run_in_processes(left)
+        _run_in_processes(left, log)
 
 
 @contextmanager
@@ -180,27 +197,78 @@ def _one_thread(model: DefectModel) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run(job: Job) -> None:
-    """Train, in this process; under several devices, this rank's part."""
-    training, folder = job.training, Path(job.folder)
-    # A seed for each rank: with one for all, the same activations would be dropped on every rank.
-    torch.manual_seed(1000 * training.seed + int(os.environ.get("LOCAL_RANK", "0")))
-    data = _data(job)
-    task = FinetuneTask(job.checkpoint, training.method, spec=data.spec, learning_rate=training.learning_rate)
+def run(job: Job, log: TrainingLog = NO_LOG) -> None:
+    """Train, in this process; under several devices, this rank's part.
+
+    Raises:
+        LabError: It was stopped by Ctrl-C.
+    """
+    training, data = job.training, job.data()
+    task = FinetuneTask(copy.deepcopy(job.start), spec=data.spec, learning_rate=training.learning_rate)
     with _quiet():
-        trainer = _trainer(training, folder, stops=data.val is not None)
-    last = folder / "last.ckpt"
-    with _quiet(), _one_thread(task.model):
-        trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-        if data.val is None:
-            trainer.save_checkpoint(last)  # the end is what counts
+        trainer = _trainer(job, log, stops=data.val is not None)
+    last = job.folder / "last.ckpt"
+    try:
+        with _quiet(), _one_thread(task.model):
+            trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            if data.val is None:
+                trainer.save_checkpoint(last)  # the end is what counts
+    except SystemExit as exit_:  # what Lightning makes of Ctrl-C
+        raise LabError("fine-tuning was stopped", fix=AGAIN) from exit_
     if trainer.is_global_zero:
-        best = folder / "best.ckpt"
+        best = job.folder / "best.ckpt"
         model = read_run(best if best.is_file() else last)
         weights = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
-        with replacing(folder / WEIGHTS) as temporary:
+        with replacing(job.folder / WEIGHTS) as temporary:
             temporary.write_bytes(to_bytes(weights))
     trainer.strategy.barrier()
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM an error of this package, in the main thread; elsewhere signals are not ours to handle.
+
+    Python would end without a word, and Lightning, which puts a handler of its own in place while it trains, with exit
+    code 0.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise LabError(f"fine-tuning was stopped by {signal.Signals(number).name}", fix=AGAIN)
+
+
+class _OwnHandler(Callback):
+    """Puts the handler of SIGTERM back that Lightning has replaced: its own waits for all ranks, which may not hear."""
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._handler is _stop and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _stop)
+
+
+class _SeededSteps(Callback):
+    """Seeds every step by itself, for dropout: a run that goes on draws what it would have drawn.
+
+    A seed for each rank: with one for all, the same activations would be dropped on every rank. Seeding an epoch would
+    not do: loaders draw from the same stream, and of a run that goes on at other times.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        rng = row_rng("dropout", self._seed, trainer.global_step, trainer.global_rank)
+        torch.manual_seed(int(rng.integers(2**31)))
 
 
 @contextmanager
@@ -219,25 +287,12 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _data(job: Job) -> LabDataModule:
-    training, model = job.training, from_pretrained(Path(job.checkpoint))
-    pairs = read_table(job.table, grid=model.spec.grid)
-    chosen = [pairs[i] for i in job.rows]
-    return LabDataModule(
-        chosen,
-        training.batch_size,
-        model.spec.grid,
-        # The published network cannot be asked without candidates.
-        TrackSettings(blind_share=0.0 if model.loss == "paper" else 0.5),
-        replay=Replay(training.replay, training.replay_share) if training.replay else None,
-        validation=training.validation,
-        seed=training.seed,
-    )
-
-
-def _trainer(training: TrainingSettings, folder: Path, *, stops: bool) -> Trainer:
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
-    callbacks: list[Callback] = [EMAWeightAveraging(decay=training.ema)] if training.ema else []
+def _trainer(job: Job, log: TrainingLog, *, stops: bool) -> Trainer:
+    training = job.training
+    common: dict[str, Any] = {"dirpath": job.folder, "enable_version_counter": False, "save_top_k": 1}
+    callbacks: list[Callback] = [_OwnHandler(), _SeededSteps(training.seed), ProgressLines(job.label)]
+    if training.ema:
+        callbacks.append(EMAWeightAveraging(decay=training.ema))
     if stops:
         callbacks.append(ModelCheckpoint(monitor="val/loss", filename="best", save_weights_only=True, **common))
         callbacks.append(EarlyStopping("val/loss", patience=training.patience))
@@ -255,31 +310,35 @@ def _trainer(training: TrainingSettings, folder: Path, *, stops: bool) -> Traine
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        logger=False,
+        logger=log.logger(job.label.replace(" ", "-")) or False,
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
+        default_root_dir=job.folder,
     )
 
 
-def _run_in_processes(jobs: Sequence[Job]) -> None:
+def _run_in_processes(jobs: Sequence[Job], log: TrainingLog) -> None:
     """Run jobs on several ranks, one process each, and watch over them.
 
     Raises:
         LabError: A rank ended before its time; the others have been ended too.
     """
-    folder, devices = Path(jobs[0].folder).parent, jobs[0].training.devices
-    with replacing(folder / _PLAN) as temporary:
-        temporary.write_text(json.dumps([job.to_dict() for job in jobs]), encoding="utf-8")
+    folder, devices = jobs[0].folder.parent, jobs[0].training.devices
+    write_plan(folder / _PLAN, jobs, log)
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(devices):
             environment = os.environ | common | {"LOCAL_RANK": str(rank)}
             words = [sys.executable, *_RANK, str(folder / _PLAN)]
-            with (folder / f"rank-{rank}.log").open("wb") as log:
-                # The pipe is never written to: it ends with this process, and the rank with it.
-                ranks.append(subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log))
+            with (folder / f"rank-{rank}.log").open("wb") as file:
+                # The pipe is never written to: it ends with this process, and the rank with it. Standard output is
+                # this one's standard error, for the progress.
+                screen = sys.stderr if _has_descriptor(sys.stderr) else subprocess.DEVNULL
+                ranks.append(
+                    subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=screen, stderr=file)
+                )
         failed = _first_failure(ranks)
     finally:
         for process in ranks:
@@ -290,6 +349,63 @@ def _run_in_processes(jobs: Sequence[Job]) -> None:
                 process.stdin.close()
     if failed is not None:
         raise _failure(folder, failed, ranks[failed].returncode, devices)
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        return bool(stream.fileno() >= 0)
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def write_plan(path: Path, jobs: Sequence[Job], log: TrainingLog) -> None:
+    """Write jobs as tensors and plain values, for the ranks: the network once, and every pair once, encoded."""
+    start = jobs[0].start
+    table = {pair.key: (pair, job.pairs, i) for job in jobs for i, pair in enumerate(job.pairs.pairs)}
+    batch = [encoded.batch.rows(slice(i, i + 1)) for _, encoded, i in table.values()]
+    keys = list(table)
+    plan = {
+        "network": {"config": start.config, "weights": start.state_dict(), "name": start.name},
+        "pairs": [_plain_pair(pair) for pair, _, _ in table.values()],
+        "batch": [torch.cat(fields) for fields in zip(*batch, strict=True)],
+        "grid": jobs[0].pairs.grid.to_dict(),
+        "training": jobs[0].training.to_dict(),
+        "log": asdict(log) | {"folder": str(log.folder)},
+        "jobs": [(job.label, str(job.folder), [keys.index(pair.key) for pair in job.pairs.pairs]) for job in jobs],
+    }
+    with replacing(path) as temporary:
+        torch.save(plan, temporary)
+
+
+def read_plan(path: Path) -> tuple[list[Job], TrainingLog]:
+    """Read what `write_plan` wrote."""
+    plan = torch.load(path, weights_only=True)
+    network = plan["network"]
+    config = network["config"]
+    start = architecture(config["architecture"]).from_config(config["spec"], config["net"])
+    start.load_state_dict(network["weights"], strict=True)
+    start.name = network["name"]
+    grid, training = Grid.from_dict(plan["grid"]), TrainingSettings.from_dict(plan["training"])
+    pairs = EncodedPairs([_pair(values) for values in plan["pairs"]], grid, batch=Batch(*plan["batch"]))
+    log = TrainingLog(**plan["log"] | {"folder": Path(plan["log"]["folder"])})
+    jobs = [Job(label, Path(folder), start.eval(), pairs.take(rows), training) for label, folder, rows in plan["jobs"]]
+    return jobs, log
+
+
+def _plain_pair(pair: LabPair) -> dict[str, Any]:
+    spectra = {
+        role: {**asdict(spectrum), "energy": torch.tensor(spectrum.energy), "dos": torch.tensor(spectrum.dos)}
+        for role, spectrum in (("host", pair.host), ("doped", pair.doped))
+    }
+    return {**vars(pair), **spectra}
+
+
+def _pair(values: dict[str, Any]) -> LabPair:
+    spectra = {
+        role: Spectrum(**{**values[role], **{name: values[role][name].numpy() for name in ("energy", "dos")}})
+        for role in ("host", "doped")
+    }
+    return LabPair(**{**values, **spectra})
 
 
 def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -312,9 +428,9 @@ def _failure(folder: Path, rank: int, code: int, devices: int) -> DefectNetError
     lines = (folder / f"rank-{rank}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     who = f"process {rank} of {devices} (counted from 0)"
     if code < 0:
-        fix = f"{_AGAIN}. If memory ran out, use fewer devices"
+        fix = f"{AGAIN}. If memory ran out, use fewer devices"
         return LabError(f"{who} was killed by {signal.Signals(-code).name} while training", fix=fix)
-    return LabError(f"{who} ended with code {code}", why=lines[-1][:300] if lines else "no word", fix=_AGAIN)
+    return LabError(f"{who} ended with code {code}", why=lines[-1][:300] if lines else "no word", fix=AGAIN)
 
 
 def _end_with_parent() -> None:
@@ -331,9 +447,12 @@ def _end_with_parent() -> None:
 
 def _main(plan: str) -> None:
     _end_with_parent()
+    progress.stream = sys.stdout  # which is the standard error of the command; a rank's own is kept in a file
     try:
-        for job in json.loads(Path(plan).read_text(encoding="utf-8")):
-            run(Job.from_dict(job))
+        with stopped_by_sigterm():
+            jobs, log = read_plan(Path(plan))
+            for job in jobs:
+                run(job, log)
     except DefectNetError as error:
         print(str(error).replace("\n", " "), file=sys.stderr)
         raise SystemExit(2) from None

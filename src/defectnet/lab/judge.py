@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defectnet.data.candidates import TRACKS, Track, TrackSettings
+from defectnet.data.candidates import Track
 from defectnet.lab.data import EncodedPairs
-from defectnet.lab.table import LabPair
+from defectnet.models.answers import Answers, answer
 from defectnet.models.base import DefectModel
-from defectnet.tasks.losses import expected_concentration
-from defectnet.tasks.metrics import Answers, answer
 
 FloatArray = NDArray[np.float64]
 Verdict = Literal["improved", "not distinguishable", "worse"]
@@ -32,8 +30,8 @@ _METRICS: Final = ("mae", "ap")
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval.
+class MetricValue:
+    """A metric with its 95 % interval.
 
     Attributes:
         value: Over all held-out pairs.
@@ -64,9 +62,9 @@ class Judgement:
         verdict: ``improved``, ``not distinguishable`` or ``worse``.
     """
 
-    before: dict[str, Estimate]
-    after: dict[str, Estimate]
-    difference: dict[str, Estimate]
+    before: dict[str, MetricValue]
+    after: dict[str, MetricValue]
+    difference: dict[str, MetricValue]
     p_better: float
     p_worse: float
     groups: int
@@ -82,23 +80,15 @@ class Judgement:
         return parts | scalars
 
 
-def ask(
-    model: DefectModel,
-    pairs: Sequence[LabPair],
-    tracks: TrackSettings = TrackSettings(),  # noqa: B008
-) -> dict[Track, Answers]:
-    """Ask a network about pairs, on one device, in every track that it can answer.
+def ask(model: DefectModel, pairs: EncodedPairs) -> dict[Track, Answers]:
+    """Ask a network about pairs, on one device, in every track that it can answer; the same questions every time.
 
     Args:
-        model: The network.
-        pairs: Rows of a table.
-        tracks: How candidate sets are drawn where a row names none; the same ones every time.
+        model: The network; its calibration is not applied.
+        pairs: Pairs on its grid.
     """
-    encoded = EncodedPairs(pairs, model.spec.grid, tracks)
-    # The published network cannot be asked without candidates: they are its query.
-    asked = TRACKS if model.loss != "paper" else TRACKS[:1]
-    everything = range(len(encoded))
-    return {track: answer(model.predict_batch, [encoded.item(everything, track)]) for track in asked}
+    everything = range(len(pairs))
+    return {track: answer(model, [pairs.item(everything, track)]) for track in model.tracks}
 
 
 def join(parts: Sequence[tuple[Sequence[int], Mapping[Track, Answers]]]) -> dict[Track, Answers]:
@@ -108,21 +98,11 @@ def join(parts: Sequence[tuple[Sequence[int], Mapping[Track, Answers]]]) -> dict
         parts: For each fold the positions of its pairs and the answers.
     """
     order = torch.argsort(torch.tensor([row for rows, _ in parts for row in rows]))
-    joined: dict[Track, Answers] = {}
-    for track in parts[0][1]:
-        answers = [found[track] for _, found in parts]
-        fields = [
-            type(pieces[0])(
-                *(None if column[0] is None else torch.cat(column)[order] for column in zip(*pieces, strict=True))
-            )
-            for pieces in zip(*answers, strict=True)
-        ]
-        joined[track] = Answers(*fields)
-    return joined
+    return {track: Answers.join([found[track] for _, found in parts]).rows(order) for track in parts[0][1]}
 
 
 def judge(
-    before: Mapping[Track, Answers], after: Mapping[Track, Answers], groups: Sequence[str], loss: str, seed: int = 0
+    before: Mapping[Track, Answers], after: Mapping[Track, Answers], groups: Sequence[str], seed: int = 0
 ) -> Judgement:
     """Compare two networks on held-out pairs.
 
@@ -130,7 +110,6 @@ def judge(
         before: Answers of the pretrained network.
         after: Answers of the fine-tuned one to the same questions.
         groups: Group of each pair; pairs of a group are resampled together.
-        loss: The model class's `loss`, which says what its concentration means.
         seed: Of the bootstrap.
     """
     names = sorted(set(groups))
@@ -139,11 +118,11 @@ def judge(
     drawn = rng.multinomial(len(names), np.full(len(names), 1.0 / len(names)), RESAMPLES).astype(np.float64)
     counts = np.concatenate([np.ones((1, len(names))), drawn])  # the first row is the data themselves
     values = [
-        {f"{track}/{name}": v for track in side for name, v in _metrics(side[track], group, counts, loss).items()}
+        {f"{track}/{name}": v for track in side for name, v in _metrics(side[track], group, counts).items()}
         for side in (before, after)
     ]
     difference = {name: values[1][name] - values[0][name] for name in values[0]}
-    old, new = (_errors(side["candidates"], loss)[0] for side in (before, after))
+    old, new = (_errors(side["candidates"])[0] for side in (before, after))
     asked = before["candidates"].batch.candidates.numpy()
     change = np.bincount(group, weights=((new - old) * asked).sum(axis=1)).astype(np.float64)
     better, worse = _sign_flips(change, rng), _sign_flips(-change, rng)
@@ -153,7 +132,7 @@ def judge(
     )
 
 
-def _verdict(difference: Mapping[str, Estimate], p_better: float, p_worse: float) -> Verdict:
+def _verdict(difference: Mapping[str, MetricValue], p_better: float, p_worse: float) -> Verdict:
     """The error of the concentration decides; a clear loss in identification vetoes, or is worse by itself."""
     mae = difference["candidates/mae"]
     identity_lost = any(estimate.high < 0.0 for name, estimate in difference.items() if name.endswith("/ap"))
@@ -162,27 +141,25 @@ def _verdict(difference: Mapping[str, Estimate], p_better: float, p_worse: float
     return "improved" if mae.high < 0.0 and p_better <= LEVEL else "not distinguishable"
 
 
-def _errors(answers: Answers, loss: str) -> tuple[FloatArray, FloatArray]:
+def _errors(answers: Answers) -> tuple[FloatArray, FloatArray]:
     """Return absolute errors of the expected concentration in at.%, and logits, (B, E) each."""
-    expected = expected_concentration(answers.output, loss)
-    error = 100.0 * (expected - answers.targets.concentration).abs()
+    error = 100.0 * (answers.expected_concentration - answers.targets.true_concentration).abs()
     return error.double().numpy(), answers.output.identity_logits.double().numpy()
 
 
-def _metrics(answers: Answers, group: NDArray[np.intp], counts: FloatArray, loss: str) -> dict[str, FloatArray]:
+def _metrics(answers: Answers, group: NDArray[np.intp], counts: FloatArray) -> dict[str, FloatArray]:
     """Return each metric for each way of counting the groups.
 
     Args:
         answers: Of one track.
         group: (B,) group of each pair.
         counts: (R, groups) how often each group is counted.
-        loss: As in `judge`.
 
     Returns:
         ``mae`` (at.%, over elements in question) and ``ap`` (average precision over them), (R,) each.
     """
     asked = answers.batch.candidates.numpy()
-    error, logits = _errors(answers, loss)
+    error, logits = _errors(answers)
     sums = np.bincount(group, weights=(error * asked).sum(axis=1))
     sizes = np.bincount(group, weights=asked.sum(axis=1))
     owner = np.broadcast_to(group[:, None], asked.shape)[asked]
@@ -215,10 +192,10 @@ def average_precision(score: FloatArray, present: NDArray[np.bool_], weight: Flo
         return np.asarray((steps * precision).sum(axis=1) / hits[:, -1])
 
 
-def _estimate(values: FloatArray) -> Estimate:
+def _estimate(values: FloatArray) -> MetricValue:
     value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
     low, high = np.quantile(drawn, [LEVEL / 2, 1.0 - LEVEL / 2]) if len(drawn) else (np.nan, np.nan)
-    return Estimate(value, float(low), float(high))
+    return MetricValue(value, float(low), float(high))
 
 
 def _sign_flips(change: FloatArray, rng: np.random.Generator) -> float:

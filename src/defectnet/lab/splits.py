@@ -43,16 +43,16 @@ def groups_of(pairs: Sequence[LabPair], grouping: str) -> tuple[list[str], str]:
     return names[grouping], grouping
 
 
-def hold_out(
-    pairs: Sequence[LabPair], groups: Sequence[str], share: float, seed: int
-) -> tuple[list[LabPair], list[LabPair]]:
-    """Part pairs in those to learn from and those held out, by whole groups.
+def hold_out(groups: Sequence[str], share: float, seed: int) -> list[int]:
+    """Choose pairs to hold out, by whole groups.
 
     Args:
-        pairs: Rows of a table.
-        groups: Group of each.
+        groups: Group of each pair.
         share: Share of the groups that is held out; one at least, and not all.
         seed: Fixes which.
+
+    Returns:
+        Positions of the pairs that are held out.
 
     Raises:
         ConfigError: The share is not between 0 and 1.
@@ -61,12 +61,8 @@ def hold_out(
     if not 0.0 < share < 1.0:
         raise ConfigError(f"share of held-out samples is {share}", fix="Use a number between 0 and 1")
     order = _shuffled(groups, seed)
-    count = min(max(1, round(share * len(order))), len(order) - 1)
-    out = set(order[:count])
-    parts: tuple[list[LabPair], list[LabPair]] = ([], [])
-    for pair, group in zip(pairs, groups, strict=True):
-        parts[group in out].append(pair)
-    return parts
+    out = set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
+    return [i for i, group in enumerate(groups) if group in out]
 
 
 def folds(groups: Sequence[str], count: int, seed: int) -> list[list[int]]:

@@ -1,1 +1,1 @@
-"""Networks: one interface (`base`), one file each, one literal table (`registry`)."""
+"""What answers: one interface (`estimator`), networks (`base`, one file each), tables (`networks`, `registry`)."""

@@ -1,10 +1,10 @@
-"""What every network has in common: a batch in, an `Output` out, and from there to a `Prediction`."""
+"""What every network has in common: a batch in, an `Output` out, and from there to an `Estimate` and a `Prediction`."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
@@ -13,16 +13,25 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from defectnet.batch import Batch, Output, Targets
-from defectnet.config import Calibration, ModelSpec, Settings
-from defectnet.elements import VOCABULARY
+from defectnet.batch import Batch, Estimate, Output, Targets
+from defectnet.config import Grid, ModelSpec, Settings
+from defectnet.elements import VOCABULARY, composition
 from defectnet.errors import ConfigError
 from defectnet.measure.encode import encode_pair, stack
+from defectnet.models.calibration import Calibration, calibrated
+from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
+from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
 from defectnet.prediction import Prediction
 from defectnet.spectrum import KINDS, Spectrum
 
 ABSENT_LOGIT: Final = -30.0
 """Log-odds of an element that is no candidate: a probability of 1e-13, and finite, so that losses stay finite."""
+
+NETWORK: Final = "network"
+"""What `Provenance.answered_by` says of a network's own answer."""
+
+SAME_COMPOSITION: Final = 0.01
+"""Sum of the differences of the atomic fractions below which two formulas are of one host."""
 
 SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ArrayLike]
 """A file, a `Spectrum`, or a pair of arrays (energy, dos)."""
@@ -46,11 +55,25 @@ class Query(NamedTuple):
     edge: float | None = None
 
 
-class DefectModel(nn.Module, ABC):
+class Provenance(NamedTuple):
+    """Which way an answer came about.
+
+    Attributes:
+        answered_by: ``network`` or ``measured responses``.
+        reason: Why it was not the better one, or what it holds for; a sentence without a full stop, or empty.
+    """
+
+    answered_by: str
+    reason: str = ""
+
+
+class DefectModel(nn.Module, Estimator):
     """Base of all networks.
 
-    A subclass sets the class attributes and writes `forward`. What belongs to a checkpoint rather than to the
-    network (name, calibration, what it was trained on) is set by `defectnet.hub.io.load`.
+    A subclass sets `config_type` and writes `forward`. One whose answer means something else than presence and
+    concentration if present has a `loss_terms`, an `expected` and `loss_weights` of its own. What belongs to a
+    checkpoint rather than to the network (name, calibration, what it was trained on) is set by
+    `defectnet.hub.io.load`.
 
     Args:
         spec: What the network reads and answers; the default of `ModelSpec` if None.
@@ -58,16 +81,19 @@ class DefectModel(nn.Module, ABC):
 
     Attributes:
         config_type: Class of `net`.
-        loss: Name of the loss that the network is trained with.
+        hurdle: Whether presence and concentration are told apart, so that `Output.concentration_if_present` is what
+            its name says.
+        loss_weights: Names of all terms that the network's loss may have, with their weights where a recipe sets none.
         name: Name of the checkpoint; the name of the class before it is saved.
         source: Folder that it was loaded from; None for a network that was not.
-        calibration: Numbers that `predict` applies; None before calibration.
+        calibration: Numbers that `estimate` applies; None before calibration.
         training_info: Where the weights come from; `edge_mev` (lowest and highest band edge seen) and
             `host_elements` (symbols seen) draw warnings where a question lies outside.
     """
 
     config_type: ClassVar[type[Settings]]
-    loss: ClassVar[str]
+    hurdle: ClassVar[bool] = True
+    loss_weights: Mapping[str, float] = HURDLE_WEIGHTS
 
     def __init__(self, spec: ModelSpec | None = None, net: Settings | None = None) -> None:
         super().__init__()
@@ -114,21 +140,39 @@ class DefectModel(nn.Module, ABC):
             Logits (B, E) and concentrations (B, E); elements that are no candidates have `ABSENT_LOGIT` and 0.
         """
 
-    def learn(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, Tensor]]:
-        """Answer a training batch; a subclass may add terms to the loss, each with a value for every row.
+    def expected(self, output: Output) -> Tensor:
+        """Return the expected concentration of each element, (B, E): what the candidates track is scored on.
+
+        Args:
+            output: What the network says, calibrated or not.
+        """
+        return hurdle_expected(output)
+
+    def loss_terms(self, output: Output, batch: Batch, targets: Targets) -> dict[str, LossTerm]:
+        """Return the terms of the loss of an answer by name; each is a key of `loss_weights`.
+
+        Args:
+            output: What `forward` returned.
+            batch: What was asked.
+            targets: What is true.
+        """
+        return hurdle_terms(output, batch, targets)
+
+    def forward_training(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, LossTerm]]:
+        """Answer a training batch; a network may add auxiliary losses, which validation leaves out.
 
         Args:
             batch: As for `forward`.
-            targets: True concentrations.
+            targets: What is true.
 
         Returns:
-            What `forward` returns, and further terms of the loss by name, (B,) each.
+            What `forward` returns, and auxiliary terms by name; each is a key of `loss_weights`.
         """
         return self(batch), {}
 
     @property
     def wants_projected(self) -> bool:
-        """Whether `learn` learns from projected DOS, too (`Targets.projected`)."""
+        """Whether `forward_training` learns from projected DOS, too (`Targets.projected`)."""
         return False
 
     def expected_responses(self, batch: Batch) -> Tensor | None:
@@ -197,10 +241,75 @@ class DefectModel(nn.Module, ABC):
                 for query in asked
             ]
         )
-        output = self.predict_batch(batch)
+        calibrations = self.calibrations(batch)
+        estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
+        paths = self.provenance(batch)
         return [
-            self._prediction(batch.rows(slice(i, i + 1)), output, i, query.formula) for i, query in enumerate(asked)
+            self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], query.formula)
+            for i, query in enumerate(asked)
         ]
+
+    @property
+    def grid(self) -> Grid:
+        """Grid that it reads spectra on."""
+        return self.spec.grid
+
+    @property
+    def coverage(self) -> float | None:
+        """Nominal coverage of its intervals, 0 to 1; None without intervals."""
+        interval = self.calibration.interval if self.calibration else None
+        return None if interval is None else interval.coverage
+
+    def describe(self) -> dict[str, Any]:
+        """Return architecture, size and training as plain values."""
+        keys = ("data_sha256", "train_rows", "train_pairs", "train_hosts")
+        return {
+            **super().describe(),
+            "architecture": type(self).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            "training": {key: self.training_info[key] for key in keys if key in self.training_info},
+        }
+
+    def estimate(self, batch: Batch) -> Estimate:
+        """Answer a batch, calibrated; see `Estimator.estimate`. Elements not in question have probability 0."""
+        found = calibrated(self.predict_batch(batch), batch, self.calibrations(batch), self.expected)
+        # An interval for some hosts only is none that a coverage can be stated of.
+        return found if self.coverage is not None else found._replace(low=None, high=None)
+
+    def calibrations(self, batch: Batch) -> list[Calibration]:
+        """Return the calibration of each question: that of its host, if it has one, or the general one."""
+        general = self.calibration or Calibration()
+        return [general if i < 0 else general.hosts[i].numbers for i in self.calibrated_host(batch)]
+
+    def calibrated_host(self, batch: Batch) -> list[int]:
+        """Return which of `Calibration.hosts` each question is about, -1 for none: by formula and kind of DOS."""
+        found = [-1] * len(batch.host)
+        for i, host in enumerate(self.calibration.hosts if self.calibration else ()):
+            if host.measured < 0:
+                shares = torch.as_tensor(composition(host.formula), dtype=batch.composition.dtype)
+                same = (batch.composition.cpu() - shares).abs().sum(dim=1) < SAME_COMPOSITION
+                same &= batch.kind.cpu() == KINDS.index(host.kind)
+                found = [i if match else old for match, old in zip(same.tolist(), found, strict=True)]
+        return found
+
+    @property
+    def _trained_since(self) -> bool:
+        """Whether the weights are others than those that the general calibration was fitted to."""
+        return self.calibration is not None and self.training_info.get("finetuning", {}).get("kept") == "after"
+
+    def provenance(self, batch: Batch) -> list[Provenance]:
+        """Say of each question which way it is answered, and why not a better one."""
+        tuned = self.training_info.get("finetuning", {})
+        if tuned.get("kept") != "after" or not tuned.get("hosts"):
+            return [Provenance(NETWORK)] * len(batch.host)
+        hosts = ", ".join(tuned["hosts"])
+        shares = [composition(formula) for formula in tuned["hosts"]]
+        found = []
+        for row in batch.composition.double().cpu().numpy():
+            inside = any(np.abs(row - host).sum() < SAME_COMPOSITION for host in shares)
+            reason = f"fine-tuned on pairs of {hosts}" + ("" if inside else ", not of this host")
+            found.append(Provenance(NETWORK, reason))
+        return found
 
     def predict_batch(self, batch: Batch, batch_size: int = 256, *, precision: int = 64) -> Output:
         """Run the network without gradients and without dropout, in pieces.
@@ -235,45 +344,62 @@ class DefectModel(nn.Module, ABC):
         if not parts:
             empty = torch.zeros(0, len(self.spec.elements))
             return Output(empty, empty)
-        return Output(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        return Output.join(parts)
 
     def _run(self, state: dict[str, Tensor], batch: Batch) -> Output:
         output: Output = torch.func.functional_call(self, state, (batch,))
-        logits, concentration = (x.float().cpu() for x in output)
-        return Output(logits, concentration.clamp(0.0, 1.0))
+        output = output.map(lambda x: x.float().cpu())
+        return output._replace(concentration_if_present=output.concentration_if_present.clamp(0.0, 1.0))
 
-    def _prediction(self, batch: Batch, output: Output, row: int, formula: str) -> Prediction:
-        """Apply the calibration to one row of an output."""
+    def _prediction(
+        self,
+        batch: Batch,
+        estimate: Estimate,
+        row: int,
+        calibration: Calibration,
+        provenance: Provenance,
+        formula: str,
+    ) -> Prediction:
+        """Return one row of an estimate; `batch` is the question alone."""
         given = bool(batch.candidates_given[0])
-        calibration = self.calibration or Calibration()
-        temperature = calibration.temperature_candidates if given else calibration.temperature_blind
         chosen = batch.candidates[0].numpy()
-        logits = output.identity_logits[row].numpy()[chosen].astype(np.float64)
-        amount = output.concentration[row].numpy()[chosen].astype(np.float64)
         band = calibration.interval
-        half = np.full_like(amount, np.nan) if band is None else band.offset + band.slope * amount
+
+        def values(field: Tensor | None) -> np.ndarray:
+            return np.full(int(chosen.sum()), np.nan) if field is None else field[row].double().numpy()[chosen]
+
         return Prediction(
             elements=tuple(VOCABULARY[i] for i in np.flatnonzero(chosen)),
-            probability=1.0 / (1.0 + np.exp(-logits / temperature)),
-            concentration=amount,
-            low=np.clip(amount - half, 0.0, 1.0),
-            high=np.clip(amount + half, 0.0, 1.0),
+            probability=values(estimate.probability),
+            concentration_if_present=values(estimate.concentration_if_present),
+            low=values(estimate.low),
+            high=values(estimate.high),
+            expected_concentration=values(estimate.expected_concentration),
             coverage=float("nan") if band is None else band.coverage,
             threshold=calibration.threshold_candidates if given else calibration.threshold_blind,
             candidates_given=given,
             formula=formula,
             model=self.name,
-            warnings=tuple(self._warnings(batch)),
+            answered_by=provenance.answered_by,
+            reason=provenance.reason,
+            warnings=tuple(self._warnings(batch, calibration)),
             edge_mev=float(batch.edge_mev[0]),
+            further={name: values(x) for name, x in estimate.further.items()},
         )
 
-    def _warnings(self, batch: Batch) -> list[str]:
+    def _warnings(self, batch: Batch, calibration: Calibration) -> list[str]:
         """Say where a question (a batch of one) lies outside of what the network was trained and calibrated on."""
         found = []
         if self.calibration is None:
             found.append("not calibrated: probabilities and the threshold are the network's raw ones")
-        if self.calibration is None or self.calibration.interval is None:
+        if calibration.interval is None:
             found.append("not calibrated: there is no interval of the concentration")
+        if self._trained_since and self.calibrated_host(batch)[0] < 0:
+            found.append("not calibrated: the numbers are those of the weights before fine-tuning")
+        track = "candidates" if batch.candidates_given[0] else "blind"
+        found += [text for text in calibration.at_bounds if f"({track})" in text]
+        if not self.asks_blind and track == "blind":
+            found.append(f"out of domain: asked without candidates; the network {NEEDS_CANDIDATES}")
         kind = KINDS[int(batch.kind[0])]
         if kind not in self.spec.kinds:
             found.append(f"out of domain: a {kind} DOS; trained on {', '.join(self.spec.kinds)}")

@@ -7,7 +7,8 @@ Their published network is `defectnet.models.paper.PaperDefectNet`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import ClassVar, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from defectnet.config import DefectNetConfig, ModelSpec
 from defectnet.elements import properties
 from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
+from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm
 from defectnet.nn.attention import DecoderBlock, EncoderBlock
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
 from defectnet.nn.heads import ConcentrationHead, IdentityHead
@@ -127,7 +129,9 @@ class DefectNet(DefectModel):
 
     net: DefectNetConfig
     config_type: ClassVar[type[DefectNetConfig]] = DefectNetConfig
-    loss: ClassVar[str] = "hurdle"
+    loss_weights: Mapping[str, float] = MappingProxyType(
+        {**HURDLE_WEIGHTS, "response": 2.0, "host_share": 1.0, "dopant_dos": 0.5, "host_change": 1.0}
+    )
 
     centres: Tensor
     bins: Tensor
@@ -170,9 +174,10 @@ class DefectNet(DefectModel):
         """
         return self._answer(batch)[0]
 
-    def learn(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, Tensor]]:
-        """Answer, and say how well the responses of the dictionary, and their parts, explain what is seen."""
-        return self._answer(batch, targets)
+    def forward_training(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, LossTerm]]:
+        """Answer; the auxiliary losses are those of the responses of the dictionary, and of their parts."""
+        output, auxiliary = self._answer(batch, targets)
+        return output, {name: LossTerm(rows) for name, rows in auxiliary.items()}
 
     @property
     def wants_projected(self) -> bool:
@@ -186,14 +191,14 @@ class DefectNet(DefectModel):
         return response.repeat_interleave(self.impurity.pool, dim=2)
 
     def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, dict[str, Tensor]]:
-        """Return the answer and, with targets, the misfits of the dictionary by name, (B,) each."""
+        """Return the answer and, with targets, the losses of the dictionary by name, (B,) each."""
         tokens, readable = self._tokens(batch)  # (B, T, D), (B, T)
         for block in self.encoder:
             tokens = block(tokens, readable[:, None, None, :])
         tokens = self.encoded(tokens)
         logits = batch.host.new_full(batch.candidates.shape, ABSENT_LOGIT)
         concentration = torch.zeros_like(logits)
-        misfits: dict[str, Tensor] = defaultdict(lambda: batch.host.new_zeros(len(logits)))
+        losses: dict[str, Tensor] = defaultdict(lambda: batch.host.new_zeros(len(logits)))
         for rows, elements in _questions(batch):
             part = batch.rows(rows)
             x, explained = self._queries(part, elements)  # (b, K, D)
@@ -211,9 +216,9 @@ class DefectNet(DefectModel):
             )
             logits, concentration = logits.index_put(at, identity), concentration.index_put(at, amount)
             if targets is not None:
-                for name, value in self.impurity.misfits(part, elements, targets.rows(rows), explained).items():
-                    misfits[name] = misfits[name].index_put((rows,), value)
-        return Output(logits, concentration), dict(misfits)
+                for name, value in self.impurity.losses(part, elements, targets.rows(rows), explained).items():
+                    losses[name] = losses[name].index_put((rows,), value)
+        return Output(logits, concentration), dict(losses)
 
     def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Explained]:
         """Return the queries (B, K, D) of elements (B, K), and what the dictionary says of them."""

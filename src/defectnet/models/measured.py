@@ -24,11 +24,16 @@ from torch import Tensor
 
 from defectnet.batch import Batch, Output, Targets
 from defectnet.config import ModelSpec, Settings, bounded
-from defectnet.elements import VOCABULARY
+from defectnet.elements import VOCABULARY, properties
 from defectnet.errors import ConfigError
-from defectnet.models.base import ABSENT_LOGIT, DefectModel
-from defectnet.models.defectnet import DefectNet
-from defectnet.models.resnet import ResNet1d
+from defectnet.models.base import ABSENT_LOGIT, NETWORK, SAME_COMPOSITION, DefectModel, Provenance
+from defectnet.models.calibration import Calibration
+from defectnet.models.losses import LossTerm
+from defectnet.models.networks import NETWORKS, named
+from defectnet.spectrum import KINDS
+
+MEASURED: Final = "measured responses"
+"""What `Provenance.answered_by` says of an answer from measured responses."""
 
 ALIKE: Final = 0.2
 """Total-variation distance below which the spectra of two hosts of one formula are of the same crystal."""
@@ -56,12 +61,9 @@ _WIDEST: Final = 0.1  # concentration that is expected of a dopant before anythi
 _SURE: Final = 12.0  # no sample is proof: greatest log-odds
 _UNSEEN: Final = 0.1  # of a sample in which every element counts as seen beforehand: a new one may come
 _SWEEPS: Final = 200
+_NAMED: Final = 6  # so many elements are named in a sentence
 _RATES: Final = {True: 0.35, False: 0.03}
 """Share of elements in question that are there, where candidates are named and where not, in the network's training."""
-
-
-INNER: Final[dict[str, type[DefectModel]]] = {"DefectNet": DefectNet, "ResNet1d": ResNet1d}
-"""Networks that can answer for other hosts: those that tell presence and amount apart."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,13 @@ class MeasuredConfig(Settings, called="net"):
         hosts: Hosts with measured responses.
     """
 
-    inner: str = bounded("DefectNet", choices=tuple(INNER))
+    inner: str = "DefectNet"
     inner_net: dict[str, Any] = field(default_factory=dict)
     hosts: int = bounded(0, 0, 1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _inner_class(self.inner)
 
 
 class MeasuredResponses(DefectModel):
@@ -92,8 +98,6 @@ class MeasuredResponses(DefectModel):
 
     net: MeasuredConfig
     config_type: ClassVar[type[MeasuredConfig]] = MeasuredConfig
-    loss: ClassVar[str] = "hurdle"
-
     hosts: Tensor
     compositions: Tensor
     kinds: Tensor
@@ -108,7 +112,8 @@ class MeasuredResponses(DefectModel):
 
     def __init__(self, spec: ModelSpec | None = None, net: MeasuredConfig | None = None) -> None:
         super().__init__(spec, net)
-        self.inner = INNER[self.net.inner].from_config(self.spec.to_dict(), self.net.inner_net)
+        self.inner = _inner_class(self.net.inner).from_config(self.spec.to_dict(), self.net.inner_net)
+        self.loss_weights = self.inner.loss_weights
         number, elements, bins = self.net.hosts, len(VOCABULARY), self.spec.grid.bins
         for name, shape in {
             "hosts": (number, bins),  # DOS
@@ -139,13 +144,12 @@ class MeasuredResponses(DefectModel):
             ConfigError: No host has `FEWEST` pairs, or `inner` is of another kind.
         """
         name = type(inner).__name__
-        if name not in INNER:
-            raise ConfigError(f"a {name} cannot answer beside measured responses", fix=f"Use a {' or '.join(INNER)}")
+        _inner_class(name)
         groups = [rows for rows in same_host(batch) if len(rows) >= FEWEST]
         if not groups:
             raise ConfigError(
                 f"no host has {FEWEST} pairs: too few to measure responses",
-                fix="Add pairs of one host, or use another method of fine-tuning",
+                fix="Add pairs of one host, or train the network: method full",
             )
         model = cls(inner.spec, MeasuredConfig(name, inner.net.to_dict(), len(groups)))
         model.inner.load_state_dict(inner.state_dict())
@@ -153,7 +157,7 @@ class MeasuredResponses(DefectModel):
         counted = torch.ones(len(batch.host)) if weight is None else weight
         model.eval()  # the network inside is asked what it expects
         for host, rows in enumerate(groups):
-            model._measure(host, batch.rows(rows), targets.concentration[rows], counted[rows])
+            model._measure(host, batch.rows(rows), targets.true_concentration[rows], counted[rows])
         return model
 
     def _measure(self, host: int, batch: Batch, concentration: Tensor, weight: Tensor) -> None:
@@ -215,15 +219,15 @@ class MeasuredResponses(DefectModel):
             owner = self.host_of(batch)
             for host in torch.unique(owner[owner >= 0]).tolist():
                 rows = (owner == host).nonzero()[:, 0]
-                part = batch.rows(rows)
-                logits, concentration = self._answer(host, part, Output(*(x[rows] for x in output)))
-                output = Output(
-                    output.identity_logits.index_copy(0, rows, logits.to(output.identity_logits.dtype)),
-                    output.concentration.index_copy(0, rows, concentration.to(output.concentration.dtype)),
+                logits, concentration = self._answer(host, batch.rows(rows), output.rows(rows))
+                old = output.concentration_if_present
+                output = output._replace(
+                    identity_logits=output.identity_logits.index_copy(0, rows, logits.to(output.identity_logits.dtype)),
+                    concentration_if_present=old.index_copy(0, rows, concentration.to(old.dtype)),
                 )
         return output
 
-    def learn(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, Tensor]]:
+    def forward_training(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, LossTerm]]:
         """Train the network inside, as long as nothing was measured.
 
         Raises:
@@ -234,17 +238,78 @@ class MeasuredResponses(DefectModel):
                 "a network with measured responses is not trained further",
                 fix="Start from the checkpoint that it was made from",
             )
-        return self.inner.learn(batch, targets)
+        return self.inner.forward_training(batch, targets)
 
     def host_of(self, batch: Batch) -> Tensor:
         """Return (B,) the number of each row's host, -1 where its responses were not measured."""
         if not self.net.hosts:
             return torch.full((len(batch.host),), -1, device=batch.host.device)
-        distance = 0.5 * torch.cdist(batch.host, self.hosts, p=1) * self.spec.grid.width
-        other = torch.cdist(batch.composition, self.compositions, p=1) > 0.01
-        distance = distance.masked_fill(other | (batch.kind[:, None] != self.kinds), torch.inf)
-        nearest, host = distance.min(dim=1)
+        same, distance = self._same_substance(batch), self._distance(batch)
+        nearest, host = distance.masked_fill(~same, torch.inf).min(dim=1)
         return torch.where(nearest < ALIKE, host, -1)
+
+    def _same_substance(self, batch: Batch) -> Tensor:
+        """Return (B, hosts) bool: of one composition and kind of DOS."""
+        same = torch.cdist(batch.composition, self.compositions.to(batch.composition.dtype), p=1) < SAME_COMPOSITION
+        return same & (batch.kind[:, None] == self.kinds)
+
+    def _distance(self, batch: Batch) -> Tensor:
+        """Return (B, hosts) total-variation distance of the hosts' spectra."""
+        return 0.5 * torch.cdist(batch.host, self.hosts.to(batch.host.dtype), p=1) * self.spec.grid.width
+
+    def calibrated_host(self, batch: Batch) -> list[int]:
+        """Return which of `Calibration.hosts` each question is about: by what `host_of` recognises."""
+        numbers = {h.measured: i for i, h in enumerate(self.calibration.hosts)} if self.calibration else {}
+        return [
+            numbers.get(host, -1) if host >= 0 else -1 for host in self.host_of(batch.to(self.hosts.device)).tolist()
+        ]
+
+    def provenance(self, batch: Batch) -> list[Provenance]:
+        """Say of each question whether measured responses answer it, and if not, why the host was not recognised."""
+        batch = batch.to(self.hosts.device)
+        owner = self.host_of(batch).tolist()
+        return [self._provenance(batch.rows(slice(i, i + 1)), host) for i, host in enumerate(owner)]
+
+    @property
+    def _trained_since(self) -> bool:
+        """Whether the network inside was trained further: measuring responses leaves it as it was."""
+        return False
+
+    def _warnings(self, batch: Batch, calibration: Calibration) -> list[str]:
+        found = super()._warnings(batch, calibration)
+        if self.calibrated_host(batch)[0] < 0 and int(self.host_of(batch.to(self.hosts.device))[0]) >= 0:
+            found.append("not calibrated: temperature, threshold and interval are those of the network")
+        return found
+
+    def _provenance(self, question: Batch, host: int) -> Provenance:
+        asked = question.candidates[0]
+        if host >= 0:
+            known = self.counts[host] > 0
+            others = _symbols(asked & ~known)
+            if not others:
+                return Provenance(MEASURED)
+            named = ", ".join(others) if len(others) <= _NAMED else f"the {len(others)} other elements"
+            return Provenance(MEASURED, f"no pair of this host held {named}: of these the network answers")
+        if not self.net.hosts:
+            return Provenance(NETWORK, "no responses were measured")
+        formula = _named(question.composition[0])
+        composition = torch.cdist(question.composition, self.compositions.to(question.composition.dtype), p=1)[0]
+        alike = composition < SAME_COMPOSITION
+        if not alike.any():
+            measured = ", ".join(dict.fromkeys(_named(shares) for shares in self.compositions))
+            return Provenance(NETWORK, f"no responses were measured of {formula}, only of {measured}")
+        if not self._same_substance(question).any():
+            kinds = ", ".join(dict.fromkeys(KINDS[int(k)] for k in self.kinds[alike]))
+            return Provenance(
+                NETWORK,
+                f"responses of {formula} were measured on {kinds} DOS, this one is {KINDS[int(question.kind)]}",
+            )
+        nearest = float(self._distance(question)[self._same_substance(question)].min())
+        return Provenance(
+            NETWORK,
+            f"host not recognised: its spectrum differs by {nearest:.2f} from the {formula} whose responses were "
+            f"measured, at most {ALIKE:g} is taken for the same",
+        )
 
     def _answer(self, host: int, batch: Batch, other: Output) -> tuple[Tensor, Tensor]:
         """Return logits and concentrations (b, E) of rows of one host; `other` is what the network inside says."""
@@ -279,10 +344,39 @@ class MeasuredResponses(DefectModel):
         usual = torch.where(batch.candidates_given, named, blind)
         never = (_UNSEEN / (pairs + 1.0)).log() - usual  # (b,)
         logits = torch.where(batch.candidates, other.identity_logits + never[:, None], ABSENT_LOGIT)
-        concentration = other.concentration.clone()
+        concentration = other.concentration_if_present.clone()
         logits[:, known] = torch.where(asked, (prior + evidence).clamp(-_SURE, _SURE).to(logits.dtype), ABSENT_LOGIT)
         concentration[:, known] = torch.where(asked, (present * scale).clamp(0.0, 0.5).to(concentration.dtype), 0.0)
         return logits, concentration
+
+
+def _inner_class(name: str) -> type[DefectModel]:
+    """Return the class of a network that can answer for other hosts: one that tells presence and concentration apart.
+
+    Raises:
+        ConfigError: There is no such network, or it does not.
+    """
+    able = [key for key, cls in NETWORKS.items() if cls.hurdle]
+    if name not in able and (name in NETWORKS or name == MeasuredResponses.__name__):
+        raise ConfigError(f"a {name} cannot answer beside measured responses", fix=f"Use {' or '.join(able)}")
+    return named(name)
+
+
+def _symbols(mask: Tensor) -> tuple[str, ...]:
+    return tuple(symbol for symbol, chosen in zip(VOCABULARY, mask.tolist(), strict=True) if chosen)
+
+
+def _named(shares: Tensor) -> str:
+    """Return a formula of atomic fractions (E,), for a reader; smallest whole numbers up to 24 atoms."""
+    parts = zip(properties("electronegativity"), VOCABULARY, shares.tolist(), strict=True)
+    inside = [(symbol, share) for _, symbol, share in sorted(parts) if share > 0]  # MgB2, not B2Mg
+    for atoms in range(1, 25):
+        counts = [share * atoms for _, share in inside]
+        if all(abs(count - round(count)) < 0.01 and round(count) for count in counts):
+            return "".join(
+                s + (str(round(n)) if round(n) > 1 else "") for (s, _), n in zip(inside, counts, strict=True)
+            )
+    return "-".join(symbol for symbol, _ in inside)
 
 
 def saturated(concentration: Tensor, saturation: float) -> Tensor:

@@ -17,6 +17,9 @@ end at the band edge. It tells what the input costs apart from what the network 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Final
 
 import numpy as np
@@ -25,16 +28,46 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defectnet.batch import Batch, Output
-from defectnet.config import Grid, ModelSpec, PaperConfig
+from defectnet.batch import Batch, Output, Targets
+from defectnet.config import Grid, ModelSpec, Settings, bounded
+from defectnet.elements import VOCABULARY
 from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
+from defectnet.models.losses import LossTerm, mean_over
 
 TARGET_SCALE: Final = 10.0
 """The network is trained on the concentration times this."""
 
 _FLOOR: Final = 1e-2  # added to both histograms before the ratio
 _SHARPNESS: Final = 200.0  # 1 / 0.005: concentrations far below 0.5 % are as good as absent
+
+
+@dataclass(frozen=True)
+class PaperConfig(Settings, called="net"):
+    """Size of `PaperDefectNet`; the defaults are the published values.
+
+    Attributes:
+        bins: Bins of both histograms and length of the padded composition, from 0 to the host's edge.
+        channels: Width of the convolutions' output and of the attention; the convolutions grow to it by two
+            doublings.
+        heads: Attention heads; must divide `channels`.
+        hidden: Width of the MLP's two hidden layers.
+        kernel: Kernel of the convolutions; odd.
+        input: ``paper`` for the histograms above; ``grid`` for the spectra on this project's own grid, which reaches
+            above the edge, in their place (`bins` says nothing then). All else stays.
+    """
+
+    bins: int = bounded(100, len(VOCABULARY), 4096)
+    channels: int = bounded(128, 4, 4096, multiple=4)
+    heads: int = bounded(8, 1, 64)
+    hidden: int = bounded(256, 1, 8192)
+    kernel: int = bounded(5, 1, 31)
+    input: str = bounded("paper", choices=("paper", "grid"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.channels % self.heads == 0, "heads", f"It must divide channels = {self.channels}")
+        self.require(self.kernel % 2 == 1, "kernel", "Use an odd number")
 
 
 def rebin_matrix(grid: Grid, bins: int) -> NDArray[np.float64]:
@@ -51,7 +84,8 @@ def rebin_matrix(grid: Grid, bins: int) -> NDArray[np.float64]:
 class PaperDefectNet(DefectModel):
     """Three convolutions over stacked vectors, read by a single query made of the candidates, then an MLP.
 
-    The loss is the mean squared error of `TARGET_SCALE` times the concentration, over candidates only.
+    The loss is the mean squared error of `TARGET_SCALE` times the concentration, over candidates only. So its one
+    number, `Output.concentration_if_present`, is the expected concentration, too.
 
     Args:
         spec: What the network reads and answers.
@@ -60,7 +94,9 @@ class PaperDefectNet(DefectModel):
 
     net: PaperConfig
     config_type: ClassVar[type[PaperConfig]] = PaperConfig
-    loss: ClassVar[str] = "paper"
+    loss_weights: Mapping[str, float] = MappingProxyType({"expected": 1.0})
+    hurdle: ClassVar[bool] = False
+    asks_blind = False
 
     rebin: Tensor
 
@@ -132,3 +168,12 @@ class PaperDefectNet(DefectModel):
         score = functional.softplus(concentration, beta=_SHARPNESS).clamp(1e-12, 1.0 - 1e-6)
         logits = torch.logit(score).masked_fill(~batch.candidates, ABSENT_LOGIT)
         return Output(logits, concentration.masked_fill(~batch.candidates, 0.0))
+
+    def expected(self, output: Output) -> Tensor:
+        """Return what the network regresses over all candidates: the expectation already, (B, E)."""
+        return output.concentration_if_present.clamp(0.0, 1.0)
+
+    def loss_terms(self, output: Output, batch: Batch, targets: Targets) -> dict[str, LossTerm]:
+        """Return the squared error of ten times the concentration, over the candidates only (arXiv 2506.00725)."""
+        error = TARGET_SCALE * (output.concentration_if_present - targets.true_concentration)
+        return {"expected": mean_over(error.square(), batch.candidates)}

@@ -1,24 +1,15 @@
-"""The networks by name. A new one is a file, a line here, and a recipe."""
+"""All that can be trained, saved and loaded, by name: the networks, and measured responses around one of them."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from defectnet.config import ModelSpec
-from defectnet.errors import ConfigError
 from defectnet.models.base import DefectModel
-from defectnet.models.defectnet import DefectNet
 from defectnet.models.measured import MeasuredResponses
-from defectnet.models.paper import PaperDefectNet
-from defectnet.models.resnet import ResNet1d
+from defectnet.models.networks import NETWORKS, named
 
-ARCHITECTURES: dict[str, type[DefectModel]] = {
-    "DefectNet": DefectNet,
-    "MeasuredResponses": MeasuredResponses,
-    "PaperDefectNet": PaperDefectNet,
-    "ResNet1d": ResNet1d,
-}
+ARCHITECTURES: dict[str, type[DefectModel]] = {**NETWORKS, "MeasuredResponses": MeasuredResponses}
 
 
 def architecture(name: str) -> type[DefectModel]:
@@ -27,11 +18,7 @@ def architecture(name: str) -> type[DefectModel]:
     Raises:
         ConfigError: There is no such network.
     """
-    if name not in ARCHITECTURES:
-        near = get_close_matches(str(name), ARCHITECTURES, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"architecture {name!r} is not known", fix=f"{hint}Known are {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    return named(name, ARCHITECTURES)
 
 
 def build_model(name: str, spec: ModelSpec | None = None, net: dict[str, Any] | None = None) -> DefectModel:

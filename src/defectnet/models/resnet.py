@@ -6,6 +6,7 @@ instead of batch normalisation, so that an answer does not depend on its batch m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from defectnet.batch import Batch, Output
-from defectnet.config import ModelSpec, ResNetConfig
+from defectnet.config import ModelSpec, Settings, bounded
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
 from defectnet.models.defectnet import contrast, contrast_summary, element_descriptors, log_shift
 from defectnet.nn.heads import MAX_CONCENTRATION
@@ -22,6 +23,29 @@ from defectnet.spectrum import KINDS
 _CHANNELS = 5
 _SUMMARY = 7  # six sums of the contrast, and the shift of the mean log energy
 _GROUPS = 8
+
+
+@dataclass(frozen=True)
+class ResNetConfig(Settings, called="net"):
+    """Size of `ResNet1d`.
+
+    Attributes:
+        channels: Channels of the first block, a multiple of 8; doubled by each of the first two blocks after the stem.
+        blocks: Residual blocks, each of which halves the length.
+        kernel: Kernel of the convolutions; odd.
+        hidden: Width of the layer before the heads.
+        dropout: Share of that layer's activations dropped in training.
+    """
+
+    channels: int = bounded(32, 8, 1024, multiple=8)
+    blocks: int = bounded(3, 1, 6)
+    kernel: int = bounded(5, 1, 31)
+    hidden: int = bounded(256, 8, 8192)
+    dropout: float = bounded(0.1, 0.0, below=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.kernel % 2 == 1, "kernel", "Use an odd number")
 
 
 class ResidualBlock(nn.Module):
@@ -61,7 +85,6 @@ class ResNet1d(DefectModel):
 
     net: ResNetConfig
     config_type: ClassVar[type[ResNetConfig]] = ResNetConfig
-    loss: ClassVar[str] = "hurdle"
 
     descriptors: Tensor
     bins: Tensor

@@ -34,7 +34,7 @@ _NEVER: Final = -1e4  # a logit that means no: minus infinity has no gradient
 _LEAST: Final = 1e-6
 _LEAST_SHARE: Final = 1e-4
 _LEVEL: Final = 0.02  # added to a DOS before its logarithm
-_WORST: Final = 2.0  # misfits are cut, lest the few rows that no response explains rule the gradient
+_WORST: Final = 2.0  # losses are cut, lest the few rows that no response explains rule the gradient
 
 
 class HostModes(nn.Module):
@@ -95,13 +95,13 @@ class Parts(NamedTuple):
     Attributes:
         atoms: The host's elements.
         share: (B, S, N) logarithm of each one's share of the host's spectrum.
-        own: (B, K, N) logarithm of the DOS of each dopant's own atoms, as a probability of bins.
+        dopant_dos: (B, K, N) logarithm of the DOS of each dopant's own atoms, as a probability of bins.
         change: (B, K, S, N) change of the projected DOS of each element of the host, per concentration.
     """
 
     atoms: HostAtoms
     share: Tensor
-    own: Tensor
+    dopant_dos: Tensor
     change: Tensor
 
 
@@ -118,7 +118,7 @@ class ElementChanges(nn.Module):
         self.bin = reach / PROJECTED_BINS
         self.modes = HostModes(reach)
         self.context, self.share = nn.Linear(2 * width, width), nn.Linear(width, PROJECTED_BINS)
-        self.own = nn.Linear(width, PROJECTED_BINS)
+        self.own = nn.Linear(width, PROJECTED_BINS)  # of `Parts.dopant_dos`; the name stands in checkpoints
         self.dopant, self.atom = nn.Linear(width, width), nn.Linear(width, width)
         self.site = nn.Linear(width, 1)
         self.bend = nn.Linear(width, 3 * NODES)
@@ -148,7 +148,7 @@ class ElementChanges(nn.Module):
         share = share + (atoms.fraction * weight).clamp_min(_LEAST).log().unsqueeze(-1)
         share = share.masked_fill(~held.unsqueeze(-1), _NEVER).log_softmax(1)
         projected = host[:, None] * share.exp() / weight.unsqueeze(-1)  # (B, S, N), areas are about the fractions
-        own = ((theory.clamp_min(0.0) + _LEVEL).log() + self.own(x)).log_softmax(-1)
+        dopant_dos = ((theory.clamp_min(0.0) + _LEVEL).log() + self.own(x)).log_softmax(-1)
         z = gelu(self.dopant(x).unsqueeze(2) + self.atom(atoms.tokens).unsqueeze(1))  # (B, K, S, D)
         site = self.site(z).squeeze(-1) + atoms.fraction.clamp_min(_LEAST).log().unsqueeze(1)
         site = site.masked_fill(~held.unsqueeze(1), _NEVER).softmax(-1)  # (B, K, S), which places it takes
@@ -156,12 +156,12 @@ class ElementChanges(nn.Module):
         bent = (self.bend(z).transpose(1, 2) @ self.modes(projected)).transpose(1, 2)
         change = bent + self.correction(z) - taken.unsqueeze(-1) * projected.unsqueeze(1)
         change = change * held[:, None, :, None]
-        added = gain.clamp_max(GAINS[1]).unsqueeze(-1) * own.exp() / self.bin
+        added = gain.clamp_max(GAINS[1]).unsqueeze(-1) * dopant_dos.exp() / self.bin
         total = added + (weight[:, None, :, None] * change).sum(2)
         response = total - total.sum(-1, keepdim=True) * self.bin * host.unsqueeze(1)
-        return response, Parts(atoms, share, own, change)
+        return response, Parts(atoms, share, dopant_dos, change)
 
-    def misfits(self, parts: Parts, kind: Tensor, elements: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, parts: Parts, kind: Tensor, elements: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return how far the parts are from the truth.
 
         Args:
@@ -171,9 +171,9 @@ class ElementChanges(nn.Module):
             targets: With projected DOS.
 
         Returns:
-            (B,) each. ``share``: divergence (Kullback and Leibler) of the host's elements, mean over its spectrum;
-            ``own``: the same of the dopants' own DOS, mean over the dopants; ``change``: what the true concentrations
-            leave unexplained of the changes of the host's elements, 1 if all, 2 at most.
+            (B,) each. ``host_share``: divergence (Kullback and Leibler) of the host's elements, mean over its
+            spectrum; ``dopant_dos``: the same of the dopants' own DOS, mean over the dopants; ``host_change``: what the
+            true concentrations leave unexplained of the changes of the host's elements, 1 if all, 2 at most.
         """
         if targets.projected is None:
             raise ValueError("targets without projected DOS")
@@ -188,12 +188,16 @@ class ElementChanges(nn.Module):
         dos = doped.gather(1, elements.unsqueeze(-1).expand(-1, -1, PROJECTED_BINS))
         area = dos.sum(-1, keepdim=True)
         dos = dos / area.clamp_min(1e-9)  # (B, K, N)
-        concentration = targets.concentration.gather(1, elements)
+        concentration = targets.true_concentration.gather(1, elements)
         present = (concentration > 0) & (area.squeeze(-1) > 1e-9)  # all of a local mode may lie above the grid
-        own = (dos * (dos.clamp_min(_LEAST).log() - parts.own)).sum(-1)
-        own = (own * present).sum(1) / present.sum(1).clamp_min(1)
+        divergence = (dos * (dos.clamp_min(_LEAST).log() - parts.dopant_dos)).sum(-1)
+        divergence = (divergence * present).sum(1) / present.sum(1).clamp_min(1)
         explained = weight * torch.einsum("bk,bksn->bsn", concentration, parts.change)
         seen = after - before
         left = (seen - explained).square().sum((1, 2)) / (seen.square().sum((1, 2)) + 1e-3 * PROJECTED_BINS)
         known = (kind != KINDS.index("projected")).to(share.dtype)
-        return {"share": known * share, "own": own, "change": known * left.clamp_max(_WORST)}
+        return {
+            "host_share": known * share,
+            "dopant_dos": divergence,
+            "host_change": known * left.clamp_max(_WORST),
+        }

@@ -181,7 +181,7 @@ class ResponseDictionary(nn.Module):
     responses are predicted from the host alone: the theory of `ImpurityTheory`, softly chosen, and a network that reads
     the host say what each dopant does to each element of it, and a response is the sum
     (`defectnet.nn.changes.ElementChanges`). They are taught on the true concentrations and on projected DOS
-    (`misfits`), and are then fitted to what is seen: alone, together with ridge regression over the candidates, and
+    (`losses`), and are then fitted to what is seen: alone, together with ridge regression over the candidates, and
     with correlated errors (`CorrelatedFit`).
 
     Args:
@@ -314,7 +314,7 @@ class ResponseDictionary(nn.Module):
         fit = torch.stack([5.0 * alone, 2.0 * likeness, *(8.0 * c for c in together), log_gain], -1)
         return (8.0 * chosen * seen).clamp(-6.0, 6.0), fit
 
-    def misfits(self, batch: Batch, elements: Tensor, targets: Targets, explained: Explained) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, elements: Tensor, targets: Targets, explained: Explained) -> dict[str, Tensor]:
         """Return how well the responses explain what is seen, (B,) each.
 
         Args:
@@ -324,15 +324,15 @@ class ResponseDictionary(nn.Module):
             explained: What `forward` returned.
 
         Returns:
-            ``response`` (`misfit`), and with projected DOS those of `ElementChanges.misfits`.
+            ``response`` (`response_loss`), and with projected DOS those of `ElementChanges.losses`.
         """
-        true = targets.concentration.gather(1, elements)
-        found = {"response": self.misfit(batch, true, explained.response)}
+        true = targets.true_concentration.gather(1, elements)
+        found = {"response": self.response_loss(batch, true, explained.response)}
         if targets.projected is not None:
-            found |= self.changes.misfits(explained.parts, batch.kind, elements, targets)
+            found |= self.changes.losses(explained.parts, batch.kind, elements, targets)
         return found
 
-    def misfit(self, batch: Batch, concentration: Tensor, response: Tensor) -> Tensor:
+    def response_loss(self, batch: Batch, concentration: Tensor, response: Tensor) -> Tensor:
         """Return how much of the change of the spectrum the true concentrations leave unexplained.
 
         Args:

@@ -22,7 +22,7 @@ from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
-from defectnet.simulate.rows import HostSimulation, Rejected, Settings, read_settings
+from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, read_settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
 
 FORGIVEN: Final = 0.005
@@ -49,7 +49,7 @@ def stored_host(sample: Sample) -> Crystal:
 
 
 def regenerate(
-    sample: Sample, potential: Potential, settings: Settings, preconditioner: Potential | None = None
+    sample: Sample, potential: Potential, settings: SimulationSettings, preconditioner: Potential | None = None
 ) -> Sample:
     """Simulate a row again.
 
@@ -76,7 +76,7 @@ def regenerate(
     try:
         row = HostSimulation(potential, host, host.crystal, settings, preconditioner).row(int(number))
         made = next(made for made in row.samples if made.row_id == sample.row_id)
-    except (Rejected, ValueError, StopIteration) as error:
+    except (RejectedCell, ValueError, StopIteration) as error:
         raise SimulationError(
             f"row {sample.row_id} cannot be made again", why=str(error) or "no such row", fix="Use its own settings"
         ) from error
@@ -181,7 +181,7 @@ def verify(
 
 def _maker(folder: Path, potential: str, preconditioner: str | None) -> Callable[[Sample], Sample]:
     """Return what simulates a row of a data set again."""
-    settings = read_settings(Settings, folder / MANIFEST)
+    settings = read_settings(SimulationSettings, folder / MANIFEST)
     tools = ToolNames(potential, preconditioner).load()
     _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
     return lambda sample: regenerate(sample, tools.potential, settings, tools.preconditioner)

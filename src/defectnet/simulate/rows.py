@@ -52,7 +52,7 @@ def read_settings(kind: type[Kind], path: str | Path) -> Kind:
     """Read settings from a JSON object, or from an existing data set's ``dataset.json``.
 
     Args:
-        kind: `Settings`, or `PairSettings` of pairs from host packs.
+        kind: `SimulationSettings`, or `PairSettings` of pairs from host packs.
         path: The file.
 
     Raises:
@@ -71,7 +71,7 @@ def read_settings(kind: type[Kind], path: str | Path) -> Kind:
 
 
 @dataclass(frozen=True)
-class Settings(Bounded, error=SimulationError):
+class SimulationSettings(Bounded, error=SimulationError):
     """What fixes a data set beside its hosts and its potential.
 
     Attributes:
@@ -163,7 +163,7 @@ def atom_range(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-class Rejected(Exception):  # noqa: N818  (an outcome that is listed, not an error)
+class RejectedCell(Exception):  # noqa: N818  (an outcome that is listed, not an error)
     """A host or a cell that does not enter the data set, with the reason."""
 
 
@@ -174,7 +174,7 @@ def row_generator(seed: int, row_id: str) -> np.random.Generator:
 
 
 def relax_host(
-    potential: Potential, host: Host, settings: Settings, preconditioner: Potential | None = None
+    potential: Potential, host: Host, settings: SimulationSettings, preconditioner: Potential | None = None
 ) -> Crystal:
     """Relax atoms and cell of a host.
 
@@ -183,11 +183,11 @@ def relax_host(
     Args:
         potential: Relaxes.
         host: The crystal as listed.
-        settings: See `Settings`.
+        settings: See `SimulationSettings`.
         preconditioner: See `relax`.
 
     Raises:
-        Rejected: It does not converge, or ends as another crystal.
+        RejectedCell: It does not converge, or ends as another crystal.
     """
     result = relax(
         potential, host.crystal, cell="full", tolerance=settings.tolerance / 10, preconditioner=preconditioner
@@ -195,9 +195,9 @@ def relax_host(
     change = result.crystal.volume / host.crystal.volume - 1.0
     collapsed = not np.isfinite(result.max_force)
     if not result.converged and not collapsed:
-        raise Rejected("host not relaxed")
+        raise RejectedCell("host not relaxed")
     if collapsed or abs(change) > settings.volume_limit:
-        raise Rejected("host volume changed")
+        raise RejectedCell("host volume changed")
     return as_stored(result.crystal)
 
 
@@ -209,7 +209,7 @@ def as_stored(crystal: Crystal) -> Crystal:
 
 
 @dataclass(frozen=True)
-class Row:
+class SimulatedCell:
     """What one doped cell gives.
 
     Attributes:
@@ -230,7 +230,7 @@ class HostSimulation:
         potential: Relaxes and vibrates the cells.
         host: Names the rows.
         relaxed: The host after `relax_host`, or read from a stored row.
-        settings: See `Settings`.
+        settings: See `SimulationSettings`.
         preconditioner: See `relax`.
     """
 
@@ -239,7 +239,7 @@ class HostSimulation:
         potential: Potential,
         host: Host,
         relaxed: Crystal,
-        settings: Settings,
+        settings: SimulationSettings,
         preconditioner: Potential | None = None,
     ) -> None:
         self.potential = potential
@@ -257,14 +257,14 @@ class HostSimulation:
         )
         self._dos: dict[tuple[bytes, str], tuple[float, FloatArray]] = {}
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> SimulatedCell:
         """Simulate one doped cell.
 
         Args:
             number: Number of the row within its host.
 
         Raises:
-            Rejected: The cell does not relax, or host or cell have imaginary modes.
+            RejectedCell: The cell does not relax, or host or cell have imaginary modes.
         """
         settings = self.settings
         row_id = f"{self.host.id}/{number:04d}"
@@ -284,7 +284,7 @@ class HostSimulation:
         stiffnesses = int(rng.integers(1, 3)) if rng.random() < settings.stiffness_share else 0
         return self.vibrate(row_id, cell, stiffnesses)
 
-    def vibrate(self, row_id: str, cell: DopedCell, stiffnesses: int = 0) -> Row:
+    def vibrate(self, row_id: str, cell: DopedCell, stiffnesses: int = 0) -> SimulatedCell:
         """Relax a doped cell of this host and take its spectra.
 
         Args:
@@ -293,7 +293,7 @@ class HostSimulation:
             stiffnesses: How many randomised stiffnesses to add; only training hosts have them.
 
         Raises:
-            Rejected: As `row`.
+            RejectedCell: As `row`.
         """
         settings, potential = self.settings, self.potential
         self._host_dos(cell.supercell, AS_IS)  # an unstable host is known before its cells are relaxed
@@ -301,14 +301,14 @@ class HostSimulation:
             potential, cell.crystal, cell="volume", tolerance=settings.tolerance, preconditioner=self.preconditioner
         )
         if not result.converged:
-            raise Rejected("doped cell not relaxed")
+            raise RejectedCell("doped cell not relaxed")
         force_constants = potential.force_constants(result.crystal)
         samples = [self._sample(row_id, cell, result, force_constants, AS_IS)]
         if self.split == "train":
             for k in range(1, stiffnesses + 1):
-                with suppress(Rejected):
+                with suppress(RejectedCell):
                     samples.append(self._sample(row_id, cell, result, force_constants, f"stiffness-{k}"))
-        return Row(samples, result.crystal, force_constants)
+        return SimulatedCell(samples, result.crystal, force_constants)
 
     def _supercell(self, rng: np.random.Generator, smallest: int, largest: int) -> NDArray[np.int64]:
         # In the lower half: larger cells cost more, and the upper half is for crystals that do not fit.
@@ -334,7 +334,7 @@ class HostSimulation:
             found = self._stable_modes(force_constants, crystal, points, self.settings.host_imaginary_limit, "host")
             edge_mev = band_edge(found)
             if edge_mev > self.settings.highest_edge_mev:
-                raise Rejected("host edge not believable")
+                raise RejectedCell("host edge not believable")
             self._dos[key] = edge_mev, projected_dos(found, crystal, edge_mev, STORAGE_GRID)[0]
         return self._dos[key]
 
@@ -347,9 +347,9 @@ class HostSimulation:
         if not self.potential.exact:
             most = INTERPOLATED_LIMIT
             if modes(force_constants, crystal, [np.zeros(3)]).imaginary_fraction > limit:
-                raise Rejected(f"imaginary modes in the {what}")
+                raise RejectedCell(f"imaginary modes in the {what}")
         if fraction > most:
-            raise Rejected(f"imaginary modes in the {what}")
+            raise RejectedCell(f"imaginary modes in the {what}")
         return found
 
     def _sample(

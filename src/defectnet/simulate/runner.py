@@ -29,7 +29,7 @@ from defectnet.potentials.potential import FastPotential, Potential, load_potent
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.executors import Executor, Failure, LocalExecutor
 from defectnet.simulate.hessians import hessian_file, merge_hessians, read_hessians, write_hessians
-from defectnet.simulate.rows import HostSimulation, Rejected, Row, Settings, relax_host
+from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulatedCell, SimulationSettings, relax_host
 
 MANIFEST = "dataset.json"
 
@@ -125,7 +125,7 @@ def simulate(
     hosts: Sequence[Host],
     potential: str,
     out: Path,
-    settings: Settings,
+    settings: SimulationSettings,
     *,
     executor: Executor | None = None,
     device: str = "cpu",
@@ -140,7 +140,7 @@ def simulate(
         hosts: Crystals; their order and number are part of the data set's identity.
         potential: Path or name, see `load_potential`.
         out: Folder; made if needed.
-        settings: See `Settings`.
+        settings: See `SimulationSettings`.
         executor: Who does the work; by default one process beside this one.
         device: Where potentials are evaluated.
         preconditioner: A second, cheaper potential that tells the relaxation which way is soft.
@@ -249,7 +249,7 @@ class ShardWork:
     """`make_shard` as a worker process calls it, with tools that it loads for itself."""
 
     tools: ToolNames
-    settings: Settings
+    settings: SimulationSettings
 
     def __call__(self, shard: Shard) -> Counter[str]:
         """Make a shard."""
@@ -279,7 +279,7 @@ def shard_range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def make_shard(tools: Tools, shard: Shard, settings: Settings) -> Counter[str]:
+def make_shard(tools: Tools, shard: Shard, settings: SimulationSettings) -> Counter[str]:
     """Simulate and write one shard; returns the numbers of rows and rejects.
 
     Each host is written as it is done, to a folder beside the shard, so that a kill costs no more than one host.
@@ -311,9 +311,9 @@ def make_shard(tools: Tools, shard: Shard, settings: Settings) -> Counter[str]:
     return counts(extra)
 
 
-def _make_part(tools: Tools, host: Host, path: Path, settings: Settings) -> dict[str, Any]:
+def _make_part(tools: Tools, host: Host, path: Path, settings: SimulationSettings) -> dict[str, Any]:
     begun = path.with_suffix(".begun")
-    rows: list[Row] = []
+    rows: list[SimulatedCell] = []
     if _attempts(begun) >= DEADLY:
         rejects = [{"id": host.id, "reason": "worker died"}]
     else:
@@ -349,16 +349,18 @@ def _attempt(begun: Path) -> Iterator[None]:
             file.truncate(before)
 
 
-def simulate_host(tools: Tools, host: Host, settings: Settings) -> tuple[list[Row], list[dict[str, str]]]:
+def simulate_host(
+    tools: Tools, host: Host, settings: SimulationSettings
+) -> tuple[list[SimulatedCell], list[dict[str, str]]]:
     """Simulate all rows of a host.
 
     Returns:
         The rows, and the rejects with id and reason. A structure on which numerics break is a reject too: it must
         not stop the others.
     """
-    rows: list[Row] = []
+    rows: list[SimulatedCell] = []
     rejects: list[dict[str, str]] = []
-    broken = (Rejected, SimulationError, np.linalg.LinAlgError, ValueError, RuntimeError, MemoryError)
+    broken = (RejectedCell, SimulationError, np.linalg.LinAlgError, ValueError, RuntimeError, MemoryError)
     try:
         relaxed = relax_host(tools.potential, host, settings, tools.preconditioner)
         simulation = HostSimulation(tools.potential, host, relaxed, settings, tools.preconditioner)
@@ -378,7 +380,7 @@ def _reason(error: Exception) -> str:
     # torch raises a RuntimeError for what NumPy calls a MemoryError.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return "out of memory"
-    return str(error) if isinstance(error, Rejected) else f"{type(error).__name__}: {str(error)[:100]}"
+    return str(error) if isinstance(error, RejectedCell) else f"{type(error).__name__}: {str(error)[:100]}"
 
 
 def counts(extra: dict[str, Any]) -> Counter[str]:
@@ -391,7 +393,7 @@ def counts(extra: dict[str, Any]) -> Counter[str]:
 # -- what is there already ---------------------------------------------------------------------------------
 
 
-def _whole(shard: Shard, settings: Settings) -> dict[str, Any] | None:
+def _whole(shard: Shard, settings: SimulationSettings) -> dict[str, Any] | None:
     """Return the notes of a shard that is there and whole; a damaged one is named and will be rebuilt."""
     if not shard.path.exists():
         return None
@@ -413,7 +415,7 @@ def _of_rows(settings: Any) -> Any:
     return {k: v for k, v in settings.items() if k != "keep_hessians"} if isinstance(settings, dict) else settings
 
 
-def identity_of(hosts: Sequence[Host], tools: Tools, settings: Settings) -> dict[str, Any]:
+def identity_of(hosts: Sequence[Host], tools: Tools, settings: SimulationSettings) -> dict[str, Any]:
     """Return what a data set is made from, as plain values."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -432,7 +434,7 @@ def write_manifest(out: Path, identity: dict[str, Any], free: Sequence[str] = ()
     Args:
         out: Folder of the data set.
         identity: Plain values, ``settings`` among them.
-        free: Settings that may differ.
+        free: SimulationSettings that may differ.
 
     Raises:
         SimulationError: The folder has another one.

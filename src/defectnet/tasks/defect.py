@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -21,8 +22,8 @@ from defectnet.data.module import SpectraDataModule
 from defectnet.errors import ConfigError
 from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
+from defectnet.models.losses import LossTerm
 from defectnet.models.registry import build_model
-from defectnet.tasks.losses import LossWeights, loss_named
 from defectnet.tasks.metrics import TrackMetrics, track_of
 
 CHECKPOINT_KEY = "defectnet"
@@ -67,7 +68,7 @@ class DefectTask(LightningModule):
         spec: What the network reads and answers; `defectnet fit` takes it from the data.
         init_from: Checkpoint to start from: a bundled name, a path (./ or /) or org/repo. None starts from scratch.
         optimiser: Learning rate and its schedule.
-        weights: Weights of the terms of the loss.
+        weights: Weights of the terms of the loss that differ from the network's own (`DefectModel.loss_weights`).
     """
 
     simulated: ClassVar[bool] = True
@@ -80,17 +81,34 @@ class DefectTask(LightningModule):
         spec: ModelSpec | None = None,
         init_from: str | None = None,
         optimiser: OptimiserSettings = OptimiserSettings(),
-        weights: LossWeights = LossWeights(),  # noqa: B008
+        weights: dict[str, float] | None = None,
     ) -> None:
-        super().__init__()
         if init_from is None:
             if architecture is None:
                 raise ConfigError("model.architecture is not given", fix="Name a network, or give init_from")
-            self.model = build_model(architecture, spec, net)
+            model = build_model(architecture, spec, net)
         else:
-            self.model = _pretrained(init_from, architecture, net, spec)
-        self.optimiser, self.weights = optimiser, weights
-        self.metrics = nn.ModuleDict({name: TrackMetrics(self.model.loss) for name in TRACKS})
+            model = from_pretrained(init_from)
+            same_size = net is None or {**model.net.to_dict(), **net} == model.net.to_dict()
+            if architecture not in (None, type(model).__name__) or not same_size:
+                raise ConfigError(
+                    f"model.init_from {init_from!r} is a {type(model).__name__} of another size than model.net",
+                    fix="Use the recipe that it was trained with, or leave out model.architecture and model.net",
+                )
+            model = pretrained(model, spec)
+        self._set_up(model, optimiser, weights or {})
+
+    def _set_up(self, model: DefectModel, optimiser: OptimiserSettings, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        unknown = [name for name in weights if name not in model.loss_weights]
+        if unknown:
+            raise ConfigError(
+                f"model.weights.{unknown[0]} is no term of the loss of {type(model).__name__}",
+                fix=f"Use {', '.join(model.loss_weights)}",
+            )
+        self.model, self.optimiser = model, optimiser
+        self.weights = {**model.loss_weights, **weights}
+        self.metrics = nn.ModuleDict({name: TrackMetrics() for name in TRACKS})
         # Not logged with sync_dist: Lightning's mean over ranks of unequal parts divides by a rounded count.
         self.mean_loss = nn.ModuleDict({name: MeanMetric() for name in TRACKS})
 
@@ -138,9 +156,8 @@ class DefectTask(LightningModule):
 
     def _step(self, item: Item, stage: str) -> Tensor:
         batch, targets = item.batch, item.targets
-        output, further = self.model.learn(batch, targets) if stage == "train" else (self(batch), {})
-        terms = loss_named(self.model.loss)(output, batch, targets, self.weights)
-        terms |= {name: self.weights.of(name) * value.mean() for name, value in further.items()}
+        output, found = self._answer(batch, targets, stage)
+        terms = {name: self.weights[name] * term.mean() for name, term in found.items()}
         loss = torch.stack(list(terms.values())).sum()
         size = len(batch.host)
         if stage == "train":
@@ -150,6 +167,15 @@ class DefectTask(LightningModule):
             self._score(output, batch, targets, loss, size)
         return loss
 
+    def _answer(self, batch: Batch, targets: Targets, stage: str) -> tuple[Output, dict[str, LossTerm]]:
+        """Return what the network says, and the terms of its loss without their weights, in single precision."""
+        output, auxiliary = self.model.forward_training(batch, targets) if stage == "train" else (self(batch), {})
+        output = output.map(lambda x: x.float())
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self.model.loss_terms(output, batch, targets)
+        auxiliary = {name: term._replace(rows=term.rows.float()) for name, term in auxiliary.items()}
+        return output, {**terms, **auxiliary}
+
     def _score(
         self, output: Output, batch: Batch, targets: Targets, loss: Tensor, weight: float | Tensor = 1.0
     ) -> None:
@@ -157,7 +183,7 @@ class DefectTask(LightningModule):
         metrics, mean_loss = self.metrics[track_of(batch)], self.mean_loss[track_of(batch)]
         assert isinstance(metrics, TrackMetrics)
         assert isinstance(mean_loss, MeanMetric)
-        metrics.update(output, batch, targets)
+        metrics.update(output, self.model.expected(output), batch, targets)
         mean_loss.update(loss, weight)
 
     def on_validation_epoch_end(self) -> None:
@@ -207,20 +233,19 @@ class DefectTask(LightningModule):
         checkpoint[CHECKPOINT_KEY] = self.model.config
 
 
-def _pretrained(
-    source: str, architecture: str | None, net: dict[str, Any] | None, spec: ModelSpec | None
-) -> DefectModel:
-    """Load a network to go on training it, and check that it fits what else was asked."""
-    model = from_pretrained(source)
-    same_size = net is None or {**model.net.to_dict(), **net} == model.net.to_dict()
-    if architecture not in (None, type(model).__name__) or not same_size:
-        raise ConfigError(
-            f"model.init_from {source!r} is a {type(model).__name__} of another size than model.net asks for",
-            fix="Use the recipe that it was trained with, or leave out model.architecture and model.net",
-        )
+def pretrained(model: DefectModel, spec: ModelSpec | None = None) -> DefectModel:
+    """Make a loaded network ready to be trained further, in place.
+
+    Args:
+        model: The network.
+        spec: What the data measure; kinds of DOS that are new to the network are added to its own.
+
+    Raises:
+        ConfigError: The data are on another grid.
+    """
     if spec is not None and spec.grid != model.spec.grid:
         raise ConfigError(
-            f"model.init_from {source!r} was trained on {model.spec.grid}, the data are on {spec.grid}",
+            f"{model.name} was trained on {model.spec.grid}, the data are on {spec.grid}",
             fix="Set data.grid to the checkpoint's",
         )
     if spec is not None:

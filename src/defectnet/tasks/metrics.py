@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
 
-from defectnet.batch import Batch, Item, Output, Targets
+from defectnet.batch import Batch, Output, Targets
 from defectnet.elements import VOCABULARY
-from defectnet.measure.encode import stack
-from defectnet.tasks.losses import expected_concentration
 
 
 def track_of(batch: Batch) -> str:
@@ -23,15 +19,10 @@ def track_of(batch: Batch) -> str:
 
 
 class TrackMetrics(nn.Module):
-    """Identity over the vocabulary and expected concentration over the elements in question.
+    """Identity over the vocabulary and expected concentration over the elements in question."""
 
-    Args:
-        loss: The model class's `loss`, which says what its concentration means.
-    """
-
-    def __init__(self, loss: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.loss = loss
         labels = len(VOCABULARY)
         self.identity = MetricCollection(
             {
@@ -50,12 +41,11 @@ class TrackMetrics(nn.Module):
         """Whether there was a batch since the last reset."""
         return next(iter(self.concentration.values())).update_called
 
-    def update(self, output: Output, batch: Batch, targets: Targets) -> None:
-        """Take in a batch."""
+    def update(self, output: Output, expected: Tensor, batch: Batch, targets: Targets) -> None:
+        """Take in a batch; `expected` is `DefectModel.expected` of the output, (B, E)."""
         self.identity.update(torch.sigmoid(output.identity_logits.float()), targets.present.long())
         asked = batch.candidates
-        expected = expected_concentration(output, self.loss).float()
-        self.concentration.update(expected[asked], targets.concentration[asked])
+        self.concentration.update(expected.float()[asked], targets.true_concentration[asked])
 
     def compute(self) -> dict[str, Tensor]:
         """Return all values since the last reset, over all ranks."""
@@ -68,33 +58,3 @@ class TrackMetrics(nn.Module):
         """Forget all batches."""
         self.identity.reset()
         self.concentration.reset()
-
-
-class Answers(NamedTuple):
-    """A whole split, answered.
-
-    Attributes:
-        output: What was said.
-        batch: What was asked.
-        targets: What is true.
-    """
-
-    output: Output
-    batch: Batch
-    targets: Targets
-
-
-def answer(predict: Callable[[Batch], Output], items: Iterable[Item]) -> Answers:
-    """Answer every batch of a loader and join the answers, in order.
-
-    Args:
-        predict: For instance `DefectModel.predict_batch`.
-        items: Batches with targets, of one loader.
-    """
-    parts = [(predict(item.batch), item.batch, item.targets) for item in items]
-    outputs, batches, targets = zip(*parts, strict=True)
-    return Answers(
-        Output(*(torch.cat(fields) for fields in zip(*outputs, strict=True))),
-        stack(batches),
-        Targets(torch.cat([t.concentration for t in targets])),
-    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from defectnet.benchmark.protocol import Learner
+from defectnet.benchmark.protocol import TrainableEstimator
 from defectnet.errors import ConfigError
 
 try:
-    from defectnet.benchmark.baselines.composition import Candidates, Composition
+    from defectnet.benchmark.baselines.composition import Candidates, HostComposition
     from defectnet.benchmark.baselines.linear import Pls, Ridge
     from defectnet.benchmark.baselines.mean import Mean
     from defectnet.benchmark.baselines.nearest import Nearest
@@ -22,9 +22,9 @@ except ModuleNotFoundError as error:
 
 __all__ = ["BASELINES"]
 
-BASELINES: Final[dict[str, type[Learner]]] = {
+BASELINES: Final[dict[str, type[TrainableEstimator]]] = {
     "mean": Mean,
-    "composition": Composition,
+    "composition": HostComposition,
     "candidates": Candidates,
     "nearest": Nearest,
     "nnls": Nnls,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
@@ -13,10 +13,10 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from defectnet.batch import Batch
+from defectnet.batch import Batch, Estimate
 from defectnet.benchmark.baselines.features import CHUNK, moments
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
-from defectnet.benchmark.protocol import Estimate, FitData
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
+from defectnet.benchmark.protocol import FitData, TrainableEstimator
 from defectnet.config import MODEL_GRID
 from defectnet.data.candidates import TRACKS
 from defectnet.errors import ConfigError
@@ -27,7 +27,7 @@ MOST: Final = 0.5
 """Bounds of an amount, atomic fraction: half of the lowest and twice the highest concentration that is simulated."""
 
 
-class Raw(NamedTuple):
+class RawScores(NamedTuple):
     """What a method says before calibration.
 
     Attributes:
@@ -39,7 +39,7 @@ class Raw(NamedTuple):
     amount: Array
 
 
-class Baseline(ABC):
+class Baseline(TrainableEstimator):
     """A method that scores elements, and the two regressions that turn scores into a probability and an amount.
 
     The calibration is fitted on validation rows, for each track apart and both conditions together: a logistic
@@ -59,64 +59,66 @@ class Baseline(ABC):
 
     def fit(self, data: FitData) -> Self:
         """Fit to the training rows of both tracks and conditions; settings and calibration on the validation rows."""
-        return self.learn(Lessons(data))
+        return self.fit_arrays(FitArrays(data))
 
-    def learn(self, lessons: Lessons) -> Self:
+    def fit_arrays(self, data: FitArrays) -> Self:
         """Do what `fit` does, on rows that are in memory already."""
-        self._prior = self._make_prior(lessons)
-        self._learn(lessons)
-        parts = [part for track in TRACKS for part in lessons.val[track]]
+        self._prior = self._make_prior(data)
+        self._fit_method(data)
+        parts = [part for track in TRACKS for part in data.val[track]]
         answers = [self._raw_in_pieces(part.questions) for part in parts]
-        self._calibrator = Calibrator(self.reads_spectra).fit(parts, answers)
+        self._calibrator = ScoreCalibration(self.reads_spectra).fit(parts, answers)
         return self
 
-    def predict(self, batch: Batch) -> Estimate:
+    def estimate(self, batch: Batch) -> Estimate:
         """Answer a batch; each row by itself."""
         questions = Questions.of(batch)
         check_grid(questions)
         if not len(batch.host):
-            return Estimate(*(torch.zeros(batch.candidates.shape) for _ in range(3)))
+            nothing = torch.zeros(batch.candidates.shape)
+            return Estimate(nothing, nothing, nothing)
         pieces = [questions.take(slice(i, i + CHUNK)) for i in range(0, len(batch.host), CHUNK)]
         answers = [self._calibrator.apply(piece, self._with_prior(piece)) for piece in pieces]
         probability, amount = (np.concatenate(fields) for fields in zip(*answers, strict=True))
         expected = np.clip(probability * amount, 0.0, MOST)
-        return Estimate(*(torch.from_numpy(x).float() for x in (probability, expected, amount)))
+        said = [torch.from_numpy(x).float() for x in (probability, expected, amount)]
+        return Estimate(said[0], said[1], said[2])
 
     @abstractmethod
-    def _learn(self, lessons: Lessons) -> None:
+    def _fit_method(self, data: FitArrays) -> None:
         """Fit the method and choose its settings."""
 
     @abstractmethod
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         """Score elements."""
 
-    def _make_prior(self, lessons: Lessons) -> Baseline | None:
+    def _make_prior(self, data: FitArrays) -> Baseline | None:
         """Return what composition and candidates say, for methods that read spectra; see `composition.WithPrior`."""
         return None
 
-    def _with_prior(self, questions: Questions) -> Raw:
+    def _with_prior(self, questions: Questions) -> RawScores:
         raw = self._raw(questions)
         if self._prior is None:
             return raw
         prior = self._prior._raw(questions)
         scores = np.concatenate([raw.scores, prior.scores[..., :1]], axis=2)
-        return Raw(scores, raw.amount)
+        return RawScores(scores, raw.amount)
 
-    def _raw_in_pieces(self, questions: Questions) -> Raw:
+    def _raw_in_pieces(self, questions: Questions) -> RawScores:
         rows = len(questions.host)
         pieces = [self._with_prior(questions.take(slice(i, i + CHUNK))) for i in range(0, rows, CHUNK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*pieces, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*pieces, strict=True)))
 
-    def _skill(self, lessons: Lessons, raw: Callable[[Questions], Raw] | None = None) -> float:
+    def _skill(self, data: FitArrays, raw: Callable[[Questions], RawScores] | None = None) -> float:
         """Return how well a method does on (at most 1,000 of each part of) the validation rows; see `skill`."""
-        parts = [thin(part, _SKILL_ROWS) for track in TRACKS for part in lessons.val[track]]
+        parts = [thin(part, _SKILL_ROWS) for track in TRACKS for part in data.val[track]]
         answers = [(raw or self._raw)(part.questions) for part in parts]
-        calibrator = Calibrator(self.reads_spectra).fit(parts, answers)
+        calibrator = ScoreCalibration(self.reads_spectra).fit(parts, answers)
         pairs = zip(parts, answers, strict=True)
         return float(np.mean([skill(part, *calibrator.apply(part.questions, answer)) for part, answer in pairs]))
 
 
-class Calibrator:
+class ScoreCalibration:
     """From scores to probability and amount, for each track apart.
 
     Args:
@@ -126,7 +128,7 @@ class Calibrator:
     def __init__(self, reads_spectra: bool) -> None:
         self._reads_spectra = reads_spectra
 
-    def fit(self, parts: Sequence[Part], raws: Sequence[Raw]) -> Self:
+    def fit(self, parts: Sequence[FitRows], raws: Sequence[RawScores]) -> Self:
         """Fit on rows that the method was not fitted on.
 
         Args:
@@ -145,7 +147,7 @@ class Calibrator:
             if present.all() or not present.any():
                 what = "only dopants" if present.any() else "no dopant"
                 raise ConfigError(f"the validation rows ask about {what}", fix="Give more validation rows")
-            true = np.concatenate([p.concentration[p.questions.asked] for p, _ in chosen])
+            true = np.concatenate([p.true_concentration[p.questions.asked] for p, _ in chosen])
             amount = np.concatenate([r.amount[p.questions.asked] for p, r in chosen])
             identity = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
             self._identity[given] = identity.fit(features, present)
@@ -153,7 +155,7 @@ class Calibrator:
             self._amount[given] = make_pipeline(StandardScaler(), Ridge(alpha=3.0)).fit(inside, np.log(true[present]))
         return self
 
-    def apply(self, questions: Questions, raw: Raw) -> tuple[Array, Array]:
+    def apply(self, questions: Questions, raw: RawScores) -> tuple[Array, Array]:
         """Return probability and amount, (B, E) each; what is not in question has probability 0."""
         probability, amount = np.zeros(questions.asked.shape), np.full(questions.asked.shape, LEAST)
         context = self._context(questions, raw)
@@ -167,7 +169,7 @@ class Calibrator:
             amount[asked] = from_log(said)
         return probability, amount
 
-    def _context(self, questions: Questions, raw: Raw) -> Array:
+    def _context(self, questions: Questions, raw: RawScores) -> Array:
         """Return (B, E, S + 3 or 4): scores, lead over the best other element, rank, number asked, size of contrast."""
         first = np.where(questions.asked, raw.scores[..., 0], -np.inf)
         top = np.sort(first, axis=1)
@@ -188,13 +190,13 @@ def _amount_features(amount: Array, features: Array) -> Array:
     return np.column_stack([np.log(amount.clip(LEAST, MOST)), features])
 
 
-def skill(part: Part, probability: Array, amount: Array) -> float:
+def skill(part: FitRows, probability: Array, amount: Array) -> float:
     """Return micro average precision less the relative error of the expected concentration.
 
     That error is the mean absolute one over that of answering zero everywhere; both over the elements in question.
     """
     asked = part.questions.asked
-    true = part.concentration[asked]
+    true = part.true_concentration[asked]
     precision = average_precision_score(part.present[asked], probability[asked])
     error = np.abs((probability * amount)[asked] - true).mean() / max(true.mean(), 1e-12)
     return float(precision - error)

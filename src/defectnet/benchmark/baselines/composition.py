@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from defectnet.benchmark.baselines.base import LEAST, Baseline, Raw
+from defectnet.benchmark.baselines.base import LEAST, Baseline, RawScores
 from defectnet.benchmark.baselines.features import E, prior_features
-from defectnet.benchmark.baselines.pairs import LinearPairs, Pairs, TreePairs, sample_pairs, stack_pairs
-from defectnet.benchmark.baselines.table import Array, Lessons, Questions
+from defectnet.benchmark.baselines.pairs import ElementPairs, LinearPairs, TreePairs, sample_pairs, stack_pairs
+from defectnet.benchmark.baselines.table import Array, FitArrays, Questions
 
 _TREES: Final = tuple(
     {"n_estimators": n, "learning_rate": 0.05, "num_leaves": leaves, "min_child_samples": 50}
@@ -31,21 +31,21 @@ class Candidates(Baseline):
         *({"model": "lightgbm", **settings} for settings in _TREES),
     )
 
-    def _learn(self, lessons: Lessons) -> None:
-        pairs = self._pairs(lessons)
+    def _fit_method(self, data: FitArrays) -> None:
+        pairs = self._pairs(data)
         best = -np.inf
         for option in self.options:
             settings = {key: value for key, value in option.items() if key != "model"}
             model = LinearPairs(**settings) if option["model"] == "logistic" else TreePairs(**settings)
             self._model: LinearPairs | TreePairs = model.fit(pairs)
-            if (found := self._skill(lessons)) > best:
+            if (found := self._skill(data)) > best:
                 best, chosen, self.settings = found, self._model, dict(option)
         self._model = chosen
 
-    def _pairs(self, lessons: Lessons) -> Pairs:
+    def _pairs(self, data: FitArrays) -> ElementPairs:
         # Composition and candidates are the same under both conditions, so one of them is enough.
-        rows = slice(0, len(lessons.spectra.concentration) // 2)
-        parts = [lessons.named.take(rows), lessons.spectra.take(rows)]
+        rows = slice(0, len(data.spectra.true_concentration) // 2)
+        parts = [data.named.take(rows), data.spectra.take(rows)]
         return stack_pairs([sample_pairs(part, lambda questions, _: self._features(questions)) for part in parts])
 
     def _features(self, questions: Questions) -> Array:
@@ -54,15 +54,15 @@ class Candidates(Baseline):
         ones = np.broadcast_to(np.eye(E), (len(table), E, E))
         return np.concatenate([table, table * questions.given[:, None, None], ones], axis=2)
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         asked = questions.asked
         score, amount = np.full(asked.shape, -30.0), np.full(asked.shape, LEAST)
         if asked.any():
             score[asked], amount[asked] = self._model.predict(self._features(questions)[asked])
-        return Raw(score[..., None], amount)
+        return RawScores(score[..., None], amount)
 
 
-class Composition(Candidates):
+class HostComposition(Candidates):
     """The same with the host's composition: what each element is beside it, and how likely it is to sit in it.
 
     Searched on validation: logistic regression (three penalties) or LightGBM (three sizes).
@@ -71,17 +71,17 @@ class Composition(Candidates):
     reads_host: ClassVar[bool] = True
 
 
-class Prior(Composition):
+class Prior(HostComposition):
     """What the baselines that read spectra take from composition and candidates: the logistic regression alone."""
 
-    options: ClassVar[tuple[dict[str, Any], ...]] = Composition.options[: len(_PENALTIES)]
+    options: ClassVar[tuple[dict[str, Any], ...]] = HostComposition.options[: len(_PENALTIES)]
 
 
 class WithPrior(Baseline):
     """A method that reads spectra, and takes from `Prior` what it says without them."""
 
-    def _make_prior(self, lessons: Lessons) -> Baseline:
-        if "prior" not in lessons.shared:
-            lessons.shared["prior"] = Prior().learn(lessons)
-        prior: Baseline = lessons.shared["prior"]
+    def _make_prior(self, data: FitArrays) -> Baseline:
+        if "prior" not in data.shared:
+            data.shared["prior"] = Prior().fit_arrays(data)
+        prior: Baseline = data.shared["prior"]
         return prior

@@ -64,7 +64,7 @@ def contrasts(questions: Questions, how: Preprocess) -> Array:
     The channels are those of `defectnet.models.defectnet.contrast`, so that no baseline sees less than the network.
 
     Args:
-        questions: Pairs.
+        questions: ElementPairs.
         how: Preparation.
     """
     # The log ratio needs spectra that are not negative, which a Savitzky-Golay filter may break.

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from defectnet.benchmark.baselines.base import LEAST, Raw, from_log
+from defectnet.benchmark.baselines.base import LEAST, RawScores, from_log
 from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import (
     CHUNK,
@@ -29,7 +29,7 @@ from defectnet.benchmark.baselines.features import (
     smooth,
 )
 from defectnet.benchmark.baselines.pairs import sample_pairs
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 from defectnet.config import MODEL_GRID
 
 _WINDOWS: Final = (0, 7, 15)
@@ -79,39 +79,39 @@ class Pls(WithPrior):
 
     _COMPONENTS: Final = (5, 10, 15, 20, 30, 40)
 
-    def _learn(self, lessons: Lessons) -> None:
-        part = thin(lessons.spectra)
+    def _fit_method(self, data: FitArrays) -> None:
+        part = thin(data.spectra)
         best = (Preprocess(), "root", 20)
-        score = self._try(part, lessons, best)
+        score = self._try(part, data, best)
         for window in _WINDOWS[1:]:
-            best, score = self._better(part, lessons, (replace(best[0], window=window), *best[1:]), best, score)
+            best, score = self._better(part, data, (replace(best[0], window=window), *best[1:]), best, score)
         for change in ({"derivative": 1}, {"snv": True}):
-            best, score = self._better(part, lessons, (replace(best[0], **change), *best[1:]), best, score)
-        best, score = self._better(part, lessons, (best[0], "presence", best[2]), best, score)
+            best, score = self._better(part, data, (replace(best[0], **change), *best[1:]), best, score)
+        best, score = self._better(part, data, (best[0], "presence", best[2]), best, score)
         self._fit(part, best)
         for count in self._COMPONENTS:
             self._components = min(count, self._limit)
-            found = self._skill(lessons)
+            found = self._skill(data)
             if found > score:
                 best, score = (*best[:2], count), found
-        self._fit(lessons.spectra, best)
+        self._fit(data.spectra, best)
         self.settings = {**asdict(best[0]), "response": best[1], "components": self._components}
 
-    def _try(self, part: Part, lessons: Lessons, setting: tuple[Preprocess, str, int]) -> float:
+    def _try(self, part: FitRows, data: FitArrays, setting: tuple[Preprocess, str, int]) -> float:
         self._fit(part, setting)
-        return self._skill(lessons)
+        return self._skill(data)
 
-    def _better(self, part: Part, lessons: Lessons, new: Any, best: Any, score: float) -> tuple[Any, float]:
-        found = self._try(part, lessons, new)
+    def _better(self, part: FitRows, data: FitArrays, new: Any, best: Any, score: float) -> tuple[Any, float]:
+        found = self._try(part, data, new)
         return (new, found) if found > score else (best, score)
 
-    def _fit(self, part: Part, setting: tuple[Preprocess, str, int]) -> None:
+    def _fit(self, part: FitRows, setting: tuple[Preprocess, str, int]) -> None:
         self._how, response, components = setting
         x = design(part.questions, self._how)
         self._columns = Columns().fit(x)
         scaled = self._columns(x)
         self._pca = principal_components(scaled, _WIDTH)
-        y = np.sqrt(part.concentration) if response == "root" else part.present.astype(np.float64)
+        y = np.sqrt(part.true_concentration) if response == "root" else part.present.astype(np.float64)
         # One fit serves every smaller number of components: the first ones stay the same.
         self._limit = min(max(self._COMPONENTS), self._pca.n_components_ - 1)
         pls = PLSRegression(self._limit, scale=False, tol=1e-4).fit(self._pca.transform(scaled), y)
@@ -119,12 +119,12 @@ class Pls(WithPrior):
         self._components = min(components, self._limit)
         self._spread = y.std(axis=0) + 0.02
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         x = self._pca.transform(self._columns(design(questions, self._how)))
         k = self._components
         y = x @ self._rotations[:, :k] @ self._loadings[:, :k].T
         root = y + self._centre
-        return Raw(np.stack([y / self._spread, root], axis=2), np.square(root.clip(np.sqrt(LEAST), 1.0)))
+        return RawScores(np.stack([y / self._spread, root], axis=2), np.square(root.clip(np.sqrt(LEAST), 1.0)))
 
 
 class Ridge(WithPrior):
@@ -144,35 +144,35 @@ class Ridge(WithPrior):
     _GAMMAS: Final = (0.3, 1.0, 3.0, 10.0)  # over the total variance
     _KERNEL_PENALTIES: Final = (0.3, 3.0)
 
-    def _learn(self, lessons: Lessons) -> None:
-        part = thin(lessons.spectra)
+    def _fit_method(self, data: FitArrays) -> None:
+        part = thin(data.spectra)
         score, how = -np.inf, Preprocess()
         rest: dict[str, Any] = {"alpha": 300.0, "kernel": None}
         tries: list[dict[str, Any]] = [{"window": 0}, *({"window": w} for w in _WINDOWS[1:])]
         for change in [*tries, {"derivative": 1}, {"snv": True}]:
             new = replace(how, **change)
-            if (found := self._try(part, lessons, new, rest)) > score:
+            if (found := self._try(part, data, new, rest)) > score:
                 score, how = found, new
         for alpha in self._PENALTIES:
             new_rest = {**rest, "alpha": alpha}
-            if (found := self._try(part, lessons, how, new_rest)) > score:
+            if (found := self._try(part, data, how, new_rest)) > score:
                 score, rest = found, new_rest
         for gamma, alpha in product(self._GAMMAS, self._KERNEL_PENALTIES):
             new_rest = {"alpha": alpha, "kernel": gamma}
-            if (found := self._try(part, lessons, how, new_rest)) > score:
+            if (found := self._try(part, data, how, new_rest)) > score:
                 score, rest = found, new_rest
-        self._together = Together(how, **rest).fit(lessons.spectra)
-        self._beside = Beside(how).fit(lessons.spectra)
+        self._together = Together(how, **rest).fit(data.spectra)
+        self._beside = Beside(how).fit(data.spectra)
         self.settings = {**asdict(how), **rest, "elements": "together and one beside the host"}
 
-    def _try(self, part: Part, lessons: Lessons, how: Preprocess, rest: dict[str, Any]) -> float:
+    def _try(self, part: FitRows, data: FitArrays, how: Preprocess, rest: dict[str, Any]) -> float:
         model = Together(how, **rest).fit(part)
-        return self._skill(lessons, model.raw)
+        return self._skill(data, model.raw)
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         one, other = self._together.raw(questions), self._beside.raw(questions)
         scores = np.concatenate([one.scores[..., :1] + other.scores[..., :1], one.scores, other.scores], axis=2)
-        return Raw(scores, np.sqrt(one.amount * other.amount))
+        return RawScores(scores, np.sqrt(one.amount * other.amount))
 
 
 class Together:
@@ -188,7 +188,7 @@ class Together:
     def __init__(self, how: Preprocess, alpha: float, kernel: float | None, components: int = 1000) -> None:
         self._how, self._alpha, self._kernel, self._count = how, alpha, kernel, components
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit to rows."""
         x = design(part.questions, self._how)
         self._columns = Columns().fit(x)
@@ -200,20 +200,20 @@ class Together:
             nystroem = Nystroem(gamma=gamma, n_components=min(self._count, len(x)), random_state=0)
             self._map = make_pipeline(pca, nystroem).fit(x)
             x = self._map.transform(x).astype(np.float64)  # kernels of neighbours are nearly the same
-        y = np.concatenate([part.present.astype(np.float64), np.sqrt(part.concentration)], axis=1)
+        y = np.concatenate([part.present.astype(np.float64), np.sqrt(part.true_concentration)], axis=1)
         self._ridge = RidgeRegression(self._alpha, solver="cholesky").fit(x, y.astype(x.dtype))
         # Elements are compared by how far a prediction stands out of what is usual for the element.
         self._spread = y.std(axis=0) + 0.02
         self._mean = y.mean(axis=0)
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Score all elements."""
         x = self._columns(design(questions, self._how))
         y = self._ridge.predict(x if self._map is None else self._map.transform(x))
         z = (y - self._mean) / self._spread
         root = y[:, E:].clip(np.sqrt(LEAST), 1.0)
-        return Raw(np.stack([z[:, :E], z[:, E:]], axis=2), np.square(root))
+        return RawScores(np.stack([z[:, :E], z[:, E:]], axis=2), np.square(root))
 
 
 class Beside:
@@ -228,7 +228,7 @@ class Beside:
     def __init__(self, how: Preprocess, components: int = 24, alpha: float = 30.0) -> None:
         self._how, self._count, self._alpha = how, components, alpha
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit to rows: to all present elements and some absent ones."""
         sample = thin(part)
         x = self._spectra(sample.questions)
@@ -247,7 +247,7 @@ class Beside:
         self._amount = RidgeRegression(self._alpha, solver="cholesky").fit(z[inside], np.log(pairs.amount[inside]))
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Score all elements."""
         answers = []
         for begin in range(0, len(questions.host), CHUNK):
@@ -257,7 +257,7 @@ class Beside:
             answers.append(found.reshape(*piece.shape[:2], 3))
         said = np.concatenate(answers)
         # In units of the spread of presence and of the root over all pairs, which go with the row's own rates.
-        return Raw(said[..., :2] * np.array([4.0, 20.0]), from_log(said[..., 2]))
+        return RawScores(said[..., :2] * np.array([4.0, 20.0]), from_log(said[..., 2]))
 
     def _spectra(self, questions: Questions) -> NDArray[np.float32]:
         return contrasts(questions, self._how).astype(np.float32)

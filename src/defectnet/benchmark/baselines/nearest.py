@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.benchmark.baselines.base import LEAST, Raw
+from defectnet.benchmark.baselines.base import LEAST, RawScores
 from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import (
     E,
@@ -20,7 +20,7 @@ from defectnet.benchmark.baselines.features import (
     relations,
     smooth,
 )
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 
 _DOPANTS: Final = 6  # most dopants of a row
 _BLOCK: Final = 128  # questions that are compared with the library at a time
@@ -56,9 +56,9 @@ class Nearest(WithPrior):
     Savitzky-Golay window, derivative.
     """
 
-    def _learn(self, lessons: Lessons) -> None:
+    def _fit_method(self, data: FitArrays) -> None:
         best, score = Matching(), -np.inf
-        part = thin(lessons.spectra, 10_000)
+        part = thin(data.spectra, 10_000)
         steps: list[list[dict[str, Any]]] = [
             [{"relation": width} for width in (0.0, 0.25, 0.5, 1.0)],
             [{"neighbours": count} for count in (10, 100, 300)],
@@ -67,13 +67,13 @@ class Nearest(WithPrior):
         ]
         for step in steps:
             options = [replace(best, **change) for change in step]
-            found = [self._skill(lessons, Library(option).fit(part).raw) for option in options]
+            found = [self._skill(data, Library(option).fit(part).raw) for option in options]
             if max(found) > score:
                 score, best = max(found), options[int(np.argmax(found))]
-        self._library = Library(best).fit(lessons.spectra)
+        self._library = Library(best).fit(data.spectra)
         self.settings = asdict(best)
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         return self._library.raw(questions)
 
 
@@ -87,7 +87,7 @@ class Library:
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Take in training pairs; those without a dopant too, they vote for nothing."""
         few = thin(part)
         x, host = self._shape(few.questions), self._host(few.questions)
@@ -96,9 +96,9 @@ class Library:
         self._spread = np.sqrt(self._pca.explained_variance_.sum())
         self._points = self._embed(part.questions)
         self._size = self._log_size(part.questions)
-        order = np.argsort(-part.concentration, axis=1, kind="stable")[:, :_DOPANTS]
+        order = np.argsort(-part.true_concentration, axis=1, kind="stable")[:, :_DOPANTS]
         self._dopant = order  # (n, 6), largest first
-        self._amount = np.take_along_axis(part.concentration, order, axis=1)
+        self._amount = np.take_along_axis(part.true_concentration, order, axis=1)
         # Systems come in many rows, so relations are kept for the dopants alone.
         self._relation: NDArray[np.float32] = np.concatenate(
             [
@@ -108,12 +108,12 @@ class Library:
         ).astype(np.float32)
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Let the nearest pairs vote."""
         parts = [self._vote(questions.take(slice(i, i + _BLOCK))) for i in range(0, len(questions.host), _BLOCK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
-    def _vote(self, questions: Questions) -> Raw:
+    def _vote(self, questions: Questions) -> RawScores:
         points = self._embed(questions)
         squared = (points**2).sum(1)[:, None] - 2.0 * points @ self._points.T + (self._points**2).sum(1)
         k = min(self._matching.neighbours, len(self._points))
@@ -132,7 +132,7 @@ class Library:
         total, heavy, logs = np.moveaxis(found.astype(np.float64), 1, 0)
         usual = (votes * np.log(scaled)).sum((1, 2)) / votes.sum((1, 2)).clip(1e-9)
         mean = np.exp((logs + 1e-2 * usual[:, None]) / (total + 1e-2))
-        return Raw(np.stack([np.log(total + 1e-3), np.log(heavy + 1e-3)], axis=2), mean.clip(LEAST, 1.0))
+        return RawScores(np.stack([np.log(total + 1e-3), np.log(heavy + 1e-3)], axis=2), mean.clip(LEAST, 1.0))
 
     def _match(self, questions: Questions, near: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (B, 6 k, E): how much a neighbour's dopant speaks for each element."""

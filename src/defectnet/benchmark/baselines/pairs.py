@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from defectnet.benchmark.baselines.base import from_log
 from defectnet.benchmark.baselines.features import CHUNK
-from defectnet.benchmark.baselines.table import Array, Part, Questions
+from defectnet.benchmark.baselines.table import Array, FitRows, Questions
 
 ABSENT: Final = 6
 """Absent elements that are kept of a row; their weight makes up for the others."""
@@ -32,7 +32,7 @@ TREES: Final[dict[str, Any]] = {
 }
 
 
-class Pairs(NamedTuple):
+class ElementPairs(NamedTuple):
     """Sampled pairs of a row and an element in question.
 
     Attributes:
@@ -52,8 +52,8 @@ class Pairs(NamedTuple):
 
 
 def sample_pairs(
-    part: Part, features: Callable[[Questions, slice], NDArray[Any]], absent: int = ABSENT, seed: int = 0
-) -> Pairs:
+    part: FitRows, features: Callable[[Questions, slice], NDArray[Any]], absent: int = ABSENT, seed: int = 0
+) -> ElementPairs:
     """Keep all present elements of each row and a few of the absent ones, in pieces of rows.
 
     Args:
@@ -63,7 +63,7 @@ def sample_pairs(
         seed: Of the choice.
     """
     rng, found = np.random.default_rng(seed), []
-    for begin in range(0, len(part.concentration), CHUNK):
+    for begin in range(0, len(part.true_concentration), CHUNK):
         rows = slice(begin, begin + CHUNK)
         piece = part.take(rows)
         gone = piece.questions.asked & ~piece.present
@@ -72,13 +72,13 @@ def sample_pairs(
         weight = np.where(kept, gone.sum(axis=1, keepdims=True) / kept.sum(axis=1, keepdims=True).clip(1), 1.0)
         chosen = kept | (piece.present & piece.questions.asked)
         x = features(piece.questions, rows)[chosen].astype(np.float32)
-        found.append((x, piece.concentration[chosen], weight[chosen]))
-    return Pairs(*(np.concatenate(fields) for fields in zip(*found, strict=True)))
+        found.append((x, piece.true_concentration[chosen], weight[chosen]))
+    return ElementPairs(*(np.concatenate(fields) for fields in zip(*found, strict=True)))
 
 
-def stack_pairs(pairs: list[Pairs]) -> Pairs:
+def stack_pairs(pairs: list[ElementPairs]) -> ElementPairs:
     """Put samples one after the other."""
-    return Pairs(*(np.concatenate(fields) for fields in zip(*pairs, strict=True)))
+    return ElementPairs(*(np.concatenate(fields) for fields in zip(*pairs, strict=True)))
 
 
 class LinearPairs:
@@ -92,7 +92,7 @@ class LinearPairs:
         self._identity = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300))
         self._amount = make_pipeline(StandardScaler(), Ridge(alpha=30.0))
 
-    def fit(self, pairs: Pairs) -> Self:
+    def fit(self, pairs: ElementPairs) -> Self:
         """Fit to sampled pairs."""
         x = pairs.features.astype(np.float64)
         self._identity.fit(x, pairs.present, logisticregression__sample_weight=pairs.weight)
@@ -118,7 +118,7 @@ class TreePairs:
         leaves = min(int(settings.get("num_leaves", 31)), 15)
         self._amount = lightgbm.LGBMRegressor(**(TREES | settings | {"num_leaves": leaves, "objective": "l1"}))
 
-    def fit(self, pairs: Pairs) -> Self:
+    def fit(self, pairs: ElementPairs) -> Self:
         """Fit to sampled pairs."""
         self._identity.fit(pairs.features, pairs.present, sample_weight=pairs.weight)
         inside = pairs.present

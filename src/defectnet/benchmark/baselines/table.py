@@ -66,40 +66,40 @@ class Questions(NamedTuple):
         return np.asarray(np.unique(self.composition > 0, axis=0, return_inverse=True)[1].reshape(-1))
 
 
-class Part(NamedTuple):
+class FitRows(NamedTuple):
     """Rows of one split, track and condition.
 
     Attributes:
         questions: What is asked.
-        concentration: (B, E) true concentrations.
+        true_concentration: (B, E) 0 where an element is absent.
     """
 
     questions: Questions
-    concentration: Array
+    true_concentration: Array
 
     @property
     def present(self) -> Mask:
         """(B, E) bool, true where an element was substituted in."""
-        return self.concentration > 0
+        return self.true_concentration > 0
 
-    def take(self, rows: Any) -> Part:
+    def take(self, rows: Any) -> FitRows:
         """Select rows."""
-        return Part(self.questions.take(rows), self.concentration[rows])
+        return FitRows(self.questions.take(rows), self.true_concentration[rows])
 
 
-def join(parts: list[Part]) -> Part:
+def join(parts: list[FitRows]) -> FitRows:
     """Put parts one after the other."""
     questions = Questions(*(np.concatenate(fields) for fields in zip(*(p.questions for p in parts), strict=True)))
-    return Part(questions, np.concatenate([part.concentration for part in parts]))
+    return FitRows(questions, np.concatenate([part.true_concentration for part in parts]))
 
 
-def thin(part: Part, rows: int = SEARCH_ROWS) -> Part:
+def thin(part: FitRows, rows: int = SEARCH_ROWS) -> FitRows:
     """Return at most so many rows, evenly spaced."""
-    count = len(part.concentration)
+    count = len(part.true_concentration)
     return part if count <= rows else part.take(np.linspace(0, count - 1, rows).astype(int))
 
 
-class Lessons:
+class FitArrays:
     """What a baseline may learn from: training and validation rows under both conditions, each read once.
 
     Args:
@@ -114,20 +114,20 @@ class Lessons:
         self.shared: dict[str, Any] = {}
 
     @cached_property
-    def spectra(self) -> Part:
+    def spectra(self) -> FitRows:
         """Training rows under both conditions, asked blind: for what does not depend on the candidates."""
         return join([self._part("train", "blind", condition) for condition in CONDITIONS])
 
     @cached_property
-    def named(self) -> Part:
+    def named(self) -> FitRows:
         """The training rows of `spectra`, in the same order, with candidates."""
         return join([self._part("train", "candidates", condition) for condition in CONDITIONS])
 
     @cached_property
-    def val(self) -> dict[Track, list[Part]]:
+    def val(self) -> dict[Track, list[FitRows]]:
         """Validation rows by track, one part for each of `CONDITIONS`."""
         return {track: [self._part("val", track, condition) for condition in CONDITIONS] for track in TRACKS}
 
-    def _part(self, split: str, track: Track, condition: str) -> Part:
+    def _part(self, split: str, track: Track, condition: str) -> FitRows:
         rows = (self._data.train if split == "train" else self._data.val)(track, condition)
-        return Part(Questions.of(rows.batch), rows.concentration.double().numpy())
+        return FitRows(Questions.of(rows.batch), rows.true_concentration.double().numpy())

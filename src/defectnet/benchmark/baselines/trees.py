@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from sklearn.model_selection import GroupKFold
 
-from defectnet.benchmark.baselines.base import LEAST, Raw
+from defectnet.benchmark.baselines.base import LEAST, RawScores
 from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import (
     CHUNK,
@@ -24,8 +24,8 @@ from defectnet.benchmark.baselines.features import (
 )
 from defectnet.benchmark.baselines.linear import Beside, Together
 from defectnet.benchmark.baselines.nearest import Library, Matching
-from defectnet.benchmark.baselines.pairs import Pairs, TreePairs, sample_pairs, stack_pairs
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
+from defectnet.benchmark.baselines.pairs import ElementPairs, TreePairs, sample_pairs, stack_pairs
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 from defectnet.benchmark.baselines.unmixing import Templates
 from defectnet.config import MODEL_GRID
 
@@ -56,40 +56,40 @@ class LightGbm(WithPrior):
         {"n_estimators": 800, "learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 100},
     )
 
-    def _learn(self, lessons: Lessons) -> None:
-        systems = lessons.spectra.questions.systems
+    def _fit_method(self, data: FitArrays) -> None:
+        systems = data.spectra.questions.systems
         folds = GroupKFold(min(_FOLDS, len(set(systems)))).split(systems, groups=systems)
-        said = np.zeros((*lessons.spectra.concentration.shape, Members.COUNT), dtype=np.float32)
+        said = np.zeros((*data.spectra.true_concentration.shape, Members.COUNT), dtype=np.float32)
         for inside, outside in folds:
-            members = Members().fit(lessons.spectra.take(inside))
+            members = Members().fit(data.spectra.take(inside))
             for piece in np.array_split(outside, -(-len(outside) // CHUNK)):
-                said[piece] = members.say(lessons.spectra.questions.take(piece))
-        self._members = Members().fit(lessons.spectra)
-        shapes = contrasts(thin(lessons.spectra).questions, Preprocess(window=7))
+                said[piece] = members.say(data.spectra.questions.take(piece))
+        self._members = Members().fit(data.spectra)
+        shapes = contrasts(thin(data.spectra).questions, Preprocess(window=7))
         self._pca = principal_components(shapes, _COMPONENTS)
-        pairs = stack_pairs([self._sample(part, said) for part in (lessons.named, lessons.spectra)])
+        pairs = stack_pairs([self._sample(part, said) for part in (data.named, data.spectra)])
         best = -np.inf
         for settings in self.sizes:
             self._model = TreePairs(**settings).fit(pairs)
-            if (found := self._skill(lessons)) > best:
+            if (found := self._skill(data)) > best:
                 best, chosen, self.settings = found, self._model, dict(settings)
         self._model = chosen
 
-    def _sample(self, part: Part, said: NDArray[np.float32]) -> Pairs:
+    def _sample(self, part: FitRows, said: NDArray[np.float32]) -> ElementPairs:
         pairs = sample_pairs(part, lambda questions, rows: self._features(questions, said[rows]))
         return pairs._replace(weight=pairs.weight / pairs.weight.mean())
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         parts = [self._answer(questions.take(slice(i, i + CHUNK))) for i in range(0, len(questions.host), CHUNK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
-    def _answer(self, questions: Questions) -> Raw:
+    def _answer(self, questions: Questions) -> RawScores:
         asked = questions.asked
         score, amount = np.full(asked.shape, -30.0), np.full(asked.shape, LEAST)
         if asked.any():
             features = self._features(questions, self._members.say(questions))[asked]
             score[asked], amount[asked] = self._model.predict(features)
-        return Raw(score[..., None], amount)
+        return RawScores(score[..., None], amount)
 
     def _features(self, questions: Questions, said: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (B, E, F)."""
@@ -115,7 +115,7 @@ class Members:
     RANKED: Final = (0, 3, 6, 8, 11)
     """Positions of each method's leading score."""
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit to rows, with settings that suit most data; the trees weigh what comes out."""
         few = thin(part, 12_000)
         how = Preprocess(window=7)

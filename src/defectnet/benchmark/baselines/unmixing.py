@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from defectnet.benchmark.baselines.base import LEAST, Raw
+from defectnet.benchmark.baselines.base import LEAST, RawScores
 from defectnet.benchmark.baselines.composition import WithPrior
 from defectnet.benchmark.baselines.features import RELATIONS, E, Preprocess, relations, smooth
-from defectnet.benchmark.baselines.table import Array, Lessons, Part, Questions, thin
+from defectnet.benchmark.baselines.table import Array, FitArrays, FitRows, Questions, thin
 from defectnet.config import MODEL_GRID
 
 _BLOCK: Final = 512
@@ -32,21 +32,21 @@ class Nnls(WithPrior):
     other: Savitzky-Golay window, penalty of the templates, directions kept, L1 penalty.
     """
 
-    def _learn(self, lessons: Lessons) -> None:
-        part = thin(lessons.spectra)
+    def _fit_method(self, data: FitArrays) -> None:
+        part = thin(data.spectra)
         best: dict[str, Any] = {"window": 0, "penalty": 1.0, "directions": 48, "sparsity": 1.0}
-        score = self._skill(lessons, Templates(**best).fit(part).raw)
+        score = self._skill(data, Templates(**best).fit(part).raw)
         steps = (("window", (7, 15)), ("penalty", (0.1, 10.0)), ("directions", (24, 96)), ("sparsity", (0.0, 4.0)))
         for name, values in steps:
             for value in values:
                 option = {**best, name: value}
-                found = self._skill(lessons, Templates(**option).fit(part).raw)
+                found = self._skill(data, Templates(**option).fit(part).raw)
                 if found > score:
                     score, best = found, option
-        self._templates = Templates(**best).fit(lessons.spectra)
+        self._templates = Templates(**best).fit(data.spectra)
         self.settings = best
 
-    def _raw(self, questions: Questions) -> Raw:
+    def _raw(self, questions: Questions) -> RawScores:
         return self._templates.raw(questions)
 
 
@@ -64,37 +64,37 @@ class Templates:
         self._how, self._penalty = Preprocess(window), penalty
         self._directions, self._sparsity = directions, sparsity
 
-    def fit(self, part: Part) -> Self:
+    def fit(self, part: FitRows) -> Self:
         """Fit templates and noise to rows."""
         self._relation_mean, self._relation_spread = np.zeros(RELATIONS), np.ones(RELATIONS)
         table = relations(thin(part).questions.composition).reshape(-1, RELATIONS)
         self._relation_mean, self._relation_spread = table.mean(axis=0), table.std(axis=0) + 1e-6
         width, bins = 3 * (RELATIONS + 1) + E, MODEL_GRID.bins
         gram, right = np.zeros((bins, width, width)), np.zeros((bins, width))
-        for begin in range(0, len(part.concentration), _BLOCK):
+        for begin in range(0, len(part.true_concentration), _BLOCK):
             piece = part.take(slice(begin, begin + _BLOCK))
             design = self._design(piece)  # (B, L, width)
             by_bin = design.transpose(1, 2, 0)
             gram += by_bin @ by_bin.transpose(0, 2, 1)
             right += (by_bin @ self._contrast(piece.questions).T[..., None])[..., 0]
         # The penalty is in units of the mean squared concentration; an element's own correction is held ten times.
-        unit = self._penalty * float((part.concentration**2).sum(axis=1).mean()) * 100.0
+        unit = self._penalty * float((part.true_concentration**2).sum(axis=1).mean()) * 100.0
         held = np.where(np.arange(width) < width - E, unit, 10.0 * unit)
         held[: 3 * (RELATIONS + 1) : RELATIONS + 1] *= 0.1  # what is common to all elements
         self._weights = np.linalg.solve(gram + np.diag(held), right[..., None])[..., 0]  # (L, width)
         self._whiten(thin(part))
         return self
 
-    def raw(self, questions: Questions) -> Raw:
+    def raw(self, questions: Questions) -> RawScores:
         """Unmix the contrast of each row over the elements in question."""
         answers = [self._unmix(questions.take(slice(i, i + _BLOCK))) for i in range(0, len(questions.host), _BLOCK)]
-        return Raw(*(np.concatenate(fields) for fields in zip(*answers, strict=True)))
+        return RawScores(*(np.concatenate(fields) for fields in zip(*answers, strict=True)))
 
-    def matched(self, questions: Questions) -> Raw:
+    def matched(self, questions: Questions) -> RawScores:
         """Score each element as if it were alone: a matched filter, which needs no unmixing."""
         _, _, overlap, norm = self._overlaps(questions)
         alone = np.log1p(overlap.clip(0.0) ** 2 / (2.0 * norm + 1e-9))
-        return Raw(alone[..., None], (overlap / (norm + 1e-9)).clip(LEAST, 0.5))
+        return RawScores(alone[..., None], (overlap / (norm + 1e-9)).clip(LEAST, 0.5))
 
     def _overlaps(self, questions: Questions) -> tuple[Array, Array, Array, Array]:
         """Return whitened contrast (B, K) and templates (B, E, K), their overlaps and the templates' squares (B, E)."""
@@ -103,7 +103,7 @@ class Templates:
         overlap = np.einsum("bek,bk->be", templates, contrast)
         return contrast, templates, overlap, np.einsum("bek,bek->be", templates, templates)
 
-    def _unmix(self, questions: Questions) -> Raw:
+    def _unmix(self, questions: Questions) -> RawScores:
         contrast, templates, overlap, norm = self._overlaps(questions)
         alone = overlap.clip(0.0) ** 2 / (2.0 * norm + 1e-9)
         coefficient = np.zeros(overlap.shape)
@@ -116,11 +116,11 @@ class Templates:
         amount = np.where(coefficient > LEAST, coefficient, single).clip(LEAST, 1.0)
         strength = coefficient * np.sqrt(norm)  # in units of the noise
         scores = np.stack([np.log1p(strength), np.log(coefficient.clip(LEAST, 1.0)), np.log1p(alone)], axis=2)
-        return Raw(scores, amount)
+        return RawScores(scores, amount)
 
-    def _whiten(self, part: Part) -> None:
+    def _whiten(self, part: FitRows) -> None:
         """Find the directions in which templates stand out of what they leave unexplained."""
-        rows = [part.take(slice(i, i + _BLOCK)) for i in range(0, len(part.concentration), _BLOCK)]
+        rows = [part.take(slice(i, i + _BLOCK)) for i in range(0, len(part.true_concentration), _BLOCK)]
         found = [np.einsum("blw,lw->bl", self._design(piece), self._weights) for piece in rows]
         contrast = np.concatenate([self._contrast(piece.questions) for piece in rows])
         explained = np.concatenate(found)
@@ -148,12 +148,12 @@ class Templates:
         table = (relations(questions.composition) - self._relation_mean) / self._relation_spread
         return np.concatenate([np.ones((*table.shape[:2], 1)), table], axis=2)
 
-    def _design(self, part: Part) -> Array:
+    def _design(self, part: FitRows) -> Array:
         """Return (B, L, 3 (R + 1) + E): sum over dopants of concentration times what a template is made of."""
-        relation = np.einsum("be,ber->br", part.concentration, self._beside(part.questions))
+        relation = np.einsum("be,ber->br", part.true_concentration, self._beside(part.questions))
         basis = self._basis(part.questions)
         common = (basis[..., None] * relation[:, None, None, :]).reshape(*basis.shape[:2], -1)
-        own = np.broadcast_to(part.concentration[:, None, :], (*basis.shape[:2], E))
+        own = np.broadcast_to(part.true_concentration[:, None, :], (*basis.shape[:2], E))
         return np.concatenate([common, own], axis=2)
 
     def _templates(self, questions: Questions) -> Array:
