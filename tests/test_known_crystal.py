@@ -12,7 +12,7 @@ from defectnet.crystal.structures import read_structure
 from defectnet.errors import DefectNetError
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
-from defectnet.inference.instrument import Instrument, fit_instrument
+from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
 from defectnet.spectrum import Spectrum
@@ -103,8 +103,8 @@ def test_the_map_of_energies_and_the_resolution_are_found(pack):
     edge = pack.host.band_edge_mev
     elements, dos = host_dos(pack, 0.01 * edge)
     bins = np.linspace(0.0, 1.5, 120)
-    true = Instrument(bins, 0.06, log_scale=(0.04,) * 6)
-    found = fit_instrument(Instrument(bins, 0.0), elements, dos, true.seen(elements, dos))
+    true = InstrumentMap(bins, 0.06, log_scale=(0.04,) * 6)
+    found = fit_instrument(InstrumentMap(bins, 0.0), elements, dos, true.seen(elements, dos))
     live = found.scale()[(bins[1:] > 0.4) & (bins[1:] < 1.0)]
     assert np.abs(live / np.exp(0.04) - 1.0).max() < 0.006
     assert found.fwhm == pytest.approx(0.06, abs=0.01)
@@ -112,7 +112,7 @@ def test_the_map_of_energies_and_the_resolution_are_found(pack):
 
 def test_bins_hold_all_of_what_lies_in_them():
     bins = np.linspace(0.0, 3.2, 65)
-    operator = Instrument(bins, 0.05).operator()
+    operator = InstrumentMap(bins, 0.05).operator()
     assert operator.sum(0) == pytest.approx(np.ones(operator.shape[1]), abs=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_the_emulator_predicts_cells_that_it_has_not_seen(pack):
     source = CellSource(pack, ("Al@Ga", "In@Ga"))
     rng = np.random.default_rng(1)
     cells, others = (source.draw(draw_concentrations(source.room, n, rng)) for n in (140, 30))
-    instrument = Instrument(np.linspace(0.0, 1.6, 81), 0.08)
+    instrument = InstrumentMap(np.linspace(0.0, 1.6, 81), 0.08)
     emulator = Emulator(cells, instrument)
     pristine = instrument.seen(others.elements, others.pristine)[others.source]
     change = instrument.seen(others.elements, others.doped) - pristine
