@@ -23,7 +23,7 @@ KNOTS: Final = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
 STIFF: Final = 0.03
 """Prior deviation of the map's logarithm at a knot: two potentials differ by some hundredths in a phonon energy."""
 
-UNRESOLVED: Final = 0.02
+UNRESOLVED: Final = 0.01
 """Weight of the host's misfit against that prior: root mean square of a DOS, over its own, that is not explained."""
 
 WIDTHS: Final = (0.005, 0.2)

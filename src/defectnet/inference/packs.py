@@ -113,17 +113,18 @@ def find_pack_for(
     pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
     if candidates is not None:
         pairs = _plausible_sites(host, pairs, candidates)
-    wanted = {f"{x}@{z}" for x, z in pairs}
     for folder in bundled_packs().values():
         pack = HostPack.load(folder)
         if pack.host.potential != potential or not fits(pack, host):
             continue
-        if candidates is None or wanted <= {
-            *pack.dopants,
-            *(f"{f.dopant}@{pack.replaced(f.site)}" for f in pack.failures),
-        }:
+        if candidates is None or all(_holds(pack, name) for name in candidates):
             return pack, (f"bundled pack {folder.name}, computed with {potential}",)
     return _computed(host, pairs, potential, minutes, workers, report)
+
+
+def _holds(pack: HostPack, name: str) -> bool:
+    """Tell whether a pack holds a candidate: on the site that is named, or on any."""
+    return any(one == name or one.partition("@")[0] == name for one in pack.dopants)
 
 
 def _plausible_sites(host: Host, pairs: Sequence[tuple[str, str]], candidates: Sequence[str]) -> list[tuple[str, str]]:
