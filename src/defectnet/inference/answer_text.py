@@ -44,7 +44,8 @@ def sentence(answer: KnownCrystalAnswer) -> str:
         )
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     least = min(p.probability[p.elements.index(symbol)] for symbol in answer.present)
-    verb = "contains" if least >= SURE and p.other < 1.0 - SURE else "probably contains"
+    sure = least >= SURE and p.other < 1.0 - SURE and answer.verdict == "explains"
+    verb = "contains" if sure else "probably contains"
     more = f", and probably something else ({p.other:.0%})" if p.other >= OTHER else ""
     return f"{answer.formula} {verb} {listed}{more}."
 

@@ -72,6 +72,7 @@ class Errors:
         sample_atoms: Atoms of the sample: infinite for a measured one, those of the cell for a simulated one.
         discrepancy: Shares of each response, as its squared norm, that the potential may get wrong, and the probability
             of each share; most responses are nearly right, some are quite wrong. Empty in the potential's own world.
+        amplitude: Deviation of the factor by which the potential's responses are too large or small as a whole.
         shape: (M, M) correlation of that error, of unit trace.
         other: (M, M) covariance of the response of an unknown dopant per squared concentration.
     """
@@ -80,6 +81,7 @@ class Errors:
     nuisance: FloatArray
     sample_atoms: float
     discrepancy: tuple[tuple[float, float], ...]
+    amplitude: float
     shape: FloatArray
     other: FloatArray
 
@@ -156,6 +158,9 @@ class Likelihood:
         c = concentration
         out = self.fixed + np.tensordot(self.weights(c), self.scatter, axes=1)
         out = out + self.amount(c, share)[:, None, None] * self.shape + other**2 * self.unknown
+        if self.errors.amplitude:
+            mean = self.errors.amplitude * self.mean(c)
+            out = out + mean[:, :, None] * mean[:, None, :]
         return np.asarray(out)
 
     def weights(self, concentration: FloatArray) -> FloatArray:
@@ -521,6 +526,7 @@ def _fit(likelihood: Likelihood, best: FloatArray, change: FloatArray) -> tuple[
         + errors.nuisance.T @ errors.nuisance
         + np.tensordot(likelihood.weights(best[None])[0], emulator.scatter, axes=1)
     )
+    covariance = covariance + errors.amplitude**2 * np.outer(predicted, predicted)
     factor = np.linalg.cholesky(covariance + likelihood.amount(best[None])[0] * errors.shape)
     white = np.linalg.solve(factor, change - predicted)
     return explained, float(chi2.sf((white**2).sum(), len(noise)))
