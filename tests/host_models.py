@@ -12,7 +12,7 @@ from ase.build import bulk
 
 from defectnet.crystal.host import HostModel, make_host
 from defectnet.crystal.hosts import Host, host_from_atoms
-from defectnet.crystal.substitution import Substitution, substitute
+from defectnet.crystal.substitution import KEEP, Substitution, substitute
 from defectnet.elements import INDEX, NUMBERS
 from defectnet.potentials.potential import Potential, load_potential
 
@@ -48,7 +48,7 @@ def model(name: str, atoms: int = 16) -> HostModel:
 
 @cache
 def single(
-    name: str, dopant: str, replaced: str, atoms: int = 16, keep: float = 0.01, step: float = 0.0
+    name: str, dopant: str, replaced: str, atoms: int = 16, keep: float = KEEP, step: float = 0.0
 ) -> Substitution:
     """A substitution on the first site of an element."""
     host = model(name, atoms)

