@@ -143,6 +143,15 @@ def test_training_teaches_the_parts(tiny_model, random_batch):
     assert set(model.forward_training(batch, Targets(concentration))[1]) == {"response"}
 
 
+def test_what_all_elements_of_a_host_share_alike_cancels(tiny_model, random_batch):
+    batch, model = random_batch(6), tiny_model("DefectNet")
+    before = model(batch)
+    with torch.no_grad():
+        model.impurity.changes.share.bias += torch.linspace(-0.5, 0.5, PROJECTED_BINS)
+    for ours, plain in zip(model(batch)[:2], before[:2], strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
 def test_neutrons_count_elements_by_cross_section_over_mass(tiny_model, random_batch):
     dictionary = tiny_model("DefectNet").impurity
     batch = random_batch(3)

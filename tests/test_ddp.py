@@ -79,8 +79,11 @@ def test_the_loss_curve_is_that_of_one_process(runs):
 def test_weights_are_the_same_on_every_rank(runs):
     alone, ranks = runs
     assert largest_difference(ranks[0]["run"]["weights"], ranks[1]["run"]["weights"]) == 0.0
-    # Sums in another order: where a gradient is nearly zero, Adam makes a step of the learning rate of its rounding.
-    assert largest_difference(ranks[0]["run"]["weights"], alone["run"]["weights"]) < 2e-3
+    # This bias cancels (see test_changes.py): its gradient is rounding, of which Adam makes whole steps.
+    idle = "impurity.changes.share.bias"
+    ours, theirs = ({k: v for k, v in one["weights"].items() if k != idle} for one in (ranks[0]["run"], alone["run"]))
+    assert len(ours) == len(alone["run"]["weights"]) - 1
+    assert largest_difference(ours, theirs) < 1e-3
 
 
 def test_unfreezing_with_the_usual_callback_lets_ranks_drift_apart(runs):
