@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.crystal.compositions import Component, Composition, draw_occupation
+from defectnet.crystal.compositions import Composition, draw_occupation
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.spectra import host_dos
 from defectnet.data.packs import find_packs
@@ -69,17 +69,16 @@ def responses(truth: HostPack, pack: HostPack, split: str) -> list[Response]:
             a, b = one.superpositions[turn], other.superpositions[turn]
             if not np.array_equal(a.cell.matrix, b.cell.matrix):
                 continue
-            composition = Composition((Component(*name.partition("@")[::2], concentration=CONCENTRATION),))
+            composition = Composition.of([name], [CONCENTRATION])
             occupation = draw_occupation(a, composition, np.random.default_rng(number))
             changes = []
             for source, cell, eye in ((one, a, seen), (other, b, instrument)):
-                doped = source._projected(cell.modes(occupation), cell, cell.numbers(occupation))
+                doped = source.projected(cell.modes(occupation), cell.crystal(occupation))
                 changes.append(eye.seen(source.elements, doped) - eye.seen(source.elements, source.pristine[turn]))
             found.append((changes[0] * scale, changes[1]))
         if found:
             true, known = (np.mean(column, axis=0) for column in zip(*found, strict=True))
-            middle = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
-            out.append(Response(truth.host.id, split, name, true, known, middle))
+            out.append(Response(truth.host.id, split, name, true, known, instrument.middle))
     return out
 
 

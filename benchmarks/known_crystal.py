@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.crystal.compositions import Component, Composition, draw_occupation
+from defectnet.crystal.compositions import Composition, draw_occupation
 from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.crystal.make import MakeSettings, make_packs
 from defectnet.crystal.pack import HostPack
@@ -74,12 +74,7 @@ def simulate(pack: HostPack, pairs: int, atoms: int) -> list[dict[str, Any]]:
     wished *= np.minimum(1.0, 0.2 / wished.sum(1))[:, None]
     out = []
     for row in wished:
-        parts = [
-            Component(*name.partition("@")[::2], concentration=float(c))
-            for name, c in zip(pack.dopants, row, strict=True)
-            if c > 0.0
-        ]
-        occupation = draw_occupation(cell, Composition(tuple(parts)), rng)
+        occupation = draw_occupation(cell, Composition.of(pack.dopants, row), rng)
         if not occupation.sites:
             continue
         numbers = cell.numbers(occupation)
@@ -90,7 +85,7 @@ def simulate(pack: HostPack, pairs: int, atoms: int) -> list[dict[str, Any]]:
         full = modes(potential.force_constants(relaxed.crystal), relaxed.crystal, list(cell.q_points))
         if full.imaginary_fraction > pristine.imaginary_fraction + 0.005:
             continue
-        doped = projected_dos(full, Crystal(numbers, sites.cell, sites.positions), unit, STORAGE_GRID)[0].sum(0)
+        doped = projected_dos(full, cell.crystal(occupation), unit, STORAGE_GRID)[0].sum(0)
         counts = {x: occupation.dopants.count(x) / len(sites) for x in dict.fromkeys(occupation.dopants)}
         out.append({"true": counts, "host": host.tolist(), "doped": doped.tolist(), "atoms": len(sites)})
     return out
@@ -105,8 +100,8 @@ def ask(pack: HostPack, rows: list[dict[str, Any]], fwhm: float, *, same: bool) 
     unit = pack.host.band_edge_mev
     known = KnownCrystal(pack)
     bins = np.arange(0.0, 2.2, 0.005)
-    operator = InstrumentMap(bins, fwhm).operator()
-    middle = 0.5 * (bins[1:] + bins[:-1]) * unit
+    instrument = InstrumentMap(bins, fwhm)
+    operator, middle = instrument.operator(), instrument.middle * unit
     out = []
     for row in rows:
         start = time.perf_counter()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +70,7 @@ def plot_pair(host: Spectrum, doped: Spectrum, prediction: Prediction, path: str
     Raises:
         ConfigError: matplotlib is not installed, or the figure cannot be saved.
     """
-    _check_installed()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    with _drawn((9.2, 4.4), path) as figure:
         grid = figure.add_gridspec(2, 3, width_ratios=(2.1, 0.8, 1.0), height_ratios=(2.6, 1.0))
         top = figure.add_subplot(grid[0, 0])
         bottom = figure.add_subplot(grid[1, 0], sharex=top)
@@ -81,8 +78,6 @@ def plot_pair(host: Spectrum, doped: Spectrum, prediction: Prediction, path: str
         right = figure.add_subplot(grid[:, 2], sharey=left)
         _draw_spectra(top, bottom, host, doped, prediction)
         _draw_elements(left, right, prediction)
-        if path is not None:
-            _save(figure, Path(path))
     return figure
 
 
@@ -99,16 +94,9 @@ def plot_row(sample: Sample, path: str | Path | None = None) -> Figure:
     Raises:
         ConfigError: As `plot_pair`.
     """
-    _check_installed()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    with _drawn((8.0, 4.8), path) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1.0))
         _draw_row(top, bottom, sample)
-        if path is not None:
-            _save(figure, Path(path))
     return figure
 
 
@@ -125,19 +113,12 @@ def plot_pack(pack: HostPack, path: str | Path | None = None) -> Figure:
     Raises:
         ConfigError: As `plot_pair`.
     """
-    _check_installed()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     sites = list(dict.fromkeys(pack.replaced(int(site)) for site in pack.host.sites))
     colours = {symbol: SITE_COLOURS[k % len(SITE_COLOURS)] for k, symbol in enumerate(sites)}
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(11.0, 3.9), layout="constrained")
+    with _drawn((11.0, 3.9), path) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.5))
         _draw_host(left, pack, colours)
         _draw_table(right, pack, colours)
-        if path is not None:
-            _save(figure, Path(path))
     return figure
 
 
@@ -154,19 +135,12 @@ def plot_known(answer: KnownCrystalAnswer, path: str | Path | None = None) -> Fi
     Raises:
         ConfigError: As `plot_pair`.
     """
-    _check_installed()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 5.6), layout="constrained")
+    with _drawn((9.2, 5.6), path) as figure:
         grid = figure.add_gridspec(3, 2, width_ratios=(2.0, 1.0), height_ratios=(1.4, 1.4, 0.8))
         top = figure.add_subplot(grid[0, 0])
         middle, bottom = (figure.add_subplot(grid[k, 0], sharex=top) for k in (1, 2))
         _draw_change(top, middle, bottom, answer)
         _draw_amounts(figure.add_subplot(grid[:, 1]), answer)
-        if path is not None:
-            _save(figure, Path(path))
     return figure
 
 
@@ -298,16 +272,9 @@ def plot_doped(found: DopedSpectrum, path: str | Path | None = None, *, kind: st
     Raises:
         ConfigError: As `plot_pair`.
     """
-    _check_installed()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    with _drawn((7.0, 4.6), path) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1.0))
         _draw_doped(top, bottom, found, kind)
-        if path is not None:
-            _save(figure, Path(path))
     return figure
 
 
@@ -339,11 +306,19 @@ def _draw_doped(top: Axes, bottom: Axes, found: DopedSpectrum, kind: Any) -> Non
     bottom.set_xlim(0.0, _shown_up_to((host, doped), edge))
 
 
-def _check_installed() -> None:
+@contextmanager
+def _drawn(size: tuple[float, float], path: str | Path | None) -> Iterator[Figure]:
+    """Open a figure of a size in inches in the style of all; save it in the end, if there is a path."""
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("a plot needs matplotlib", fix="Install it: pip install 'defectnet[plot]'") from error
+    with rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        if path is not None:
+            _save(figure, Path(path))
 
 
 def _draw_row(top: Axes, bottom: Axes, sample: Sample) -> None:

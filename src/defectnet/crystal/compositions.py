@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -67,6 +67,12 @@ class Composition:
 
     components: tuple[Component, ...]
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, names: Sequence[str], concentrations: Iterable[float]) -> Composition:
+        """Return that of names such as ``Al@Ga``, which are taken as they are; those of zero are left out."""
+        there = [(name.partition("@"), float(c)) for name, c in zip(names, concentrations, strict=True) if c > 0.0]
+        return cls(tuple(Component(dopant, replaced, c) for (dopant, _, replaced), c in there))
 
     def __str__(self) -> str:
         """Return it as it is written: ``Al@Ga=0.03,In@Ga=0.01``."""

@@ -244,9 +244,8 @@ class _Build:
         potential, _ = _potentials(self.settings.potential, self.settings.device)
         settings = asdict(self.settings)
         del settings["potential"], settings["device"]
-        fingerprint = json.dumps(_fingerprint(self.host)).encode()
         return {
-            "structure_sha256": hashlib.sha256(fingerprint).hexdigest(),
+            "structure_sha256": structure_sha256(self.host),
             "potential_sha256": potential.sha256,
             **settings,
         }
@@ -351,11 +350,13 @@ class _Build:
         shutil.rmtree(self.parts)
 
 
-def _fingerprint(host: Host) -> dict[str, object]:
+def structure_sha256(host: Host) -> str:
+    """Return the hash of a crystal and its id, which tells packs of different ones apart."""
     crystal = host.crystal
-    return {
+    found = {
         "id": host.id,
         "numbers": crystal.numbers.tolist(),
         "cell": crystal.cell.round(6).tolist(),
         "frac": crystal.frac.round(6).tolist(),
     }
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()

@@ -117,17 +117,17 @@ class DopedSpectrum:
             kind: How elements are weighted, see `defectnet.spectrum.KINDS`.
             element: The one of a projected DOS.
         """
-        curve = _weights(self.host_elements, kind, element) @ self.host_dos
+        curve = element_weights(self.host_elements, kind, element) @ self.host_dos
         return self._spectrum(curve / _area(curve, element), kind, element, f"{self.host} host")
 
     def doped_spectrum(self, kind: Kind = "total", element: str | None = None) -> Spectrum:
         """Return the mean DOS of the doped cells per meV, of unit area; arguments as in `host_spectrum`."""
-        curve = _weights(self.elements, kind, element) @ self.doped_dos
+        curve = element_weights(self.elements, kind, element) @ self.doped_dos
         return self._spectrum(curve / _area(curve, element), kind, element, f"{self.host} {self.wished}")
 
     def doped_error(self, kind: Kind = "total", element: str | None = None) -> FloatArray:
         """Return the (L,) standard error of `doped_spectrum`, per meV."""
-        curves = np.einsum("e,cel->cl", _weights(self.elements, kind, element), self.cells)
+        curves = np.einsum("e,cel->cl", element_weights(self.elements, kind, element), self.cells)
         return _standard_error(curves) / (_area(curves.mean(axis=0), element) * self.edge_mev)
 
     def _spectrum(self, curve: FloatArray, kind: Kind, element: str | None, source: str) -> Spectrum:
@@ -288,9 +288,9 @@ def _diagonalised(
     fwhm_mev: float | None,
 ) -> _Cell:
     phonons = superposition.modes(occupation, rng)
-    crystal = _doped(superposition, occupation)
+    crystal = superposition.crystal(occupation)
     dos, above = _projected(phonons, crystal, superposition.host.band_edge_mev, fwhm_mev)
-    return _Cell(occupation, _on(elements, crystal.numbers, dos), phonons.imaginary_fraction, above, 0.0)
+    return _Cell(occupation, on_elements(elements, crystal.numbers, dos), phonons.imaginary_fraction, above, 0.0)
 
 
 def _estimated(
@@ -302,20 +302,15 @@ def _estimated(
     vectors: int,
     seed: int,
 ) -> _Cell:
-    crystal = _doped(superposition, occupation)
+    crystal = superposition.crystal(occupation)
     constants = superposition.force_constants(occupation, rng)
     matrix = dynamical_matrix_sparse(constants.first, constants.second, constants.block, atomic_masses[crystal.numbers])
     edge = superposition.host.band_edge_mev
     found = kernel_polynomial_dos(matrix, crystal, edge, STORAGE_GRID, fwhm_mev=fwhm_mev, vectors=vectors, seed=seed)
     # The mean absolute value of a Gaussian error is sqrt(2 / pi) of its deviation.
     error = float(np.sqrt(2.0 / np.pi) * found.total_error.sum() * STORAGE_GRID.width)
-    dos = _on(elements, crystal.numbers, found.dos)
+    dos = on_elements(elements, crystal.numbers, found.dos)
     return _Cell(occupation, dos, found.imaginary, found.above, error)
-
-
-def _doped(superposition: Superposition, occupation: Occupation) -> Crystal:
-    crystal = superposition.cell.crystal
-    return Crystal(superposition.numbers(occupation), crystal.cell, crystal.positions)
 
 
 def _projected(phonons: Modes, crystal: Crystal, edge_mev: float, fwhm_mev: float | None) -> tuple[FloatArray, float]:
@@ -336,7 +331,7 @@ def _elements(numbers: IntArray, wished: Composition) -> tuple[str, ...]:
     return tuple(sorted(there, key=INDEX.__getitem__))
 
 
-def _on(elements: tuple[str, ...], numbers: IntArray, dos: FloatArray) -> FloatArray:
+def on_elements(elements: tuple[str, ...], numbers: IntArray, dos: FloatArray) -> FloatArray:
     """Return the (E, L) DOS of all elements, zero for those that a cell does not hold."""
     rows = [elements.index(SYMBOLS[int(z)]) for z in np.unique(numbers)]
     out = np.zeros((len(elements), dos.shape[1]))
@@ -382,8 +377,12 @@ def _standard_error(cells: FloatArray) -> FloatArray:
     return np.asarray(cells.std(axis=0, ddof=1) / np.sqrt(len(cells)))
 
 
-def _weights(elements: tuple[str, ...], kind: Kind, element: str | None) -> FloatArray:
-    """Return (E,) what each element's DOS counts for."""
+def element_weights(elements: tuple[str, ...], kind: str, element: str | None) -> FloatArray:
+    """Return (E,) what each element's DOS counts for.
+
+    Raises:
+        SimulationError: The kind is unknown, or an element is named that is not there, or none where one must be.
+    """
     if (kind == "projected") != (element is not None):
         raise SimulationError(
             f"kind is {kind!r}, element {element!r}", fix="Name an element with kind='projected', and only there"

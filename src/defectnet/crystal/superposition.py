@@ -121,6 +121,13 @@ class Superposition:
         numbers[list(occupation.sites)] = [NUMBERS[INDEX[symbol]] for symbol in occupation.dopants]
         return numbers
 
+    def crystal(self, occupation: Occupation) -> Crystal:
+        """Return a doped supercell, its atoms on the sites of the pristine one."""
+        return self._with(self.numbers(occupation))
+
+    def _with(self, numbers: IntArray) -> Crystal:
+        return Crystal(numbers, self.cell.crystal.cell, self.cell.crystal.positions)
+
     def _check(self, occupation: Occupation) -> None:
         """See that each site is there, once, and that its substitution is known."""
         sites, dopants = occupation.sites, occupation.dopants
@@ -286,8 +293,7 @@ class Superposition:
             matrix[first[there], :, second[there]] += np.add.reduceat(blocks[order], starts)
 
     def _modes(self, hessians: NDArray[np.inexact], numbers: IntArray) -> Modes:
-        crystal = Crystal(numbers, self.cell.crystal.cell, self.cell.crystal.positions)
-        return modes_of(map(torch.from_numpy, hessians), crystal, list(self.q_points))
+        return modes_of(map(torch.from_numpy, hessians), self._with(numbers), list(self.q_points))
 
 
 def turned(substitution: Substitution, operation: Operations, basis: int) -> _Placed:

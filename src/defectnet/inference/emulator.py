@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from defectnet.config import STORAGE_GRID
-from defectnet.crystal.compositions import Component, Composition, draw_occupation
+from defectnet.crystal.compositions import Composition, draw_occupation
 from defectnet.crystal.pack import HostPack
+from defectnet.crystal.spectra import on_elements
 from defectnet.crystal.superposition import Superposition
 from defectnet.elements import INDEX, SYMBOLS
 from defectnet.errors import SimulationError
@@ -119,7 +120,7 @@ class CellSource:
         self._host = [one.host_modes() for one in self.superpositions]
         self.pristine = np.stack(
             [
-                self._projected(found, one, one.cell.crystal.numbers)
+                self.projected(found, one.cell.crystal)
                 for found, one in zip(self._host, self.superpositions, strict=True)
             ]
         )
@@ -143,13 +144,8 @@ class CellSource:
         for number, row in enumerate(wished):
             turn = number % len(self.superpositions)
             one = self.superpositions[turn]
-            parts = [
-                Component(*name.partition("@")[::2], concentration=float(value))
-                for name, value in zip(self.dopants, row, strict=True)
-                if value > 0.0
-            ]
             try:
-                occupation = draw_occupation(one, Composition(tuple(parts)), self._rng)
+                occupation = draw_occupation(one, Composition.of(self.dopants, row), self._rng)
             except SimulationError:  # more than there are sites
                 left_out += 1
                 continue
@@ -163,7 +159,7 @@ class CellSource:
             replaced = one.cell.crystal.numbers[list(occupation.sites)]
             names = [f"{x}@{SYMBOLS[int(z)]}" for x, z in zip(occupation.dopants, replaced, strict=True)]
             counts = np.array([names.count(name) for name in self.dopants]) / len(one.cell)
-            doped = self._projected(modes, one, one.numbers(occupation))
+            doped = self.projected(modes, one.crystal(occupation))
             share = one.expected_unexplained(occupation, max(beyond, 0.0))
             found.append((counts, doped, turn, share, len(one.cell)))
             if report is not None:
@@ -175,13 +171,10 @@ class CellSource:
         counts, doped, source, shares, atoms = (np.array(column) for column in zip(*found, strict=True))
         return Cells(self.dopants, counts, self.elements, doped, self.pristine, source, shares, atoms, left_out)
 
-    def _projected(self, modes: Modes, one: Superposition, numbers: IntArray) -> FloatArray:
-        crystal = one.cell.crystal
-        doped = Crystal(numbers, crystal.cell, crystal.positions)
-        dos, _ = projected_dos(modes, doped, self.pack.host.band_edge_mev, STORAGE_GRID)
-        out = np.zeros((len(self.elements), STORAGE_GRID.bins))
-        out[[self.elements.index(SYMBOLS[int(z)]) for z in np.unique(numbers)]] = dos
-        return out
+    def projected(self, modes: Modes, crystal: Crystal) -> FloatArray:
+        """Return the (E, L) projected DOS of a cell, pristine or doped."""
+        dos, _ = projected_dos(modes, crystal, self.pack.host.band_edge_mev, STORAGE_GRID)
+        return on_elements(self.elements, crystal.numbers, dos)
 
 
 def draw_concentrations(room: FloatArray, count: int, rng: np.random.Generator, *, most: int = 3) -> FloatArray:
@@ -227,7 +220,7 @@ class Emulator:
         change = instrument.seen(cells.elements, cells.doped) - host[cells.source]
         total = cells.concentration.sum(1)
         root = np.sqrt(_closeness(cells.concentration, near) / total)
-        features = self._features(cells.concentration)
+        features = self.features(cells.concentration)
         self.scale = np.abs(features).max(0)
         self.scale[self.scale == 0.0] = 1.0
         design, target = features / self.scale * root[:, None], change * root[:, None]
@@ -240,7 +233,8 @@ class Emulator:
         self.responses = self.mean(0.03 * np.eye(len(self.dopants))) / 0.03
         self.norms = np.linalg.norm(self.responses, axis=1)
 
-    def _features(self, concentration: FloatArray) -> FloatArray:
+    def features(self, concentration: FloatArray) -> FloatArray:
+        """Return the (..., F) terms of the polynomial at (..., K) concentrations: linear, square, cube, pairs."""
         c = np.asarray(concentration, dtype=np.float64)
         first, second = np.triu_indices(c.shape[-1], 1)
         return np.concatenate([c, c**2, c**3, c[..., first] * c[..., second]], axis=-1)
@@ -254,11 +248,11 @@ class Emulator:
 
     def mean(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., M) mean change at (..., K) concentrations."""
-        return np.asarray(self._features(concentration) / self.scale @ self.coefficients)
+        return np.asarray(self.features(concentration) / self.scale @ self.coefficients)
 
     def leverage(self, concentration: FloatArray) -> FloatArray:
         """Return the (S,) error of the mean at (S, K) concentrations, as variance over the scatter of unit weight."""
-        features = self._features(concentration) / self.scale
+        features = self.features(concentration) / self.scale
         return np.asarray(np.einsum("sf,fg,sg->s", features, self._inverse, features, optimize=True))
 
     def misfit(self, concentration: FloatArray) -> FloatArray:

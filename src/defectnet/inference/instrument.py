@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 from scipy.special import ndtr
 
 from defectnet.config import STORAGE_GRID
-from defectnet.elements import INDEX, NEUTRON_WEIGHT
+from defectnet.crystal.spectra import element_weights
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 
 FloatArray = NDArray[np.float64]
@@ -52,10 +52,14 @@ class InstrumentMap:
         """(M,) widths of the bins."""
         return np.diff(self.edges)
 
+    @property
+    def middle(self) -> FloatArray:
+        """(M,) middles of the bins."""
+        return np.asarray(0.5 * (self.edges[1:] + self.edges[:-1]))
+
     def scale(self) -> FloatArray:
         """Return the (M,) ratio of measured to computed energies at the bins' middles."""
-        middle = 0.5 * (self.edges[1:] + self.edges[:-1])
-        return np.exp(np.interp(middle, KNOTS, self.log_scale))
+        return np.exp(np.interp(self.middle, KNOTS, self.log_scale))
 
     def operator(self) -> FloatArray:
         """Return the (M, L) share of each bin of `STORAGE_GRID` that comes to lie in each bin; columns sum to <= 1."""
@@ -65,17 +69,9 @@ class InstrumentMap:
         # What a Gaussian puts below zero energy is mirrored, as at a wall.
         return np.asarray(up + np.diff(-ndtr((-self.edges[:, None] - at) / sigma), axis=0))
 
-    def weights(self, elements: Sequence[str]) -> FloatArray:
-        """Return (E,) what each element's projected DOS counts for."""
-        if self.kind == "projected":
-            return np.array([float(symbol == self.element) for symbol in elements])
-        if self.kind == "neutron-weighted":
-            return np.asarray(NEUTRON_WEIGHT[[INDEX[symbol] for symbol in elements]], dtype=np.float64)
-        return np.ones(len(elements))
-
     def seen(self, elements: Sequence[str], dos: FloatArray) -> FloatArray:
         """Return the (..., M) DOS per edge in the bins, of unit area, of (..., E, L) projected DOS."""
-        curve = np.einsum("e,...el->...l", self.weights(elements), dos)
+        curve = np.einsum("e,...el->...l", element_weights(tuple(elements), self.kind, self.element), dos)
         shares = curve @ self.operator().T
         return np.asarray(shares / shares.sum(-1, keepdims=True) / self.width)
 

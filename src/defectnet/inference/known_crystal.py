@@ -273,7 +273,7 @@ class KnownCrystal:
         for left in range(ROUNDS, -1, -1):
             errors = self._errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
             likelihood = Likelihood(emulator, errors, change)
-            found = infer(likelihood, coverage=coverage, change=change)
+            found = infer(likelihood, coverage=coverage)
             near = [(one.probability, one.concentration) for one in found.likeliest if one.dopants]
             near = [(p, c) for p, c in near if p > 0.02]
             if not left or not near:
@@ -281,9 +281,6 @@ class KnownCrystal:
             cells = self._more(cells, near)
             emulator = Emulator(cells, instrument, near)
         best = found.best
-        spread = np.tensordot(likelihood.weights(best[None])[0], emulator.scatter, axes=1)
-        spread = spread + likelihood.amount(best[None])[0] * errors.shape
-        middle = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
         return KnownCrystalAnswer(
             posterior=found,
             host=self.pack.host.id,
@@ -291,14 +288,14 @@ class KnownCrystal:
             potential=self.pack.host.potential,
             kind=host.kind,
             edge_mev=float(edge),
-            energy_mev=middle * self.pack.host.band_edge_mev,
+            energy_mev=instrument.middle * unit,
             measured=change,
             predicted=emulator.mean(best[None])[0],
-            band=np.sqrt(np.diag(spread)),
+            band=np.sqrt(np.diag(likelihood.spread(best))),
             noise=np.sqrt(np.diag(noise)),
             pristine=pristine,
             scale=instrument.scale(),
-            fwhm_mev=instrument.fwhm * self.pack.host.band_edge_mev,
+            fwhm_mev=instrument.fwhm * unit,
             host_distance=distance,
             warnings=tuple(warnings),
         )
@@ -344,7 +341,7 @@ class KnownCrystal:
         same_potential: bool,
         sample_atoms: float,
     ) -> Errors:
-        x = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
+        x = instrument.middle
         length = SUPERPOSED if same_potential else CORRELATED
         shape = discrepancy_shape(emulator.responses, x, length)
         slope = np.gradient(pristine, x)
@@ -389,7 +386,7 @@ def discrepancy_shape(responses: FloatArray, x: FloatArray, length: float) -> Fl
 
 def _smoothing(instrument: InstrumentMap, fwhm: float) -> FloatArray:
     """Return the (M, M) matrix that broadens a DOS in the bins; what would leave them at an end stays."""
-    x = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
+    x = instrument.middle
     kernel = np.exp(-0.5 * ((x[:, None] - x) / (fwhm * FWHM_TO_SIGMA)) ** 2)
     return np.asarray(kernel / kernel.sum(0))
 
@@ -437,7 +434,6 @@ def _binned(
     place = np.clip(np.searchsorted(instrument.edges, energy) - 1, 0, len(width) - 1)
     inside = (energy >= instrument.edges[0]) & (energy <= instrument.edges[-1])
     variance = np.bincount(place[inside], ((sigma * step) ** 2)[inside], len(width)) / width**2
-    middle = 0.5 * (instrument.edges[1:] + instrument.edges[:-1])
-    variance = np.where(variance > 0, variance, np.interp(middle, energy, sigma**2))
+    variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
     curve = shares / area / width
     return curve, np.diag(variance / area**2)

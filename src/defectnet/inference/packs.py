@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +14,14 @@ import numpy as np
 
 from defectnet.crystal.compositions import CLEARLY
 from defectnet.crystal.hosts import Host
-from defectnet.crystal.make import MakeSettings, Progress, choose_dopants, make_packs
-from defectnet.crystal.pack import HostPack, bundled_packs
+from defectnet.crystal.make import MakeSettings, Progress, choose_dopants, make_packs, structure_sha256
+from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import guess_charges, likeness_on_site
 from defectnet.crystal.structures import read_structure, spacegroup
+from defectnet.data.packs import find_packs
 from defectnet.elements import SYMBOLS, parse_formula
 from defectnet.errors import SimulationError
+from defectnet.inference.known_crystal import known_dopants
 
 VOLUME: Final = 0.1
 """Largest relative difference of volumes per atom of two structures of one crystal: thermal expansion and the
@@ -35,16 +37,8 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "defectnet" / "hosts"
 
 
-def fits(pack: HostPack, host: Host) -> bool:
-    """Tell whether a pack is of this crystal: formula, space group and volume per atom."""
-    ours, theirs = pack.host.primitive, host.crystal
-    if len(ours) != len(theirs) or sorted(ours.numbers) != sorted(theirs.numbers):
-        return False
-    return spacegroup(ours) == spacegroup(theirs) and abs(ours.volume / theirs.volume - 1.0) < VOLUME
-
-
 def check_fits(pack: HostPack, host: Host) -> None:
-    """See that a pack is of this crystal.
+    """See that a pack is of this crystal: formula, space group and volume per atom.
 
     Raises:
         SimulationError: It is of another one; what differs is named.
@@ -59,7 +53,7 @@ def check_fits(pack: HostPack, host: Host) -> None:
         raise SimulationError(
             f"{name} has another structure", why=f"space group {groups[0]}, the structure given {groups[1]}", fix=fix
         )
-    if not fits(pack, host):
+    if abs(ours.volume / theirs.volume - 1.0) >= VOLUME:
         raise SimulationError(
             f"{name} has a volume per atom of {ours.volume / len(ours):.2f} cubic angstrom",
             why=f"the structure given {theirs.volume / len(theirs):.2f}: beyond what potentials and heat change",
@@ -113,18 +107,15 @@ def find_pack_for(
     pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
     if candidates is not None:
         pairs = _plausible_sites(host, pairs, candidates)
-    for folder in bundled_packs().values():
-        pack = HostPack.load(folder)
-        if pack.host.potential != potential or not fits(pack, host):
-            continue
-        if candidates is None or all(_holds(pack, name) for name in candidates):
-            return pack, (f"bundled pack {folder.name}, computed with {potential}",)
+    for file in find_packs("bundled"):
+        if file.potential != potential or parse_formula(file.formula) != parse_formula(host.formula):
+            continue  # before it is loaded, which takes longer
+        pack = HostPack.load(file.folder)
+        with suppress(SimulationError):
+            check_fits(pack, host)
+            known_dopants(pack, candidates)
+            return pack, (f"bundled pack {file.folder.name}, computed with {potential}",)
     return _computed(host, pairs, potential, minutes, workers, report)
-
-
-def _holds(pack: HostPack, name: str) -> bool:
-    """Tell whether a pack holds a candidate: on the site that is named, or on any."""
-    return any(one == name or one.partition("@")[0] == name for one in pack.dopants)
 
 
 def _plausible_sites(host: Host, pairs: Sequence[tuple[str, str]], candidates: Sequence[str]) -> list[tuple[str, str]]:
@@ -148,11 +139,7 @@ def _computed(
     workers: int,
     report: Callable[[Progress], None],
 ) -> tuple[HostPack, tuple[str, ...]]:
-    crystal = host.crystal
-    key = hashlib.sha256(
-        np.round(np.concatenate([crystal.cell, crystal.frac, crystal.numbers[:, None] * np.ones(3)]), 6).tobytes()
-    ).hexdigest()[:12]
-    folder = cache_folder() / f"{host.formula}-{key}-{Path(potential).name}"
+    folder = cache_folder() / f"{host.formula}-{structure_sha256(host)[:12]}-{Path(potential).name}"
     end = np.inf if minutes is None else time.monotonic() + 60.0 * minutes
     done: list[str] = []
 

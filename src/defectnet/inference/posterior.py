@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from typing import Final
 
 import numpy as np
@@ -113,7 +114,7 @@ class Likelihood:
     """
 
     def __init__(self, emulator: Emulator, errors: Errors, change: FloatArray) -> None:
-        self.emulator, self.errors = emulator, errors
+        self.emulator, self.errors, self.change = emulator, errors, change
         self.root = np.linalg.inv(np.linalg.cholesky(errors.noise))
         typical = 0.05 * emulator.responses
         signal = [self.root @ errors.nuisance.T]
@@ -127,9 +128,10 @@ class Likelihood:
         self.onto = self.basis.T @ self.root  # (D, M)
         self.measured = self.onto @ change
         project = self.onto
+        nuisance = project @ errors.nuisance.T
         self.scatter = np.stack([project @ part @ project.T for part in emulator.scatter])
         self.shape = project @ errors.shape @ project.T
-        self.fixed = np.eye(count) + (project @ errors.nuisance.T) @ (project @ errors.nuisance.T).T
+        self.fixed = np.eye(count) + nuisance @ nuisance.T
         self.unknown = project @ errors.other @ project.T
         self.coefficients = emulator.coefficients @ project.T
         self.norm2 = emulator.norms**2
@@ -139,7 +141,7 @@ class Likelihood:
 
     def mean(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., D) projected mean change at (..., K) concentrations."""
-        features = self.emulator._features(concentration) / self.emulator.scale
+        features = self.emulator.features(concentration) / self.emulator.scale
         return np.asarray(features @ self.coefficients)
 
     def jacobian(self, concentration: FloatArray) -> FloatArray:
@@ -168,6 +170,12 @@ class Likelihood:
         c = concentration
         total = np.maximum(c.sum(-1, keepdims=True), 1e-12)
         return np.asarray(self.cells * c + self.emulator.leverage(c)[:, None] * c / total)
+
+    def spread(self, concentration: FloatArray) -> FloatArray:
+        """Return the (M, M) covariance of scatter, superposition and discrepancy at (K,) concentrations."""
+        c = concentration[None]
+        scatter = np.tensordot(self.weights(c)[0], self.emulator.scatter, axes=1)
+        return np.asarray(scatter + self.amount(c)[0] * self.errors.shape)
 
     def amount(self, concentration: FloatArray, share: float | None = None) -> FloatArray:
         """Return the (S,) trace of what superposition and the potential get wrong, at (S, K) concentrations."""
@@ -237,26 +245,16 @@ class Posterior:
     best: FloatArray
 
 
-def infer(
-    likelihood: Likelihood,
-    prior: FloatArray | None = None,
-    *,
-    coverage: float = 0.9,
-    seed: int = 0,
-    change: FloatArray,
-) -> Posterior:
+def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Posterior:
     """Compute the posterior.
 
     Args:
         likelihood: Of one measured change.
-        prior: (K,) relative prior weights of the candidates; equal by default.
         coverage: Of the intervals.
         seed: Of the samples.
-        change: (M,) the measured change, for the goodness of fit.
     """
     rng = np.random.default_rng(seed)
     k = len(likelihood.emulator.dopants)
-    weights = np.ones(k) if prior is None else prior / prior.mean()
     found = [_nothing(likelihood, other) for other in (False, True)]
     subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
     peaks: dict[tuple[int, ...], FloatArray] = {}
@@ -266,7 +264,7 @@ def infer(
             amount = float(OTHER_AMOUNTS[2]) if other else 0.0
             chosen = subsets if not other else [one.subset for one in level[:WITH_OTHER]]
             level_peaks = _peaks(likelihood, chosen, amount, peaks)
-            here = [_evaluated(likelihood, one, weights, other, rng) for one in _likely(level_peaks, found)]
+            here = [_evaluated(likelihood, one, other, rng) for one in _likely(level_peaks, found)]
             here.sort(key=lambda one: -one.log_evidence)
             found += here
             if not other:
@@ -280,7 +278,7 @@ def infer(
         else:
             best = [one.subset for one in ranked[:KEPT]]
             subsets = sorted({tuple(sorted((*one, i))) for one in best for i in range(k) if i not in one})
-    return _summary(likelihood, found, coverage, change)
+    return _summary(likelihood, found, coverage)
 
 
 @dataclass(frozen=True)
@@ -311,8 +309,9 @@ def _nothing(likelihood: Likelihood, other: bool) -> Hypothesis:
     k = len(likelihood.emulator.dopants)
     none = np.zeros((1, k))
     logs = [float(likelihood.log(none, a)[0]) for a in OTHER_AMOUNTS] if other else [float(likelihood.log(none)[0])]
-    prior = np.log(NUMBER_PRIOR[0]) + np.log(OTHER_PRIOR if other else 1.0 - OTHER_PRIOR)
-    return Hypothesis((), other, float(_log_mean(np.array(logs))) + prior, np.zeros((1, 0)), np.ones(1))
+    return Hypothesis(
+        (), other, float(_log_mean(np.array(logs))) + _log_prior(0, k, other), np.zeros((1, 0)), np.ones(1)
+    )
 
 
 def _log_mean(values: FloatArray) -> FloatArray:
@@ -320,26 +319,21 @@ def _log_mean(values: FloatArray) -> FloatArray:
     return np.asarray(logsumexp(values, axis=0) - np.log(len(values)))
 
 
-def _log_prior(subset: Sequence[int], weights: FloatArray, other: bool) -> float:
-    """Return the log prior of a subset: of its size, over all subsets of that size by their candidates' weights."""
-    k, size = len(weights), len(subset)
-    number = NUMBER_PRIOR[size] if size < len(NUMBER_PRIOR) else NUMBER_PRIOR[-1]
-    ways = np.sum([np.log(k - i) - np.log(i + 1) for i in range(size)])
-    own = float(np.log(weights[list(subset)]).sum())
-    return float(np.log(number) - ways + own + np.log(OTHER_PRIOR if other else 1.0 - OTHER_PRIOR))
+def _log_prior(size: int, candidates: int, other: bool) -> float:
+    """Return the log prior of a subset: of its size, over all subsets of that size."""
+    number = NUMBER_PRIOR[size] / comb(candidates, size)
+    return float(np.log(number) + np.log(OTHER_PRIOR if other else 1.0 - OTHER_PRIOR))
 
 
-def _evaluated(
-    likelihood: Likelihood, peak: _Peak, weights: FloatArray, other: bool, rng: np.random.Generator
-) -> Hypothesis:
+def _evaluated(likelihood: Likelihood, peak: _Peak, other: bool, rng: np.random.Generator) -> Hypothesis:
     """Return a subset's evidence and samples: importance sampling around the best, in logarithms of concentrations."""
-    subset, s = peak.subset, len(peak.subset)
+    subset, s, k = peak.subset, len(peak.subset), len(likelihood.emulator.dopants)
     values, vectors = np.linalg.eigh(peak.covariance)
     spread = vectors * np.sqrt(np.clip(values, 1e-5, 2.0))
     standard = rng.standard_t(5, (SAMPLES, s))
     draws = peak.place + standard @ spread.T
     proposal = (-3.0 * np.log1p(standard**2 / 5.0)).sum(1) + s * T5 - np.log(abs(np.linalg.det(spread)))
-    c = np.zeros((SAMPLES, len(weights)))
+    c = np.zeros((SAMPLES, k))
     c[:, list(subset)] = np.exp(draws)
     inside = (draws > np.log(LOWEST)).all(1) & (np.exp(draws).sum(1) < 1.2 * HIGHEST)
     logs = np.full(SAMPLES, -np.inf)
@@ -351,7 +345,7 @@ def _evaluated(
     if not np.isfinite(top):
         return Hypothesis(subset, other, -1e300, np.exp(draws[:1]), np.ones(1))
     share = np.exp(logs - top)
-    evidence = top + np.log(share.mean()) + _log_prior(subset, weights, other)
+    evidence = top + np.log(share.mean()) + _log_prior(s, k, other)
     return Hypothesis(subset, other, float(evidence), np.exp(draws), share / share.sum())
 
 
@@ -444,7 +438,7 @@ def _climbed(
     return value, x, np.asarray(np.linalg.inv(information + 0.25 * np.eye(s)), dtype=np.float64)
 
 
-def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float, change: FloatArray) -> Posterior:
+def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -> Posterior:
     dopants = likelihood.emulator.dopants
     symbols = [name.partition("@")[0] for name in dopants]
     elements = tuple(dict.fromkeys(symbols))
@@ -483,7 +477,7 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float, c
         c = np.zeros(k)
         c[list(one.subset)] = one.weight @ one.concentration
         likeliest.append(Likely(float(share[i]), tuple(dopants[n] for n in one.subset), one.other, c))
-    explained, p_value = _fit(likelihood, best, change)
+    explained, p_value = _fit(likelihood, best)
     return Posterior(
         dopants,
         elements,
@@ -512,21 +506,16 @@ def _quantiles(values: FloatArray, weights: FloatArray, at: Sequence[float]) -> 
     return np.asarray(np.interp(np.array(at) * total[-1], total, values[order]))
 
 
-def _fit(likelihood: Likelihood, best: FloatArray, change: FloatArray) -> tuple[float, float]:
+def _fit(likelihood: Likelihood, best: FloatArray) -> tuple[float, float]:
     """Return the share of the change that concentrations explain beyond noise, and the p-value of what they leave."""
-    noise = likelihood.errors.noise
+    change, errors = likelihood.change, likelihood.errors
+    noise = errors.noise
     predicted = likelihood.emulator.mean(best[None])[0]
     size = float((change**2).sum() - np.trace(noise))
     left = max(0.0, float(((change - predicted) ** 2).sum() - np.trace(noise)))
     explained = 1.0 - min(1.0, left / size) if size > 0 else 1.0
-    emulator, errors = likelihood.emulator, likelihood.errors
     # In all bins: scatter and discrepancy reach beyond the directions in which hypotheses differ.
-    covariance = (
-        noise
-        + errors.nuisance.T @ errors.nuisance
-        + np.tensordot(likelihood.weights(best[None])[0], emulator.scatter, axes=1)
-    )
+    covariance = noise + errors.nuisance.T @ errors.nuisance + likelihood.spread(best)
     covariance = covariance + errors.amplitude**2 * np.outer(predicted, predicted)
-    factor = np.linalg.cholesky(covariance + likelihood.amount(best[None])[0] * errors.shape)
-    white = np.linalg.solve(factor, change - predicted)
+    white = np.linalg.solve(np.linalg.cholesky(covariance), change - predicted)
     return explained, float(chi2.sf((white**2).sum(), len(noise)))
