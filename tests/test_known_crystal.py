@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 
+from defectnet.benchmark.known_crystal import KnownCrystalEstimator, likeliest_candidates
+from defectnet.cli import main
+from defectnet.config import MODEL_GRID
+from defectnet.crystal.hosts import host_from_atoms
 from defectnet.crystal.pack import HostPack
+from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.spectra import host_dos
 from defectnet.crystal.structures import read_structure
+from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import DefectNetError
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
+from defectnet.measure.encode import encode_pair
 from defectnet.spectrum import Spectrum
 
 CANDIDATES = ["Al", "In", "P", "Zn"]
@@ -119,7 +129,7 @@ def test_bins_hold_all_of_what_lies_in_them():
 def test_the_emulator_predicts_cells_that_it_has_not_seen(pack):
     source = CellSource(pack, ("Al@Ga", "In@Ga"))
     rng = np.random.default_rng(1)
-    cells, others = (source.draw(draw_concentrations(source.room, n, rng)) for n in (140, 30))
+    cells, others = (source.draw(draw_concentrations(source.room, n, rng), rng) for n in (140, 30))
     instrument = InstrumentMap(np.linspace(0.0, 1.6, 81), 0.08)
     emulator = Emulator(cells, instrument)
     pristine = instrument.seen(others.elements, others.pristine)[others.source]
@@ -196,3 +206,44 @@ def test_the_spectrum_of_another_crystal_is_noticed(crystal):
     host = found.host_spectrum()
     answer = crystal.identify(host, host)
     assert any("not that of GaAs" in text for text in answer.warnings)
+
+
+def test_the_benchmark_asks_packs_and_networks_the_same(tmp_path, monkeypatch, capsys):
+    settings = {"seed": 1, "spectra_per_host": 1, "smallest": 12, "largest": 20, "plausible": 8, "lowest": 0.03}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    bulk("GaAs", "zincblende", 5.65).write(tmp_path / "GaAs.cif")
+    data, out = tmp_path / "data", tmp_path / "results"
+    simulated = ["--hosts", str(tmp_path / "GaAs.cif"), "--potential", "defectnet-nep", "--out", str(data)]
+    main(["simulate", *simulated, "--settings", str(tmp_path / "settings.json")])
+    monkeypatch.setattr("defectnet.inference.known_crystal.CELLS", (3, 20))
+    monkeypatch.setattr("defectnet.inference.known_crystal.NEAR_CELLS", 4)
+    asked = ["--track", "known-crystal", "--condition", "clean", "--data", str(data), "--bootstrap", "0"]
+    models = ["--model", "known-crystal:GaAs", "--model", "defectnet-small"]
+    main(["benchmark", *asked, *models, "--out", str(out)])
+    capsys.readouterr()
+    known, network = (json.loads((out / f"{name}.json").read_text()) for name in ("known-crystal", "defectnet-small"))
+    assert known["data"] == network["data"]
+    assert known["notes"]["settings"]["potentials"] == ["nequix"]
+    for found in (known, network):
+        assert set(found["results"]) == {"known-crystal"}
+        assert found["results"]["known-crystal"]["clean"]["concentration"]["mae"] > 0.0
+    errors = [found["results"]["known-crystal"]["clean"]["concentration"]["mae"] for found in (known, network)]
+    assert errors[0] < errors[1]
+
+
+def test_the_likeliest_candidates_are_those_of_the_crystal():
+    crystals = [bulk("GaAs", "zincblende", 5.65), bulk("MgO", "rocksalt", 4.21), bulk("CaF2", "fluorite", 5.46)]
+    shares = torch.zeros(len(crystals), len(VOCABULARY))
+    for row, atoms in zip(shares, crystals, strict=True):
+        for symbol in atoms.symbols:
+            row[INDEX[symbol]] += 1.0 / len(atoms)
+    for row, atoms in zip(likeliest_candidates(shares), crystals, strict=True):
+        wanted = plausible_dopants(host_from_atoms(atoms, "host").crystal, 8)
+        assert {VOCABULARY[i] for i in row.nonzero()[:, 0]} == {name.partition("@")[0] for name in wanted}
+
+
+def test_a_crystal_without_a_pack_is_one_error(pack):
+    host, doped, _ = spectra(pack, {"Al": 0.05})
+    batch = encode_pair(host, doped, "MgO", grid=MODEL_GRID, candidates=["Al"])
+    with pytest.raises(DefectNetError, match="no host pack is of the crystal"):
+        KnownCrystalEstimator("GaAs").answer(batch)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from defectnet.benchmark.entrants import entrant_named
+from defectnet.benchmark.protocol import KNOWN_CRYSTAL
 from defectnet.benchmark.results import file_name, write_result
 from defectnet.benchmark.runner import Benchmark
 from defectnet.data.candidates import CONDITIONS, TRACKS, Track
@@ -31,7 +32,7 @@ def measure(
 
     Args:
         models: See `defectnet.benchmark.entrants.entrant_named`.
-        track: ``candidates``, ``blind`` or ``all``.
+        track: ``candidates``, ``blind``, ``all`` for both, or ``known-crystal``.
         condition: ``clean``, ``lab`` or ``all``.
         split: ``test`` or ``val``.
         data: Folder of shards, or a data set on the Hub.
@@ -46,7 +47,7 @@ def measure(
     Raises:
         DefectNetError: A word is unknown, a model cannot be made or breaks the protocol, or the data cannot be used.
     """
-    tracks = _choice("track", track, TRACKS)
+    tracks = (KNOWN_CRYSTAL,) if track == KNOWN_CRYSTAL else _choice("track", track, TRACKS)
     conditions = _choice("condition", condition, CONDITIONS)
     entrants = [entrant_named(text) for text in models]  # all of them, before any is measured for minutes
     files = [file_name(entrant.name) for entrant in entrants]

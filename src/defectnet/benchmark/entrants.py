@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from defectnet.batch import Batch, Estimate
-from defectnet.benchmark.protocol import TrainableEstimator
+from defectnet.benchmark.protocol import ALL_TRACKS, KNOWN_CRYSTAL, TrainableEstimator
 from defectnet.config import Grid
-from defectnet.data.candidates import TRACKS, Track
+from defectnet.data.candidates import Track
 from defectnet.errors import ConfigError, DefectNetError
 from defectnet.hub import from_pretrained
 from defectnet.hub.catalogue import list_checkpoints
@@ -29,6 +29,8 @@ from defectnet.models.base import DefectModel
 from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
 
 Kind = Literal["baseline", "checkpoint", "module"]
+
+ONLY_KNOWN: Final = "holds the likeliest dopants of each host alone"
 
 ALONE: Final = 3
 """Rows of a split that are asked again, alone, to see whether their answers depend on their batch mates."""
@@ -68,7 +70,11 @@ class Entrant:
     @property
     def cannot(self) -> dict[Track, str]:
         """Tracks that it cannot answer -> why."""
-        return {track: NEEDS_CANDIDATES for track in TRACKS if track not in self.estimator.tracks}
+        return {
+            track: ONLY_KNOWN if KNOWN_CRYSTAL in self.estimator.tracks and track == "candidates" else NEEDS_CANDIDATES
+            for track in ALL_TRACKS
+            if track not in self.estimator.tracks
+        }
 
 
 class Ensemble(Estimator):
@@ -117,16 +123,19 @@ def entrant_named(text: str) -> Entrant:
     """Make what a text names: a baseline's name, ``module:attr``, or what `defectnet.from_pretrained` takes.
 
     Args:
-        text: For instance ``lightgbm``, ``defectnet-small``, ``./my-model``, ``org/repo``, ``my_module:MyClass``. A
-            class is made without arguments, an instance is taken as it is, a function is called. Several of them,
-            joined by ``+``, are an ensemble: ``defectnet-base+./my-model``.
+        text: For instance ``lightgbm``, ``defectnet-small``, ``./my-model``, ``org/repo``, ``my_module:MyClass``, or
+            ``known-crystal:FOLDER`` of host packs. A class is made without arguments, an instance is taken as it is, a
+            function is called. Several of them, joined by ``+``, are an ensemble: ``defectnet-base+./my-model``.
 
     Raises:
         ConfigError: There is no such baseline, module or attribute, or it does not answer.
         CheckpointError: The checkpoint is not found, or not whole.
     """
     from defectnet.benchmark.baselines import BASELINES  # here, because they bring scikit-learn and LightGBM
+    from defectnet.benchmark.known_crystal import PREFIX, KnownCrystalEstimator
 
+    if text.startswith(PREFIX):
+        return entrant_of(KnownCrystalEstimator(text.removeprefix(PREFIX).split(",")), "known-crystal")
     if text in BASELINES:
         baseline = BASELINES[text]
         return _entrant(text, baseline(), "baseline")

@@ -13,16 +13,21 @@ The same from Python: `defectnet.benchmark.runner`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from defectnet.batch import Batch
-from defectnet.data.candidates import Track
+from defectnet.data.candidates import TRACKS, Track
 from defectnet.data.module import SpectraDataModule
 from defectnet.measure.encode import stack
 from defectnet.models.estimator import Estimator
+
+KNOWN_CRYSTAL: Final[Track] = "known-crystal"
+"""Track in which each host's likeliest dopants are in question; see `defectnet.benchmark.known_crystal`."""
+
+ALL_TRACKS: Final[tuple[Track, ...]] = (*TRACKS, KNOWN_CRYSTAL)
 
 
 class Rows(NamedTuple):

@@ -25,7 +25,7 @@ from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.curves import curves
 from defectnet.benchmark.entrants import TOLERANCE, Entrant, ask, call, check_alone
 from defectnet.benchmark.metrics import summary
-from defectnet.benchmark.protocol import FitData, Rows, TrainableEstimator
+from defectnet.benchmark.protocol import ALL_TRACKS, KNOWN_CRYSTAL, FitData, Rows, TrainableEstimator
 from defectnet.benchmark.results import KEPT, MAIN, SCHEMA_VERSION, interval
 from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
@@ -38,6 +38,9 @@ from defectnet.measure.settings import measurement_named
 from defectnet.models.calibration import best_threshold
 
 _BATCH_ROWS: Final = 256
+LIKELY: Final = 0.5
+"""Threshold of the track `KNOWN_CRYSTAL`, whose data have no rows to choose one on."""
+
 _PACKAGES: Final = ("defectnet", "torch", "numpy", "scikit-learn", "lightgbm")
 
 
@@ -182,11 +185,15 @@ class Benchmark:
         )
 
     def _measure(self, entrant: Entrant, track: Track, condition: str) -> dict[str, Any]:
-        chosen = self.scores(entrant, track, condition, "val")
-        threshold = best_threshold(
-            torch.from_numpy(chosen.probability[chosen.asked]), torch.from_numpy(chosen.present[chosen.asked])
-        )
-        scores = self.scores(entrant, track, condition) if self.split != "val" else chosen
+        threshold = LIKELY
+        if track == KNOWN_CRYSTAL:
+            scores = self.scores(entrant, track, condition)
+        else:
+            chosen = self.scores(entrant, track, condition, "val")
+            threshold = best_threshold(
+                torch.from_numpy(chosen.probability[chosen.asked]), torch.from_numpy(chosen.present[chosen.asked])
+            )
+            scores = self.scores(entrant, track, condition) if self.split != "val" else chosen
         values = summary(scores, threshold, entrant.estimator.coverage)
         claimed = scores.asked & (scores.probability >= threshold)
         resampled = replicate(scores, claimed, self.resamples) if len(self.resamples.counts) else {}
@@ -223,14 +230,33 @@ class Benchmark:
     def _rows(self, grid: Grid, split: Split, track: Track, condition: str) -> list[Item]:
         key = (grid, split, track, condition)
         if key not in self._items:
-            self._items[key] = list(self._module(grid).evaluation(split, track, condition))
+            known = track == KNOWN_CRYSTAL
+            items = list(self._module(grid).evaluation(split, "candidates" if known else track, condition))
+            self._items[key] = [_about_likeliest(item) for item in items] if known else items
         return self._items[key]
+
+
+def _about_likeliest(item: Item) -> Item:
+    """Ask about the likeliest dopants of each host, in place of the elements that were drawn.
+
+    Raises:
+        ConfigError: A row holds another dopant: its data set was not made for this track.
+    """
+    from defectnet.benchmark.known_crystal import likeliest_candidates  # here, because it brings the potentials
+
+    mask = likeliest_candidates(item.batch.composition)
+    if bool((item.targets.present & ~mask).any()):
+        raise ConfigError(
+            "a row holds a dopant that is none of its host's likeliest",
+            fix="Ask --track known-crystal of data made with the setting `plausible`, such as data/known-crystal-v1",
+        )
+    return item._replace(batch=item.batch._replace(candidates=mask))
 
 
 def _check_asked(entrant: Entrant, tracks: Sequence[Track], conditions: Sequence[str]) -> None:
     for track in tracks:
-        if track not in TRACKS:
-            raise ConfigError(f"track is {track!r}", fix=f"Use {', '.join(TRACKS)} or all")
+        if track not in ALL_TRACKS:
+            raise ConfigError(f"track is {track!r}", fix=f"Use {', '.join(ALL_TRACKS)} or all")
     for condition in conditions:
         measurement_named(condition)
     if all(track in entrant.cannot for track in tracks):

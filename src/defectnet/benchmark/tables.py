@@ -26,21 +26,24 @@ class Column(NamedTuple):
     key: str
 
 
+_WITH_CANDIDATES: Final = (
+    Column("MAE at.%", "concentration", "mae"),
+    Column("RMSE", "concentration", "rmse"),
+    Column("R2", "concentration", "r2"),
+    Column("R2, 1 dopant", "one_dopant", "r2"),
+    Column("R2, 2 to 6", "many_dopants", "r2"),
+    Column("AP micro", "identity", "ap_micro"),
+    Column("AP macro", "identity", "ap_macro"),
+    Column("recall@k", "identity", "recall_at_k"),
+    Column("F1", "identity", "f1"),
+    Column("exact set", "identity", "exact"),
+    Column("ECE", "calibration", "error"),
+    Column("limit at.%", "detection", "limit"),
+)
+
 LEADERBOARD: Final[dict[str, tuple[Column, ...]]] = {
-    "candidates": (
-        Column("MAE at.%", "concentration", "mae"),
-        Column("RMSE", "concentration", "rmse"),
-        Column("R2", "concentration", "r2"),
-        Column("R2, 1 dopant", "one_dopant", "r2"),
-        Column("R2, 2 to 6", "many_dopants", "r2"),
-        Column("AP micro", "identity", "ap_micro"),
-        Column("AP macro", "identity", "ap_macro"),
-        Column("recall@k", "identity", "recall_at_k"),
-        Column("F1", "identity", "f1"),
-        Column("exact set", "identity", "exact"),
-        Column("ECE", "calibration", "error"),
-        Column("limit at.%", "detection", "limit"),
-    ),
+    "candidates": _WITH_CANDIDATES,
+    "known-crystal": _WITH_CANDIDATES,
     "blind": (
         Column("AP micro", "identity", "ap_micro"),
         Column("AP macro", "identity", "ap_macro"),
@@ -78,8 +81,8 @@ def ranked(results: Results, track: str, condition: str) -> list[str]:
 
     def key(name: str) -> tuple[float, str]:
         found = results[name]["results"][track][condition]
-        value = found["concentration"]["mae"] if track == "candidates" else found["identity"]["ap_micro"]
-        return (float("inf") if value is None else value if track == "candidates" else -value), name
+        value = found["concentration"]["mae"] if track != "blind" else found["identity"]["ap_micro"]
+        return (float("inf") if value is None else value if track != "blind" else -value), name
 
     return sorted((name for name in results if part(results[name], track, condition) is not None), key=key)
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from defectnet.config import Bounded, bounded
 from defectnet.elements import properties
 
-Track = Literal["candidates", "blind", "mixed"]
+Track = Literal["candidates", "blind", "mixed", "known-crystal"]
 
 TRACKS: Final[tuple[Track, ...]] = ("candidates", "blind")
-"""The two questions of the benchmark; ``mixed`` draws one of them for each row, for training."""
+"""The two questions that networks are trained for; ``mixed`` draws one of them for each row, for training."""
 
 CONDITIONS: Final = ("clean", "lab")
 """Measurements under which networks are calibrated, baselines learn and all are judged."""

@@ -101,10 +101,9 @@ class CellSource:
         pack: Host and its substitutions.
         dopants: Names such as ``Al@Ga``.
         atoms: See `CELL_ATOMS`.
-        seed: Of placements.
     """
 
-    def __init__(self, pack: HostPack, dopants: Sequence[str], *, atoms: int = CELL_ATOMS, seed: int = 0) -> None:
+    def __init__(self, pack: HostPack, dopants: Sequence[str], *, atoms: int = CELL_ATOMS) -> None:
         self.pack, self.dopants = pack, tuple(dopants)
         n, cell = len(pack.host.primitive), pack.host.primitive.cell
         matrices = []
@@ -113,7 +112,6 @@ class CellSource:
             matrices.append(supercell_matrix(cell, n, wanted, (min(int(0.8 * wanted), n), max(int(1.2 * wanted), n))))
         symbols = {SYMBOLS[int(z)] for z in pack.host.primitive.numbers}
         self.elements = tuple(sorted(symbols | {d.partition("@")[0] for d in dopants}, key=INDEX.__getitem__))
-        self._rng = np.random.default_rng([seed, n])
         self.superpositions = [
             Superposition(pack.host, pack.substitutions, matrix, [q]) for q in WAVE_VECTORS for matrix in matrices
         ]
@@ -132,11 +130,12 @@ class CellSource:
         symbols = [SYMBOLS[int(z)] for z in self.pack.host.primitive.numbers]
         return np.array([symbols.count(symbol) / len(symbols) for symbol in replaced])
 
-    def draw(self, wished: FloatArray, report: Callable[[int], None] | None = None) -> Cells:
+    def draw(self, wished: FloatArray, rng: np.random.Generator, report: Callable[[int], None] | None = None) -> Cells:
         """Compute cells of wished concentrations; unstable ones are left out.
 
         Args:
             wished: (N, K) dopant atoms over all atoms; met to an atom.
+            rng: Source of the placements.
             report: Called with the number of cells that are done.
         """
         found: list[tuple[FloatArray, FloatArray, int, float, int]] = []
@@ -145,13 +144,13 @@ class CellSource:
             turn = number % len(self.superpositions)
             one = self.superpositions[turn]
             try:
-                occupation = draw_occupation(one, Composition.of(self.dopants, row), self._rng)
+                occupation = draw_occupation(one, Composition.of(self.dopants, row), rng)
             except SimulationError:  # more than there are sites
                 left_out += 1
                 continue
             if not occupation.sites:
                 continue
-            modes = one.modes(occupation, self._rng)
+            modes = one.modes(occupation, rng)
             beyond = modes.imaginary_fraction - self._host[turn].imaginary_fraction
             if beyond > UNSTABLE:
                 left_out += 1
@@ -216,6 +215,7 @@ class Emulator:
         near: Sequence[tuple[float, FloatArray]] = (),
     ) -> None:
         self.dopants, self.atoms, self.sources = cells.dopants, float(cells.atoms.mean()), len(cells.pristine)
+        self._pairs = np.triu_indices(len(cells.dopants), 1)
         host = instrument.seen(cells.elements, cells.pristine)
         change = instrument.seen(cells.elements, cells.doped) - host[cells.source]
         total = cells.concentration.sum(1)
@@ -224,7 +224,10 @@ class Emulator:
         self.scale = np.abs(features).max(0)
         self.scale[self.scale == 0.0] = 1.0
         design, target = features / self.scale * root[:, None], change * root[:, None]
-        self.coefficients, rest, self._inverse = _ridge(design, target)
+        self.coefficients, rest, inverse = _ridge(design, target)
+        # Roots of quadratic forms of the features: one product each.
+        self._inverse_root = _root(inverse) / self.scale[:, None]
+        self._norm_root = _root(self.coefficients @ self.coefficients.T) / self.scale[:, None]
         rest = rest * (1.0 / (root * np.sqrt(total)))[:, None]  # of all cells alike
         closeness = root**2 * total
         # Leaving one out measures the scatter of cells and the error of the mean together.
@@ -236,8 +239,9 @@ class Emulator:
     def features(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., F) terms of the polynomial at (..., K) concentrations: linear, square, cube, pairs."""
         c = np.asarray(concentration, dtype=np.float64)
-        first, second = np.triu_indices(c.shape[-1], 1)
-        return np.concatenate([c, c**2, c**3, c[..., first] * c[..., second]], axis=-1)
+        first, second = self._pairs
+        square = c * c
+        return np.concatenate([c, square, square * c, c[..., first] * c[..., second]], axis=-1)
 
     def _fit_misfit(self, cells: Cells) -> None:
         c = cells.concentration
@@ -252,8 +256,11 @@ class Emulator:
 
     def leverage(self, concentration: FloatArray) -> FloatArray:
         """Return the (S,) error of the mean at (S, K) concentrations, as variance over the scatter of unit weight."""
-        features = self.features(concentration) / self.scale
-        return np.asarray(np.einsum("sf,fg,sg->s", features, self._inverse, features, optimize=True))
+        return np.asarray(((self.features(concentration) @ self._inverse_root) ** 2).sum(-1))
+
+    def squared(self, concentration: FloatArray) -> FloatArray:
+        """Return the (...) squared norm of the mean change at (..., K) concentrations."""
+        return np.asarray(((self.features(concentration) @ self._norm_root) ** 2).sum(-1))
 
     def misfit(self, concentration: FloatArray) -> FloatArray:
         """Return the (...) share of the change that superposition is expected to leave unexplained."""
@@ -296,6 +303,13 @@ def _scatter(rest: FloatArray, share: FloatArray, closeness: FloatArray) -> Floa
         mixed = own_share * shape / max(trace, 1e-300) + (1.0 - own_share) * common / np.trace(common)
         out.append(weights[k] * mixed)
     return np.array(out)
+
+
+def _root(form: FloatArray) -> FloatArray:
+    """Return a matrix R with R R^T equal to a positive semidefinite matrix, without directions that vanish."""
+    values, vectors = np.linalg.eigh(form)
+    kept = values > 1e-12 * values[-1]
+    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 def _ridge(design: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

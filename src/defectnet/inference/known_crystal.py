@@ -15,7 +15,7 @@ from defectnet.elements import element_index
 from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
-from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer
+from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer, likely_places
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.measure.curves import cumulative, integrals
 from defectnet.measure.encode import host_edge_mev
@@ -210,11 +210,11 @@ class KnownCrystal:
     ) -> None:
         self.pack = pack
         self.dopants = known_dopants(pack, candidates)
-        self.source = CellSource(pack, self.dopants, seed=seed)
-        self._rng = np.random.default_rng([seed, 1])
+        self.source, self._seed = CellSource(pack, self.dopants), seed
+        rng = np.random.default_rng([seed, 1])
         count = CELLS[0] * len(self.dopants) + CELLS[1]
-        wished = draw_concentrations(self.source.room, count, self._rng)
-        self.cells: Cells = self.source.draw(wished, lambda done: report(done, count))
+        wished = draw_concentrations(self.source.room, count, rng)
+        self.cells: Cells = self.source.draw(wished, rng, lambda done: report(done, count))
         edge = pack.host.band_edge_mev
         self._host = host_dos(pack, 0.01 * edge)
 
@@ -270,16 +270,16 @@ class KnownCrystal:
         change = sample - pristine
         noise = host_noise + doped_noise + 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
         cells, emulator = self.cells, Emulator(self.cells, instrument)
+        rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
         for left in range(ROUNDS, -1, -1):
             errors = self._errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
             likelihood = Likelihood(emulator, errors, change)
-            found = infer(likelihood, coverage=coverage)
-            near = [(one.probability, one.concentration) for one in found.likeliest if one.dopants]
-            near = [(p, c) for p, c in near if p > 0.02]
-            if not left or not near:
+            near = likely_places(likelihood) if left else []
+            if not near:
                 break
-            cells = self._more(cells, near)
+            cells = self._more(cells, near, rng)
             emulator = Emulator(cells, instrument, near)
+        found = infer(likelihood, coverage=coverage)
         best = found.best
         return KnownCrystalAnswer(
             posterior=found,
@@ -300,15 +300,15 @@ class KnownCrystal:
             warnings=tuple(warnings),
         )
 
-    def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]]) -> Cells:
+    def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]], rng: np.random.Generator) -> Cells:
         """Add cells near to likely concentrations."""
         weights = np.array([weight for weight, _ in near])
-        chosen = self._rng.choice(len(near), NEAR_CELLS, p=weights / weights.sum())
+        chosen = rng.choice(len(near), NEAR_CELLS, p=weights / weights.sum())
         places = np.array([near[k][1] for k in chosen])
-        drawn = places * np.exp(self._rng.normal(0.0, 0.3, places.shape))
+        drawn = places * np.exp(rng.normal(0.0, 0.3, places.shape))
         drawn *= np.minimum(1.0, 0.28 / np.maximum(drawn.sum(1), 1e-9))[:, None]
         try:
-            return cells.joined(self.source.draw(np.minimum(drawn, 0.95 * self.source.room)))
+            return cells.joined(self.source.draw(np.minimum(drawn, 0.95 * self.source.room), rng))
         except SimulationError:  # all of them unstable
             return cells
 

@@ -7,7 +7,7 @@ perhaps something else, a response of no candidate. Evidence of a subset is its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -52,6 +52,9 @@ STEPS: Final = 25
 
 HOPELESS: Final = 9.0
 """Logarithm of the evidence by which a subset may be worse than the best and still be sampled."""
+
+FALLING: Final = 5.0
+"""Logarithm of the evidence by which the best of a size may lie below the best before no larger ones are tried."""
 
 WITH_OTHER: Final = 4
 """Subsets of a size beside which something else is considered."""
@@ -133,36 +136,42 @@ class Likelihood:
         self.shape = project @ errors.shape @ project.T
         self.fixed = np.eye(count) + nuisance @ nuisance.T
         self.unknown = project @ errors.other @ project.T
-        self.coefficients = emulator.coefficients @ project.T
+        self.coefficients = emulator.coefficients @ project.T / emulator.scale[:, None]
         self.norm2 = emulator.norms**2
+        k = len(emulator.dopants)
+        linear, square, cube, pair = np.split(self.coefficients, [k, 2 * k, 3 * k])
+        first, second = np.triu_indices(k, 1)
+        both = np.zeros((k, k, count))
+        both[first, second] = both[second, first] = pair
+        self._slopes = linear, 2.0 * square, 3.0 * cube, both.reshape(k, k * count)
         # Cells of one kind sample the crystal's wave vectors alike: that does not average out over all of them.
         self.cells = emulator.atoms / errors.sample_atoms + 1.0 / emulator.sources
         self.typical = sum(share * weight for share, weight in errors.discrepancy)
 
     def mean(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., D) projected mean change at (..., K) concentrations."""
-        features = self.emulator.features(concentration) / self.emulator.scale
-        return np.asarray(features @ self.coefficients)
+        return np.asarray(self.emulator.features(concentration) @ self.coefficients)
 
     def jacobian(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K, D) derivatives of `mean` by each concentration."""
         c = concentration
-        k = c.shape[-1]
-        linear, square, cube, pair = np.split(self.coefficients / self.emulator.scale[:, None], [k, 2 * k, 3 * k])
-        out = linear + 2.0 * c[..., None] * square + 3.0 * c[..., None] ** 2 * cube
-        first, second = np.triu_indices(k, 1)
-        both = np.zeros((k, k, pair.shape[1]))
-        both[first, second] = both[second, first] = pair
-        return np.asarray(out + np.einsum("sj,kjd->skd", c, both, optimize=True))
+        linear, square, cube, both = self._slopes
+        out = linear + c[..., None] * (square + c[..., None] * cube)
+        return np.asarray(out + (c @ both).reshape(out.shape))
 
     def covariance(self, concentration: FloatArray, other: float = 0.0, share: float | None = None) -> FloatArray:
         """Return the (S, D, D) covariance at (S, K) concentrations and an amount of something else."""
         c = concentration
-        out = self.fixed + np.tensordot(self.weights(c), self.scatter, axes=1)
-        out = out + self.amount(c, share)[:, None, None] * self.shape + other**2 * self.unknown
+        return np.asarray(self._covariance(c, other) + self.amount(c, share)[:, None, None] * self.shape)
+
+    def _covariance(self, c: FloatArray, other: float) -> FloatArray:
+        """Return the covariance without what superposition and the potential get wrong of the shape."""
+        count = len(self.fixed)
+        out = self.fixed + other**2 * self.unknown
+        out = out + (self.weights(c) @ self.scatter.reshape(-1, count**2)).reshape(-1, count, count)
         if self.errors.amplitude:
             mean = self.errors.amplitude * self.mean(c)
-            out = out + mean[:, :, None] * mean[:, None, :]
+            out += mean[:, :, None] * mean[:, None, :]
         return np.asarray(out)
 
     def weights(self, concentration: FloatArray) -> FloatArray:
@@ -179,20 +188,26 @@ class Likelihood:
 
     def amount(self, concentration: FloatArray, share: float | None = None) -> FloatArray:
         """Return the (S,) trace of what superposition and the potential get wrong, at (S, K) concentrations."""
-        c = concentration
-        out = (self.emulator.misfit(c) + SMALL_CELLS) * (self.emulator.mean(c) ** 2).sum(-1)
-        return np.asarray(out + (self.typical if share is None else share) * (c**2 @ self.norm2))
+        return self._superposed(concentration) + self._shifted(concentration, share)
+
+    def _superposed(self, c: FloatArray) -> FloatArray:
+        return np.asarray((self.emulator.misfit(c) + SMALL_CELLS) * self.emulator.squared(c))
+
+    def _shifted(self, c: FloatArray, share: float | None) -> FloatArray:
+        return np.asarray((self.typical if share is None else share) * (c**2 @ self.norm2))
 
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
         """Return the (S,) log likelihood at (S, K) concentrations, averaged over shares of discrepancy."""
-        rest = self.measured - self.mean(concentration)
+        c, rest = concentration, self.measured - self.mean(concentration)
+        common, superposed = self._covariance(c, other), self._superposed(c)
         out = []
         for share, probability in self.errors.discrepancy or ((0.0, 1.0),):
-            factor = np.linalg.cholesky(self.covariance(concentration, other, share))
+            amount = superposed + self._shifted(c, share)
+            factor = np.linalg.cholesky(common + amount[:, None, None] * self.shape)
             white = np.linalg.solve(factor, rest[..., None])[..., 0]
             size = np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
             out.append(np.log(probability) - 0.5 * (white**2).sum(-1) - size)
-        return np.asarray(logsumexp(np.stack(out), axis=0))
+        return np.logaddexp.reduce(out, axis=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -254,31 +269,50 @@ def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Po
         seed: Of the samples.
     """
     rng = np.random.default_rng(seed)
-    k = len(likelihood.emulator.dopants)
     found = [_nothing(likelihood, other) for other in (False, True)]
-    subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
-    peaks: dict[tuple[int, ...], FloatArray] = {}
-    for size in range(1, min(k, len(NUMBER_PRIOR) - 1) + 1):
-        level: list[Hypothesis] = []
-        for other in (False, True):
-            amount = float(OTHER_AMOUNTS[2]) if other else 0.0
-            chosen = subsets if not other else [one.subset for one in level[:WITH_OTHER]]
-            level_peaks = _peaks(likelihood, chosen, amount, peaks)
-            here = [_evaluated(likelihood, one, other, rng) for one in _likely(level_peaks, found)]
-            here.sort(key=lambda one: -one.log_evidence)
-            found += here
-            if not other:
-                peaks |= {one.subset: one.place for one in level_peaks}
-                level = here
-                ranked = sorted(level_peaks, key=lambda one: -one.value)
-        if size >= EXHAUSTIVE and level[0].log_evidence < max(one.log_evidence for one in found) - 7.0:
+    for size, peaks in _peaks_by_size(likelihood):
+        level = [_evaluated(likelihood, one, False, rng) for one in _likely(peaks, found)]
+        level.sort(key=lambda one: -one.log_evidence)
+        found += level
+        beside = _peaks(likelihood, [one.subset for one in level[:WITH_OTHER]], float(OTHER_AMOUNTS[2]), {})
+        found += [_evaluated(likelihood, one, True, rng) for one in _likely(beside, found)]
+        if size >= EXHAUSTIVE and level[0].log_evidence < max(one.log_evidence for one in found) - FALLING:
             break
+    return _summary(likelihood, found, coverage)
+
+
+def likely_places(likelihood: Likelihood) -> list[tuple[float, FloatArray]]:
+    """Return where concentrations are likeliest, roughly: of at most `EXHAUSTIVE` dopants, by Laplace's method.
+
+    Returns:
+        Probability and (K,) concentrations of each subset that has more than one in fifty.
+    """
+    k = len(likelihood.emulator.dopants)
+    logs, places = [float(likelihood.log(np.zeros((1, k)))[0]) + _log_prior(0, k, False)], [np.zeros(k)]
+    for size, peaks in _peaks_by_size(likelihood, EXHAUSTIVE):
+        for one in peaks:
+            c = np.zeros(k)
+            c[list(one.subset)] = np.exp(one.place)
+            logs.append(one.laplace + _log_prior(size, k, False))
+            places.append(c)
+    share = np.exp(np.array(logs) - logsumexp(logs))
+    return [(float(p), c) for p, c in zip(share, places, strict=True) if p > 0.02 and c.any()]
+
+
+def _peaks_by_size(likelihood: Likelihood, most: int = len(NUMBER_PRIOR) - 1) -> Iterator[tuple[int, list[_Peak]]]:
+    """Yield the peaks of the subsets of 1, 2, ... dopants: all subsets, and from some size on those that grow."""
+    k = len(likelihood.emulator.dopants)
+    subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
+    known: dict[tuple[int, ...], tuple[float, FloatArray]] = {}
+    for size in range(1, min(k, most) + 1):
+        peaks = _peaks(likelihood, subsets, 0.0, known)
+        known = {one.subset: (one.value, one.place) for one in peaks}
+        yield size, peaks
         if size < EXHAUSTIVE and k <= FEW:
             subsets = list(combinations(range(k), size + 1))
         else:
-            best = [one.subset for one in ranked[:KEPT]]
+            best = [one.subset for one in sorted(peaks, key=lambda one: -one.value)[:KEPT]]
             subsets = sorted({tuple(sorted((*one, i))) for one in best for i in range(k) if i not in one})
-    return _summary(likelihood, found, coverage)
 
 
 @dataclass(frozen=True)
@@ -357,19 +391,17 @@ def _peaks(
     likelihood: Likelihood,
     subsets: Sequence[tuple[int, ...]],
     other: float,
-    known: dict[tuple[int, ...], FloatArray],
+    known: Mapping[tuple[int, ...], tuple[float, FloatArray]],
 ) -> list[_Peak]:
     """Find the likeliest concentrations of subsets of one size, side by side."""
     if not subsets:
         return []
     chosen = np.array(subsets)  # (B, s)
     starts = [_linear_start(likelihood, chosen)]
-    for i in range(chosen.shape[1]):
-        parts = [known.get(one[:i] + one[i + 1 :]) for one in subsets]
-        if chosen.shape[1] > 1 and all(part is not None for part in parts):
-            starts.append(np.array([np.insert(part, i, np.log(0.01)) for part in parts]))  # type: ignore[arg-type]
     if chosen.shape[1] == 1:
         starts += [np.full((len(chosen), 1), np.log(c)) for c in (0.005, 0.03, 0.12)]
+    elif known:
+        starts.append(np.array([_grown(one, known) for one in subsets]))
     found = [_climbed(likelihood, chosen, start, other) for start in starts]
     values = np.stack([one[0] for one in found])
     best = values.argmax(axis=0)
@@ -379,6 +411,13 @@ def _peaks(
         laplace = value + 0.5 * np.linalg.slogdet(2.0 * np.pi * covariance)[1] + len(place) * PRIOR_DENSITY
         out.append(_Peak(tuple(chosen[row].tolist()), place, covariance, float(value), float(laplace)))
     return out
+
+
+def _grown(subset: tuple[int, ...], known: Mapping[tuple[int, ...], tuple[float, FloatArray]]) -> FloatArray:
+    """Return the (s,) peak of the likeliest known subset with one dopant less, with 1 at.% of that one."""
+    parts = [(known[part], i) for i in range(len(subset)) if (part := subset[:i] + subset[i + 1 :]) in known]
+    (_, place), i = max(parts, key=lambda one: one[0][0])
+    return np.insert(place, i, np.log(0.01))
 
 
 def _linear_start(likelihood: Likelihood, chosen: NDArray[np.int64]) -> FloatArray:

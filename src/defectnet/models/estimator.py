@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from defectnet.batch import Batch, Estimate
 from defectnet.config import MODEL_GRID, Grid
 
-NamedTrack = Literal["candidates", "blind"]
+NamedTrack = Literal["candidates", "blind", "known-crystal"]
 
 NEEDS_CANDIDATES: Final = "takes the candidates as its query"
 """Why an estimator whose `asks_blind` is false is not asked about every element."""
@@ -50,7 +50,7 @@ class Estimator(ABC):
     @property
     def tracks(self) -> tuple[NamedTrack, ...]:
         """Questions that it can be asked."""
-        return ("candidates", "blind") if self.asks_blind else ("candidates",)
+        return ("candidates", "known-crystal", *(("blind",) if self.asks_blind else ()))
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that are kept with its results; ``description`` is one line."""

@@ -24,6 +24,7 @@ from defectnet.crystal.doping import (
     split_dopant,
 )
 from defectnet.crystal.hosts import Host
+from defectnet.crystal.plausible import plausible_dopants
 from defectnet.data.sample import Doping, HostSpectrum, make_sample
 from defectnet.data.shards import AS_IS, Sample
 from defectnet.data.splits import split_of
@@ -41,7 +42,7 @@ INTERPOLATED_LIMIT = 0.06
 """Largest share of imaginary modes where finite displacements of one cell are interpolated to other wave vectors: some
 soft acoustic ones are artefacts of the small cell. At Gamma, where it is exact, the limits of the settings hold."""
 
-LATER = ("highest", "controls", "dopants")
+LATER = ("highest", "controls", "dopants", "plausible")
 """Settings that the first data sets do not have: left out where they are at their default, so that these go on."""
 
 
@@ -89,6 +90,7 @@ class SimulationSettings(Bounded, error=SimulationError):
         clustered: Share of cells with clustered dopants.
         controls: Share of cells without a dopant.
         dopants: The only ones that are substituted in, as ``Al`` or ``Al@Mg`` (in place of magnesium); any if empty.
+        plausible: If not 0, only so many of each host's likeliest dopants are (see `plausible_dopants`).
         stiffness_share: Share of training cells that are also computed with one or two randomised stiffnesses.
         keep_hessians: Write the doped cells and their Hessians too, beside each shard.
         tolerance: Largest force left, eV/angstrom (and virial per atom, eV).
@@ -113,6 +115,7 @@ class SimulationSettings(Bounded, error=SimulationError):
     clustered: float = bounded(0.1, 0.0, 1.0)
     controls: float = bounded(CONTROLS, 0.0, 1.0)
     dopants: tuple[str, ...] = ()
+    plausible: int = bounded(0, 0)
     stiffness_share: float = bounded(0.0, 0.0, 1.0)
     keep_hessians: bool = False
     tolerance: float = bounded(0.01, above=0.0)
@@ -133,6 +136,7 @@ class SimulationSettings(Bounded, error=SimulationError):
         ordered = self.lowest * self.most_dopants <= self.highest
         self.require(ordered, "lowest", f"Use {self.highest} over all dopants at most")
         self.require(not isinstance(self.dopants, str), "dopants", 'Use a list, such as ["Al@Mg"]')
+        self.require(not (self.plausible and self.dopants), "plausible", "Name dopants, or have likely ones chosen")
         object.__setattr__(self, "dopants", tuple(self.dopants))  # JSON has lists
         for dopant in self.dopants:
             split_dopant(dopant)
@@ -248,6 +252,7 @@ class HostSimulation:
         self.settings = settings
         self.preconditioner = preconditioner
         self.split = split_of(host.chemical_system)
+        self.dopants = plausible_dopants(relaxed, settings.plausible) if settings.plausible else settings.dopants
         rng = row_generator(settings.seed, host.id)
         self.regular = self._supercell(rng, settings.smallest, settings.largest)
         self.dilute = (
@@ -278,7 +283,7 @@ class HostSimulation:
             highest=settings.highest,
             clustered=settings.clustered,
             controls=settings.controls,
-            dopants=settings.dopants,
+            dopants=self.dopants,
         )
         cell = build(self.relaxed, recipe, rng, self.dilute if dilute else self.regular)
         stiffnesses = int(rng.integers(1, 3)) if rng.random() < settings.stiffness_share else 0
