@@ -236,7 +236,7 @@ class KnownCrystal:
         wished = draw_concentrations(self.source.room, count, self._rng)
         self.cells: Cells = self.source.draw(wished, lambda done: report(done, count))
         edge = pack.host.band_edge_mev
-        self._host = host_dos(pack, 0.01 * edge)
+        self.host = host_dos(pack, 0.01 * edge)
 
     def identify(
         self,
@@ -322,10 +322,9 @@ class KnownCrystal:
     ) -> Compared:
         """Bring a pair to the bins in which it is compared; arguments as for `identify`.
 
-        Args:
-            refine: Whether the host's spectrum fixes the map of energies; not where it is the pack's own.
+        Unless `refine` the host's spectrum, the pack's own, does not fix the map of energies.
         """
-        _check_pair(host, doped, self._host[0])
+        _check_pair(host, doped, self.host[0])
         edge = edge_mev or host_edge_mev(host)
         instrument = self._instrument(host, doped, edge, fwhm_mev)
         unit = self.pack.host.band_edge_mev
@@ -333,14 +332,14 @@ class KnownCrystal:
         sample, doped_noise = _binned(doped, doped_error, instrument, unit)
         instrument = replace(instrument, fwhm=(fwhm_mev or 0.0) / unit)
         if refine:
-            instrument = fit_instrument(instrument, *self._host, pristine)
+            instrument = fit_instrument(instrument, *self.host, pristine)
         finest = FINE if same_potential else COARSE
         if instrument.fwhm < finest:
             smooth = _smoothing(instrument, float(np.sqrt(finest**2 - instrument.fwhm**2)))
             pristine, sample = smooth @ pristine, smooth @ sample
             host_noise, doped_noise = smooth @ host_noise @ smooth.T, smooth @ doped_noise @ smooth.T
             instrument = replace(instrument, fwhm=finest)
-        distance = float(((instrument.seen(*self._host) - pristine) ** 2).sum() / (pristine**2).sum())
+        distance = float(((instrument.seen(*self.host) - pristine) ** 2).sum() / (pristine**2).sum())
         noise = host_noise + doped_noise + 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
         return Compared(instrument, float(edge), pristine, sample - pristine, noise, distance)
 
