@@ -42,7 +42,7 @@ def identify_known(
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    found, remarks = _pack(structure, pack, candidates, potential, minutes, formula)
+    found, remarks = pack_for(structure, pack, candidates, potential, minutes, formula)
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("superposed cells")
         known = KnownCrystal(
@@ -60,7 +60,7 @@ def identify_known(
         _print(answer, remarks, candidates is not None)
 
 
-def _pack(
+def pack_for(
     structure: str | None,
     pack: str | None,
     candidates: Sequence[str] | None,
@@ -68,6 +68,7 @@ def _pack(
     minutes: float | None,
     formula: str | None,
 ) -> tuple[HostPack, tuple[str, ...]]:
+    """Return the pack that options name, or one for a structure, and remarks on where it comes from."""
     from defectnet.crystal.pack import HostPack
     from defectnet.crystal.structures import read_structure
     from defectnet.inference.packs import check_fits, check_formula, find_pack_for

@@ -37,6 +37,9 @@ APART: Final = 0.95
 NAMED: Final = 0.5
 """Probability from which on `identify` says that a dopant is there."""
 
+MOST_NOISE: Final = 0.5
+"""Largest noise that is planned with."""
+
 SMALLEST: Final = 0.0005
 """Smallest concentration that is looked at."""
 
@@ -78,7 +81,7 @@ class Setup(Bounded):
     kind: str = bounded("total", choices=KINDS)
     element: str | None = None
     fwhm_mev: float = bounded(3.0, above=0.0)
-    noise: float = bounded(0.02, 0.0, 0.5)
+    noise: float = 0.02
     step_mev: float | None = bounded(None, above=0.0)
     reach_mev: float | None = bounded(None, above=0.0)
     same_potential: bool = False
@@ -86,6 +89,7 @@ class Setup(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require(0.0 <= self.noise <= MOST_NOISE, "noise", "Use a share of the highest value: 0.02 for 2 %")
         fix = "Name one of the host's with kind projected, and only there"
         self.require((self.kind == "projected") == (self.element is not None), "element", fix)
 
@@ -215,6 +219,50 @@ def _plain(values: FloatArray) -> Any:
     return float(values) if np.isfinite(values) else None
 
 
+def percent(value: float | None, room: float) -> str:
+    """Return a concentration in at.% as text: beyond what was looked at where there is none."""
+    if value is None or not np.isfinite(value):
+        return f"> {100 * room:.2g}"
+    return f"{'<' if value <= SMALLEST else ''}{100 * value:.2g}"
+
+
+def sentence(plan: Plan) -> str:
+    """Say a plan in one sentence."""
+    found = sorted(plan.detections, key=lambda one: one.limit or np.inf)
+    parts = [f"{one.dopant} from {percent(one.limit, one.room)} at.%" for one in found if one.limit is not None]
+    missing = [one.dopant for one in found if one.limit is None]
+    if len(parts) > FEW_DOPANTS:
+        parts = [*parts[:3], f"... {parts[-1]}"]
+    text = f"In {plan.formula} this measurement finds {', '.join(parts)}" if parts else ""
+    if missing:
+        text += "; it does not find " if text else f"In {plan.formula} this measurement does not find "
+        text += f"{', '.join(missing)} in any amount that fits in"
+    return text + "."
+
+
+def parse_amounts(text: str) -> tuple[float, ...]:
+    """Return the concentrations that a text such as ``1,3,10``, in at.%, names.
+
+    Raises:
+        ConfigError: They are not numbers, or out of range.
+    """
+    try:
+        found = tuple(float(word) / 100.0 for word in text.replace(",", " ").split())
+    except ValueError:
+        raise ConfigError(f"amounts: {text!r} are not numbers", fix="Give at.%, such as 1,3,10") from None
+    _check_amounts(found)
+    return found
+
+
+def _check_amounts(amounts: Sequence[float]) -> None:
+    for amount in amounts:
+        if not LOWEST <= amount <= HIGHEST:
+            raise ConfigError(
+                f"an amount is {100 * amount:g} at.%",
+                fix=f"Use {100 * LOWEST:g} to {100 * HIGHEST:g} at.% of all atoms",
+            )
+
+
 def plan(
     crystal: KnownCrystal | HostPack | str,
     dopants: Sequence[str] | None = None,
@@ -244,11 +292,7 @@ def plan(
     how = setup if setup is not None else Setup(**settings)
     if setup is not None and settings:
         raise ConfigError(f"setup is given, and {', '.join(settings)} beside it", fix="Give one of the two")
-    for amount in amounts:
-        if not LOWEST <= amount <= HIGHEST:
-            raise ConfigError(
-                f"amount is {amount:g}", fix=f"Use atomic fractions from {LOWEST} to {HIGHEST}: 0.03 for 3 at.%"
-            )
+    _check_amounts(amounts)
     if isinstance(crystal, KnownCrystal):
         check_setup(crystal.pack, how)
         if dopants is not None:
@@ -544,7 +588,7 @@ def _planned(
         step()
     widest = 0.5 * crystal.pack.host.band_edge_mev
     fwhms = tuple(setup.fwhm_mev * f for f in FWHM_FACTORS if setup.fwhm_mev * f < widest)
-    noises = tuple(dict.fromkeys(setup.noise * f for f in NOISE_FACTORS if setup.noise * f <= 0.5))
+    noises = tuple(dict.fromkeys(setup.noise * f for f in NOISE_FACTORS if setup.noise * f <= MOST_NOISE))
     by_instrument = np.full((k if few else 0, len(fwhms), len(noises)), np.nan)
     for f, fwhm in enumerate(fwhms if few else ()):
         like = None
