@@ -253,7 +253,7 @@ def _draw_limits(axes: Axes, plan: Plan) -> None:
 def _draw_instruments(axes: Axes, plan: Plan) -> None:
     from matplotlib.lines import Line2D
 
-    styles = ("-", "--", ":", "-.")
+    styles: Any = ("-", "--", ":", "-.")
     noise = 100.0 * np.array(plan.noises)
     for i in range(len(plan.dopants)):
         for f in range(len(plan.fwhms_mev)):
@@ -453,7 +453,7 @@ def _draw_table(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
     axes.set_title(f"{len(pack.substitutions)} substitutions; host outlined")
 
 
-def _on_colour(colour: str) -> str:
+def _on_colour(colour: Any) -> str:
     """Return the colour of a text that can be read on a colour."""
     from matplotlib.colors import to_rgb
 

@@ -358,7 +358,9 @@ class Expected:
         self.compared = crystal.compare(
             host, host, sigma, sigma, setup.fwhm_mev, unit, setup.same_potential, refine=False
         )
-        self.emulator = like.emulator if like is not None else Emulator(crystal.cells, self.compared.instrument)
+        self.emulator: Emulator = (
+            like.emulator if like is not None else Emulator(crystal.cells, self.compared.instrument)
+        )
         seen = self.compared
         errors = crystal.errors(
             self.emulator, seen.instrument, seen.noise, seen.pristine, setup.same_potential, setup.sample_atoms
