@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.elements import VOCABULARY, properties
+from defectnet.elements import VOCABULARY, parse_formula, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
 from defectnet.measure.broadening import broaden
@@ -213,8 +213,8 @@ def plot_plan(plan: Plan, path: str | Path | None = None) -> Figure:
         f"at points {setup.points_mev:.2g} meV apart"
     )
     if not plan.by_instrument.size:
-        with _drawn((12.6, 4.6), path) as figure:
-            left, right = figure.subplots(1, 2, width_ratios=(1.75, 1.0))
+        with _drawn((13.6, 4.9), path) as figure:
+            left, right = figure.subplots(1, 2, width_ratios=(1.45, 1.0))
             _draw_limit_table(left, plan)
             _draw_apart(right, plan)
             figure.suptitle(title, fontsize=10.0, x=0.01, ha="left")
@@ -305,10 +305,10 @@ def _draw_apart(axes: Axes, plan: Plan) -> None:
             axes.text(
                 j,
                 i,
-                f"{shown[i, j]:.1g}" if known and small else f"{shown[i, j]:.2g}" if known else "never",
+                _concentration(shown[i, j], 1 if small else 2) if known else "-" if small else "never",
                 ha="center",
                 va="center",
-                fontsize=4.2 if small else 8.5,
+                fontsize=5.4 if small else 8.5,
                 color="white" if dark else "black",
             )
     names = plan.dopants
@@ -319,6 +319,11 @@ def _draw_apart(axes: Axes, plan: Plan) -> None:
     bar.set_label("95 % told apart from (at.%)")
     _plain_ticks(bar.ax.yaxis)
     axes.set_title("Look-alikes")
+
+
+def _concentration(value: float, digits: int) -> str:
+    """Return at.% as plain text of so many digits, as many as it takes from ten on."""
+    return f"{value:.0f}" if value >= 9.5 else f"{value:.{digits}g}"
 
 
 def _draw_intervals(axes: Axes, plan: Plan) -> None:
@@ -366,20 +371,21 @@ def _draw_limit_table(axes: Axes, plan: Plan) -> None:
             style, ink = {"facecolor": colour, "linewidth": 0}, _on_colour(colour)
         elif np.isinf(value):
             style, ink = {"facecolor": "white", "edgecolor": "0.5", "hatch": "////", "linewidth": 0.6}, "black"
+        if symbol in parse_formula(plan.formula):
+            style |= {"edgecolor": "black", "linewidth": 1.4}
         axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **style))
-        axes.text(x, y - (0.17 if site else 0.0), symbol, ha="center", va="center", fontsize=8.5, color=ink)
+        axes.text(x, y - (0.17 if site else 0.0), symbol, ha="center", va="center", fontsize=9.0, color=ink)
         if np.isfinite(value):
-            axes.text(x, y + 0.22, f"{value:.2g}", ha="center", va="center", fontsize=6.5, color=ink)
+            axes.text(x, y + 0.22, _concentration(value, 2), ha="center", va="center", fontsize=6.8, color=ink)
     axes.set_xlim(0.4, 17.6)
     axes.set_ylim(6.6, 1.4)
     axes.set_aspect("equal")
     axes.axis("off")
-    bar = axes.figure.colorbar(
-        ScalarMappable(norm, colours), ax=axes, orientation="horizontal", shrink=0.6, pad=0.02, aspect=30
-    )
-    bar.set_label("smallest detectable concentration (at.%)")
+    inset = axes.inset_axes((0.26, 0.9, 0.4, 0.035))  # where the table is empty
+    bar = axes.figure.colorbar(ScalarMappable(norm, colours), cax=inset, orientation="horizontal")
+    bar.set_label("detection limit (at.%)", fontsize=8.5)
     _plain_ticks(bar.ax.xaxis)
-    axes.set_title("Limit: 90 % power, 5 % false alarms; best site of each element")
+    axes.set_title("Limit: 90 % power, 5 % false alarms; best site; host outlined")
 
 
 def _plain_ticks(axis: Any) -> None:
