@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from defectnet.crystal.pack import HostPack
     from defectnet.hub import from_pretrained, list_checkpoints
+    from defectnet.inference.plan import plan
     from defectnet.io import read_spectrum
     from defectnet.prediction import Prediction
     from defectnet.spectrum import Spectrum
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "from_pretrained",
     "list_checkpoints",
+    "plan",
     "read_spectrum",
 ]
 
@@ -36,6 +38,7 @@ _HOMES = {
     "Spectrum": "defectnet.spectrum",
     "from_pretrained": "defectnet.hub",
     "list_checkpoints": "defectnet.hub.catalogue",
+    "plan": "defectnet.inference.plan",
     "read_spectrum": "defectnet.io",
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
-from defectnet.elements import VOCABULARY, properties
+from defectnet.elements import VOCABULARY, parse_formula, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
 from defectnet.measure.broadening import broaden
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from defectnet.crystal.spectra import DopedSpectrum
     from defectnet.data.shards import Sample
     from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.inference.plan import Plan
 
 HOST_COLOUR = "#5b6470"
 DOPED_COLOUR = "#c1440e"
@@ -37,6 +38,7 @@ GRID_POINTS = 1024
 MOST_ELEMENTS = 8
 DOPANT_COLOURS = ("#c1440e", "#1f6f8b", "#7a5195", "#c58b00", "#3f7d3a", "#d45087")
 SITE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito
+FEW_LABELS = 8  # dopants of a matrix whose numbers are written large
 BROADENING = 0.02  # of the edge: a supercell has few modes, which as lines hide the shape
 LEAST_ROWS = 6  # so that two bars are not drawn as two blocks
 
@@ -189,6 +191,212 @@ def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
     )
 
 
+def plot_plan(plan: Plan, path: str | Path | None = None) -> Figure:
+    """Draw what a measurement will tell: detection limits, what changes them, look-alikes, intervals.
+
+    For a few dopants bars and curves; for many a periodic table coloured by detection limit.
+
+    Args:
+        plan: From `defectnet.plan`.
+        path: As in `plot_pair`.
+
+    Returns:
+        The figure, independent of pyplot's state.
+
+    Raises:
+        ConfigError: As `plot_pair`.
+    """
+    setup = plan.setup
+    seen = setup.kind if setup.element is None else f"{setup.element}-{setup.kind}"
+    title = (
+        f"{plan.formula}: {seen} DOS, {setup.fwhm_mev:.3g} meV FWHM, noise {100 * setup.noise:.2g} % "
+        f"at points {setup.points_mev:.2g} meV apart"
+    )
+    if not plan.by_instrument.size:
+        with _drawn((13.6, 4.9), path) as figure:
+            left, right = figure.subplots(1, 2, width_ratios=(1.45, 1.0))
+            _draw_limit_table(left, plan)
+            _draw_apart(right, plan)
+            figure.suptitle(title, fontsize=10.0, x=0.01, ha="left")
+        return figure
+    with _drawn((9.6, 6.4), path) as figure:
+        axes = figure.subplots(2, 2)
+        _draw_limits(axes[0, 0], plan)
+        _draw_instruments(axes[0, 1], plan)
+        _draw_apart(axes[1, 0], plan)
+        _draw_intervals(axes[1, 1], plan)
+        figure.suptitle(title, fontsize=10.0, x=0.01, ha="left")
+    return figure
+
+
+def _draw_limits(axes: Axes, plan: Plan) -> None:
+    rows = np.arange(len(plan.dopants))
+    for y, one in zip(rows, plan.detections, strict=True):
+        known = one.limit is not None
+        end = 100.0 * (one.limit if one.limit is not None else one.room)
+        style: Any = {"color": SITE_COLOURS[y % len(SITE_COLOURS)]} if known else {"color": "0.9", "hatch": "////"}
+        axes.barh(y, end, height=0.55, **style)
+        after = max(end, 100.0 * (one.named or 0.0))
+        words = f"{end:.2g}" if known else "not found"
+        axes.annotate(words, (after, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        if one.named is not None:
+            axes.plot([100.0 * one.named] * 2, [y - 0.38, y + 0.38], color="black", linewidth=1.4)
+    axes.plot([], [], color="black", linewidth=1.4, label="named by identify ($P \\geq 0.5$)")
+    axes.set_xlim(0.0, 120.0 * max(max(one.limit or one.room, one.named or 0.0) for one in plan.detections))
+    axes.set_yticks(rows, plan.dopants)
+    axes.set_ylim(max(len(rows), 4) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(fontsize=8.0, loc="lower right")
+    axes.set(xlabel="smallest detectable concentration (at.%)", title="Limit: 90 % power, 5 % false alarms")
+
+
+def _draw_instruments(axes: Axes, plan: Plan) -> None:
+    from matplotlib.lines import Line2D
+
+    styles: Any = ("-", "--", ":", "-.")
+    noise = 100.0 * np.array(plan.noises)
+    for i in range(len(plan.dopants)):
+        for f in range(len(plan.fwhms_mev)):
+            axes.plot(
+                noise,
+                100.0 * plan.by_instrument[i, f],
+                color=SITE_COLOURS[i % len(SITE_COLOURS)],
+                linestyle=styles[f],
+                marker="o",
+                markersize=3.0,
+                linewidth=1.3,
+            )
+    if len(noise) > 1:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(noise, [f"{one:.3g}" for one in noise])
+        axes.minorticks_off()
+        _plain_ticks(axes.yaxis)
+        upper = axes.secondary_xaxis("top")
+        upper.set_xticks(noise, [f"$\\times${(plan.setup.noise / one * 100.0) ** 2:.3g}" for one in noise])
+        upper.minorticks_off()
+        upper.set_xlabel("counting time", fontsize=8.5)
+    handles = [
+        Line2D([], [], color=SITE_COLOURS[i % len(SITE_COLOURS)], label=name) for i, name in enumerate(plan.dopants)
+    ]
+    handles += [
+        Line2D([], [], color="0.3", linestyle=styles[f], label=f"{w:.2g} meV") for f, w in enumerate(plan.fwhms_mev)
+    ]
+    axes.legend(handles=handles, fontsize=8.0, ncols=2, handlelength=2.0)
+    axes.set(xlabel="noise at a point (% of the maximum)", ylabel="detection limit (at.%)")
+
+
+def _draw_apart(axes: Axes, plan: Plan) -> None:
+    from matplotlib.colors import LogNorm
+
+    k = len(plan.dopants)
+    shown = 100.0 * np.where(np.eye(k, dtype=bool), np.nan, plan.apart)
+    image = axes.imshow(
+        np.ma.masked_invalid(shown), cmap="cividis", norm=LogNorm(0.1, 25.0), origin="upper", aspect="equal"
+    )
+    axes.set_facecolor("0.88")
+    small = k > FEW_LABELS
+    for i in range(k):
+        for j in range(k):
+            if i == j:
+                continue
+            known = np.isfinite(shown[i, j])
+            dark = known and shown[i, j] < 1.5
+            axes.text(
+                j,
+                i,
+                _concentration(shown[i, j], 1 if small else 2) if known else "-" if small else "never",
+                ha="center",
+                va="center",
+                fontsize=5.4 if small else 8.5,
+                color="white" if dark else "black",
+            )
+    names = plan.dopants
+    axes.set_xticks(range(k), names, rotation=90 if small else 0, fontsize=6.5 if small else 9.0)
+    axes.set_yticks(range(k), names, fontsize=6.5 if small else 9.0)
+    axes.tick_params(length=0)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.set_label("95 % told apart from (at.%)")
+    _plain_ticks(bar.ax.yaxis)
+    axes.set_title("Look-alikes")
+
+
+def _concentration(value: float, digits: int) -> str:
+    """Return at.% as plain text of so many digits, as many as it takes from ten on."""
+    return f"{value:.0f}" if value >= 9.5 else f"{value:.{digits}g}"
+
+
+def _draw_intervals(axes: Axes, plan: Plan) -> None:
+    chosen = [s for s in range(len(plan.standards)) if plan.standards[s] in (0, 1, 5)]
+    k, fade = len(plan.dopants), (1.0, 0.55, 0.3)
+    for i, one in enumerate(plan.detections):
+        colour = SITE_COLOURS[i % len(SITE_COLOURS)]
+        for a, amount in enumerate(plan.amounts):
+            if one.intervals[a] is None:
+                continue
+            ends = plan.intervals_by_standards[i, chosen, a] if chosen else np.array([one.intervals[a]])
+            for s, (low, high) in enumerate(ends):
+                x = a + 0.8 * ((i + 0.5) / k - 0.5) + (s - 0.5 * (len(ends) - 1)) * 0.2 / k
+                axes.plot([x, x], [low / amount, high / amount], color=colour, linewidth=4.0, alpha=fade[s])
+    axes.axhline(1.0, color="0.35", linewidth=0.8)
+    axes.set_xticks(range(len(plan.amounts)), [f"{100 * amount:g}" for amount in plan.amounts])
+    axes.set_xlim(-0.6, len(plan.amounts) - 0.4)
+    handles = [axes.plot([], [], color=SITE_COLOURS[i], linewidth=4.0, label=n)[0] for i, n in enumerate(plan.dopants)]
+    for s, number in enumerate(chosen):
+        words = f"{plan.standards[number] or 'no'} standard" + ("s" if plan.standards[number] > 1 else "")
+        handles += axes.plot([], [], color="0.3", alpha=fade[s], linewidth=4.0, label=words)
+    axes.legend(handles=handles, fontsize=8.0, ncols=2, loc="upper right")
+    axes.set(xlabel="true concentration (at.%)", ylabel="found / true", title="Expected 90 % interval")
+    axes.set_ylim(0.0, 1.4 * axes.get_ylim()[1])  # room for the legend
+
+
+def _draw_limit_table(axes: Axes, plan: Plan) -> None:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    best: dict[str, tuple[float, str]] = {}
+    for one in plan.detections:
+        symbol, _, site = one.dopant.partition("@")
+        best[symbol] = min(best.get(symbol, (np.inf, "")), (np.inf if one.limit is None else 100.0 * one.limit, site))
+    finite = [value for value, _ in best.values() if np.isfinite(value)] or [1.0]
+    norm, colours = LogNorm(0.8 * min(finite), 1.25 * max(finite)), colormaps["cividis"]
+    for symbol, x, y in zip(VOCABULARY, properties("group"), properties("period"), strict=True):
+        value, site = best.get(symbol, (np.nan, ""))
+        style: Any = {"facecolor": "white", "edgecolor": "0.88", "linewidth": 0.6}
+        ink = "0.65"
+        if np.isfinite(value):
+            colour = colours(norm(value))
+            style, ink = {"facecolor": colour, "linewidth": 0}, _on_colour(colour)
+        elif np.isinf(value):
+            style, ink = {"facecolor": "white", "edgecolor": "0.5", "hatch": "////", "linewidth": 0.6}, "black"
+        if symbol in parse_formula(plan.formula):
+            style |= {"edgecolor": "black", "linewidth": 1.4}
+        axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **style))
+        axes.text(x, y - (0.17 if site else 0.0), symbol, ha="center", va="center", fontsize=9.0, color=ink)
+        if np.isfinite(value):
+            axes.text(x, y + 0.22, _concentration(value, 2), ha="center", va="center", fontsize=6.8, color=ink)
+    axes.set_xlim(0.4, 17.6)
+    axes.set_ylim(6.6, 1.4)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    inset = axes.inset_axes((0.26, 0.9, 0.4, 0.035))  # where the table is empty
+    bar = axes.figure.colorbar(ScalarMappable(norm, colours), cax=inset, orientation="horizontal")
+    bar.set_label("detection limit (at.%)", fontsize=8.5)
+    _plain_ticks(bar.ax.xaxis)
+    axes.set_title("Limit: 90 % power, 5 % false alarms; best site; host outlined")
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers: 0.1, 0.2, 0.5, 1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _draw_host(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
     from defectnet.crystal.spectra import host_dos
 
@@ -251,7 +459,7 @@ def _draw_table(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
     axes.set_title(f"{len(pack.substitutions)} substitutions; host outlined")
 
 
-def _on_colour(colour: str) -> str:
+def _on_colour(colour: Any) -> str:
     """Return the colour of a text that can be read on a colour."""
     from matplotlib.colors import to_rgb
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from defectnet.crystal.make import Progress
     from defectnet.crystal.pack import HostPack
     from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.inference.parting import Parting
     from defectnet.spectrum import Spectrum
 
 ROWS = 10
@@ -39,10 +40,11 @@ def identify_known(
     """Answer, and print it; arguments as those of `defectnet.cli.identify.identify`."""
     with packages():
         from defectnet.inference.known_crystal import KnownCrystal
+        from defectnet.inference.parting import part
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    found, remarks = _pack(structure, pack, candidates, potential, minutes, formula)
+    found, remarks = pack_for(structure, pack, candidates, potential, minutes, formula)
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("superposed cells")
         known = KnownCrystal(
@@ -50,17 +52,19 @@ def identify_known(
         )
         bar.update(task, description="inference", total=None)
         answer = known.identify(host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev, same_potential=same_potential)
+        parting = part(known, answer, element=host.element, same_potential=same_potential)
     if plot is not None:
         from defectnet.plotting import plot_known
 
         plot_known(answer, plot)
     if json:
-        print_json({**answer.to_dict(), "pack": list(remarks)})
+        to_part = None if parting is None else parting.to_dict()
+        print_json({**answer.to_dict(), "to_part": to_part, "pack": list(remarks)})
     else:
-        _print(answer, remarks, candidates is not None)
+        _print(answer, parting, remarks, candidates is not None)
 
 
-def _pack(
+def pack_for(
     structure: str | None,
     pack: str | None,
     candidates: Sequence[str] | None,
@@ -68,6 +72,7 @@ def _pack(
     minutes: float | None,
     formula: str | None,
 ) -> tuple[HostPack, tuple[str, ...]]:
+    """Return the pack that options name, or one for a structure, and remarks on where it comes from."""
     from defectnet.crystal.pack import HostPack
     from defectnet.crystal.structures import read_structure
     from defectnet.inference.packs import check_fits, check_formula, find_pack_for
@@ -91,7 +96,7 @@ def _pack(
     return found, remarks
 
 
-def _print(answer: KnownCrystalAnswer, remarks: Sequence[str], named: bool) -> None:
+def _print(answer: KnownCrystalAnswer, parting: Parting | None, remarks: Sequence[str], named: bool) -> None:
     from rich.table import Table
 
     from defectnet.inference.answer_text import sentence, verdict
@@ -99,6 +104,8 @@ def _print(answer: KnownCrystalAnswer, remarks: Sequence[str], named: bool) -> N
     console, p = terminal(), answer.posterior
     console.print(sentence(answer), style="bold", markup=False)
     console.print(verdict(answer), markup=False)
+    if parting is not None:
+        console.print(str(parting), markup=False)
     about = f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide"
     console.print("; ".join([about, *remarks]) + "\n", style="dim", markup=False)
     table = Table("element", box=None, pad_edge=False, header_style="bold")

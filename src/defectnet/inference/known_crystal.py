@@ -164,6 +164,26 @@ class KnownCrystalAnswer:
         }
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A measured pair in M bins.
+
+    Attributes:
+        instrument: Bins, resolution, and map of energies.
+        edge_mev: Band edge of the measured host.
+        pristine: (M,) host, per edge, of unit area. change: (M,) doped less host.
+        noise: (M, M) covariance of the change's noise.
+        distance: Squared distance of measured and computed host over the former's square.
+    """
+
+    instrument: InstrumentMap
+    edge_mev: float
+    pristine: FloatArray
+    change: FloatArray
+    noise: FloatArray
+    distance: float
+
+
 def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of a pack's substitutions that candidates such as ``Al`` or ``Al@Ga`` stand for; all for None.
 
@@ -216,7 +236,7 @@ class KnownCrystal:
         wished = draw_concentrations(self.source.room, count, rng)
         self.cells: Cells = self.source.draw(wished, rng, lambda done: report(done, count))
         edge = pack.host.band_edge_mev
-        self._host = host_dos(pack, 0.01 * edge)
+        self.host = host_dos(pack, 0.01 * edge)
 
     def identify(
         self,
@@ -247,32 +267,20 @@ class KnownCrystal:
         Raises:
             SpectrumError: The spectra do not belong together, end too early, or are not of this crystal.
         """
-        _check_pair(host, doped, self._host[0])
-        edge = edge_mev or host_edge_mev(host)
-        instrument = self._instrument(host, doped, edge, fwhm_mev)
+        seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential)
+        edge, instrument, pristine, noise = seen.edge_mev, seen.instrument, seen.pristine, seen.noise
+        change, distance = seen.change, seen.distance
         unit = self.pack.host.band_edge_mev
-        pristine, host_noise = _binned(host, host_error, instrument, unit)
-        sample, doped_noise = _binned(doped, doped_error, instrument, unit)
-        instrument = fit_instrument(replace(instrument, fwhm=(fwhm_mev or 0.0) / unit), *self._host, pristine)
-        finest = FINE if same_potential else COARSE
-        if instrument.fwhm < finest:
-            smooth = _smoothing(instrument, float(np.sqrt(finest**2 - instrument.fwhm**2)))
-            pristine, sample = smooth @ pristine, smooth @ sample
-            host_noise, doped_noise = smooth @ host_noise @ smooth.T, smooth @ doped_noise @ smooth.T
-            instrument = replace(instrument, fwhm=finest)
-        distance = float(((instrument.seen(*self._host) - pristine) ** 2).sum() / (pristine**2).sum())
         warnings = []
         if distance > SAME_HOST:
             warnings.append(
                 f"the host's spectrum is not that of {self.pack.host.formula} as computed (they differ by "
                 f"{np.sqrt(distance):.0%}): check structure, unit and kind"
             )
-        change = sample - pristine
-        noise = host_noise + doped_noise + 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
         cells, emulator = self.cells, Emulator(self.cells, instrument)
         rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
         for left in range(ROUNDS, -1, -1):
-            errors = self._errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
+            errors = self.errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
             likelihood = Likelihood(emulator, errors, change)
             near = likely_places(likelihood) if left else []
             if not near:
@@ -287,7 +295,7 @@ class KnownCrystal:
             formula=self.pack.host.formula,
             potential=self.pack.host.potential,
             kind=host.kind,
-            edge_mev=float(edge),
+            edge_mev=edge,
             energy_mev=instrument.middle * unit,
             measured=change,
             predicted=emulator.mean(best[None])[0],
@@ -299,6 +307,41 @@ class KnownCrystal:
             host_distance=distance,
             warnings=tuple(warnings),
         )
+
+    def compare(
+        self,
+        host: Spectrum,
+        doped: Spectrum,
+        host_error: ArrayLike | None,
+        doped_error: ArrayLike | None,
+        fwhm_mev: float | None,
+        edge_mev: float | None,
+        same_potential: bool,
+        *,
+        refine: bool = True,
+    ) -> Compared:
+        """Bring a pair to the bins in which it is compared; arguments as for `identify`.
+
+        Unless `refine` the host's spectrum, the pack's own, does not fix the map of energies.
+        """
+        _check_pair(host, doped, self.host[0])
+        edge = edge_mev or host_edge_mev(host)
+        instrument = self._instrument(host, doped, edge, fwhm_mev)
+        unit = self.pack.host.band_edge_mev
+        pristine, host_noise = _binned(host, host_error, instrument, unit)
+        sample, doped_noise = _binned(doped, doped_error, instrument, unit)
+        instrument = replace(instrument, fwhm=(fwhm_mev or 0.0) / unit)
+        if refine:
+            instrument = fit_instrument(instrument, *self.host, pristine)
+        finest = FINE if same_potential else COARSE
+        if instrument.fwhm < finest:
+            smooth = _smoothing(instrument, float(np.sqrt(finest**2 - instrument.fwhm**2)))
+            pristine, sample = smooth @ pristine, smooth @ sample
+            host_noise, doped_noise = smooth @ host_noise @ smooth.T, smooth @ doped_noise @ smooth.T
+            instrument = replace(instrument, fwhm=finest)
+        distance = float(((instrument.seen(*self.host) - pristine) ** 2).sum() / (pristine**2).sum())
+        noise = host_noise + doped_noise + 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
+        return Compared(instrument, float(edge), pristine, sample - pristine, noise, distance)
 
     def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]], rng: np.random.Generator) -> Cells:
         """Add cells near to likely concentrations."""
@@ -332,7 +375,7 @@ class KnownCrystal:
             np.linspace(start / unit, end / unit, count + 1), 0.0, host.kind, host.element or doped.element
         )
 
-    def _errors(
+    def errors(
         self,
         emulator: Emulator,
         instrument: InstrumentMap,
@@ -341,6 +384,7 @@ class KnownCrystal:
         same_potential: bool,
         sample_atoms: float,
     ) -> Errors:
+        """Return the errors of a change in M bins: of the (M, M) noise, and of what else `Errors` names."""
         x = instrument.middle
         length = SUPERPOSED if same_potential else CORRELATED
         shape = discrepancy_shape(emulator.responses, x, length)
