@@ -30,6 +30,7 @@ def identify(
     minutes: float | None = None,
     fwhm_mev: float | None = None,
     same_potential: bool = False,
+    standards: str | None = None,
     plot: str | None = None,
     json: bool = False,
 ) -> None:
@@ -58,6 +59,8 @@ def identify(
         minutes: With --structure: when to stop computing; what is missing then is said.
         fwhm_mev: With a known crystal: resolution of the spectra; fitted to the host's by default.
         same_potential: With a known crystal: the spectra were simulated with the pack's own potential.
+        standards: With a known crystal: table of samples of known content, measured on the same instrument, as for
+            `defectnet finetune`; one is enough.
         plot: File to draw the spectra and the answer to: .png, .pdf or .svg.
         json: Print JSON and nothing else.
     """
@@ -88,6 +91,7 @@ def identify(
             fwhm_mev=fwhm_mev,
             edge_mev=edge,
             same_potential=same_potential,
+            standards=standards,
             plot=plot,
             json=json,
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from defectnet.crystal.make import Progress
     from defectnet.crystal.pack import HostPack
-    from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.inference.known_crystal import KnownCrystalAnswer, Standard
     from defectnet.inference.parting import Parting
     from defectnet.spectrum import Spectrum
 
@@ -34,6 +34,7 @@ def identify_known(
     fwhm_mev: float | None,
     edge_mev: float | None,
     same_potential: bool,
+    standards: str | None,
     plot: str | None,
     json: bool,
 ) -> None:
@@ -41,6 +42,7 @@ def identify_known(
     with packages():
         from defectnet.inference.known_crystal import KnownCrystal
         from defectnet.inference.parting import part
+    samples = () if standards is None else _standards(standards)
     from rich.console import Console
     from rich.progress import Progress as Bar
 
@@ -51,7 +53,9 @@ def identify_known(
             found, candidates, report=lambda done, total: bar.update(task, completed=done, total=total)
         )
         bar.update(task, description="inference", total=None)
-        answer = known.identify(host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev, same_potential=same_potential)
+        answer = known.identify(
+            host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev, same_potential=same_potential, standards=samples
+        )
         parting = part(known, answer, element=host.element, same_potential=same_potential)
     if plot is not None:
         from defectnet.plotting import plot_known
@@ -94,6 +98,13 @@ def pack_for(
             found, remarks = find_pack_for(structure, candidates, potential=potential, minutes=minutes, report=report)
     check_formula(formula, found)
     return found, remarks
+
+
+def _standards(table: str) -> tuple[Standard, ...]:
+    from defectnet.inference.known_crystal import Standard
+    from defectnet.lab.table import read_table
+
+    return tuple(Standard(one.host, one.doped, one.dopants) for one in read_table(table, fewest=1))
 
 
 def _print(answer: KnownCrystalAnswer, parting: Parting | None, remarks: Sequence[str], named: bool) -> None:

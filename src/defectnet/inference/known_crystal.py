@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from defectnet.elements import element_index
 from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
-from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer, likely_places
+from defectnet.inference.posterior import Errors, Likelihood, Posterior, SeenStandard, infer, likely_places
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.measure.curves import cumulative, integrals
 from defectnet.measure.encode import host_edge_mev
@@ -174,6 +174,7 @@ class Compared:
         pristine: (M,) host, per edge, of unit area. change: (M,) doped less host.
         noise: (M, M) covariance of the change's noise.
         distance: Squared distance of measured and computed host over the former's square.
+        smooth: (M, M) broadening that was applied to what is measured.
     """
 
     instrument: InstrumentMap
@@ -182,6 +183,21 @@ class Compared:
     change: FloatArray
     noise: FloatArray
     distance: float
+    smooth: FloatArray
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A sample of known content, measured on the same instrument as what is asked about.
+
+    Attributes:
+        host, doped: DOS of the pristine crystal and of the sample.
+        dopants: Element, or ``Al@Ga`` where a pack has it on several sites -> dopant atoms over all atoms.
+    """
+
+    host: Spectrum
+    doped: Spectrum
+    dopants: Mapping[str, float]
 
 
 def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str, ...]:
@@ -250,6 +266,7 @@ class KnownCrystal:
         same_potential: bool = False,
         sample_atoms: float = np.inf,
         coverage: float = 0.9,
+        standards: Sequence[Standard] = (),
     ) -> KnownCrystalAnswer:
         """Return which dopants explain a pair of spectra.
 
@@ -263,9 +280,11 @@ class KnownCrystal:
             same_potential: The spectra were simulated with the pack's potential: no discrepancy is allowed for.
             sample_atoms: Atoms of the simulated cell that `doped` comes from; a measured sample has no end.
             coverage: Of the intervals.
+            standards: Samples of known content: what the pack's potential gets wrong of their dopants is learnt.
 
         Raises:
             SpectrumError: The spectra do not belong together, end too early, or are not of this crystal.
+            SimulationError: A standard holds what the pack does not, or is no candidate.
         """
         seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential)
         edge, instrument, pristine, noise = seen.edge_mev, seen.instrument, seen.pristine, seen.noise
@@ -279,10 +298,13 @@ class KnownCrystal:
             )
         cells, emulator = self.cells, Emulator(self.cells, instrument)
         rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
+        known = () if same_potential else tuple(self._standard(one, seen) for one in standards)
+        places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
         for left in range(ROUNDS, -1, -1):
             errors = self.errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
+            errors = replace(errors, standards=known)
             likelihood = Likelihood(emulator, errors, change)
-            near = likely_places(likelihood) if left else []
+            near = likely_places(likelihood) + places if left else []
             if not near:
                 break
             cells = self._more(cells, near, rng)
@@ -298,7 +320,7 @@ class KnownCrystal:
             edge_mev=edge,
             energy_mev=instrument.middle * unit,
             measured=change,
-            predicted=emulator.mean(best[None])[0],
+            predicted=likelihood.predicted(best),
             band=np.sqrt(np.diag(likelihood.spread(best))),
             noise=np.sqrt(np.diag(noise)),
             pristine=pristine,
@@ -328,20 +350,42 @@ class KnownCrystal:
         edge = edge_mev or host_edge_mev(host)
         instrument = self._instrument(host, doped, edge, fwhm_mev)
         unit = self.pack.host.band_edge_mev
-        pristine, host_noise = _binned(host, host_error, instrument, unit)
-        sample, doped_noise = _binned(doped, doped_error, instrument, unit)
         instrument = replace(instrument, fwhm=(fwhm_mev or 0.0) / unit)
         if refine:
-            instrument = fit_instrument(instrument, *self.host, pristine)
+            instrument = fit_instrument(instrument, *self.host, _binned(host, host_error, instrument, unit)[0])
         finest = FINE if same_potential else COARSE
+        smooth = np.eye(len(instrument.middle))
         if instrument.fwhm < finest:
             smooth = _smoothing(instrument, float(np.sqrt(finest**2 - instrument.fwhm**2)))
-            pristine, sample = smooth @ pristine, smooth @ sample
-            host_noise, doped_noise = smooth @ host_noise @ smooth.T, smooth @ doped_noise @ smooth.T
             instrument = replace(instrument, fwhm=finest)
+        pristine, change, noise = _changed((host, host_error), (doped, doped_error), instrument, unit, smooth)
         distance = float(((instrument.seen(*self.host) - pristine) ** 2).sum() / (pristine**2).sum())
-        noise = host_noise + doped_noise + 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
-        return Compared(instrument, float(edge), pristine, sample - pristine, noise, distance)
+        return Compared(instrument, float(edge), pristine, change, noise, distance, smooth)
+
+    def _standard(self, standard: Standard, seen: Compared) -> SeenStandard:
+        """Bring a standard to the bins of the pair that is asked about."""
+        _check_pair(standard.host, standard.doped, self.host[0])
+        reach = seen.instrument.edges[-1] * self.pack.host.band_edge_mev
+        for spectrum in (standard.host, standard.doped):
+            if spectrum.energy_mev[-1] < 0.98 * reach:
+                raise SpectrumError(
+                    f"standard {spectrum.name} ends at {spectrum.energy_mev[-1]:.4g} meV",
+                    why=f"the pair in question is compared up to {reach:.4g} meV",
+                    fix="Leave this standard out, or give both up to the same energy",
+                )
+        concentration = np.zeros(len(self.dopants))
+        for name, amount in standard.dopants.items():
+            asked = [one for one in self.dopants if one == name or one.partition("@")[0] == name]
+            if not asked:
+                raise SimulationError(
+                    f"standard {standard.doped.name} holds {name}",
+                    why=f"the candidates are {', '.join(self.dopants)}",
+                    fix="Name it among the candidates too, or leave this standard out",
+                )
+            concentration[self.dopants.index(asked[0])] += amount
+        pair = (standard.host, None), (standard.doped, None)
+        _, change, noise = _changed(*pair, seen.instrument, self.pack.host.band_edge_mev, seen.smooth)
+        return SeenStandard(concentration, change, noise)
 
     def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]], rng: np.random.Generator) -> Cells:
         """Add cells near to likely concentrations."""
@@ -433,6 +477,21 @@ def _smoothing(instrument: InstrumentMap, fwhm: float) -> FloatArray:
     x = instrument.middle
     kernel = np.exp(-0.5 * ((x[:, None] - x) / (fwhm * FWHM_TO_SIGMA)) ** 2)
     return np.asarray(kernel / kernel.sum(0))
+
+
+def _changed(
+    host: tuple[Spectrum, ArrayLike | None],
+    doped: tuple[Spectrum, ArrayLike | None],
+    instrument: InstrumentMap,
+    unit_mev: float,
+    smooth: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the (M,) host and (M,) change of a pair with its errors, broadened, and the (M, M) noise of the change."""
+    (pristine, host_noise), (sample, doped_noise) = (_binned(*one, instrument, unit_mev) for one in (host, doped))
+    noise = smooth @ (host_noise + doped_noise) @ smooth.T
+    pristine = smooth @ pristine
+    quiet = 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
+    return pristine, smooth @ sample - pristine, noise + quiet
 
 
 def _check_pair(host: Spectrum, doped: Spectrum, elements: Sequence[str]) -> None:

@@ -30,6 +30,9 @@ SMALL_CELLS: Final = 0.02
 """Share of the change that cells of some 64 atoms get wrong: they sample few wave vectors, and dopants have
 their own images for neighbours."""
 
+BENT: Final = 0.05
+"""Share of a taught dopant's error that is not in proportion to its concentration, and so cannot be taught."""
+
 OTHER_PRIOR: Final = 0.1
 """Prior probability that something is in the sample that is no candidate."""
 
@@ -67,6 +70,20 @@ KEPT: Final = 24
 
 
 @dataclass(frozen=True)
+class SeenStandard:
+    """A sample of known content in M bins.
+
+    Attributes:
+        concentration: (K,) of each candidate.
+        change: (M,) measured doped less host. noise: (M, M) covariance of its counting noise.
+    """
+
+    concentration: FloatArray
+    change: FloatArray
+    noise: FloatArray
+
+
+@dataclass(frozen=True)
 class Errors:
     """Gaussian errors of a measured change in M bins.
 
@@ -79,6 +96,7 @@ class Errors:
         amplitude: Deviation of the factor by which the potential's responses are too large or small as a whole.
         shape: (M, M) correlation of that error, of unit trace.
         other: (M, M) covariance of the response of an unknown dopant per squared concentration.
+        standards: Samples of known content, measured on the same instrument.
     """
 
     noise: FloatArray
@@ -88,6 +106,7 @@ class Errors:
     amplitude: float
     shape: FloatArray
     other: FloatArray
+    standards: tuple[SeenStandard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,28 @@ class Hypothesis:
     log_evidence: float
     concentration: FloatArray
     weight: FloatArray
+
+
+@dataclass(frozen=True)
+class DiscrepancyPosterior:
+    """What standards say of the potential's error, if it gets one share of each response wrong.
+
+    T dopants are in the standards; D directions.
+
+    Attributes:
+        share: That share. log_evidence: Of the standards, prior of the share included.
+        error: (T, D) expected error of each response, per concentration. amplitude: Expected error of the amplitude.
+        covariance: (T T, D D) what is still unknown of `error`. with_amplitude: (T, D) covariance with the amplitude.
+        amplitude_variance: Of the amplitude.
+    """
+
+    share: float
+    log_evidence: float
+    error: FloatArray
+    amplitude: float
+    covariance: FloatArray
+    with_amplitude: FloatArray
+    amplitude_variance: float
 
 
 class Likelihood:
@@ -147,21 +188,85 @@ class Likelihood:
         # Cells of one kind sample the crystal's wave vectors alike: that does not average out over all of them.
         self.cells = emulator.atoms / errors.sample_atoms + 1.0 / emulator.sources
         self.typical = sum(share * weight for share, weight in errors.discrepancy)
+        taught = [k for k in range(k) if any(one.concentration[k] > 0 for one in errors.standards)]
+        self.taught = np.array(taught, dtype=np.int64)
+        self.learnt: list[DiscrepancyPosterior] = []
+        if len(self.taught):
+            self.learnt = [self._learn(share, probability) for share, probability in errors.discrepancy]
+
+    def _learn(self, share: float, probability: float) -> DiscrepancyPosterior:
+        """Return what standards teach of the potential's error, if it is of one share.
+
+        The unknowns are the error of the response of each taught dopant, (D,) each, and the amplitude; a standard of
+        known content shows their sum, weighted by its concentrations, and errors of its own. All of it is Gaussian.
+        """
+        taught, d = self.taught, len(self.fixed)
+        size = len(taught) * d + 1
+        prior = np.zeros((size, size))
+        for place, k in enumerate(taught):
+            block = slice(place * d, (place + 1) * d)
+            prior[block, block] = share * self.norm2[k] * self.shape
+        prior[-1, -1] = self.errors.amplitude**2
+        found, covariance, log = np.zeros(size), prior, np.log(probability)
+        for one in self.errors.standards:
+            c = one.concentration[None]
+            mean = self._computed(c)[0]
+            seen = np.concatenate([*(x * np.eye(d) for x in one.concentration[taught]), mean[:, None]], axis=1)
+            error = self.onto @ one.noise @ self.onto.T + self.fixed - np.eye(d)
+            error = error + np.tensordot(self.weights(c)[0], self.scatter, axes=1)
+            # What is not taught of a standard's dopants, and what of the response does not grow with concentration.
+            error = error + (self._superposed(c)[0] + BENT * self._shifted(c, share)[0]) * self.shape
+            gain = covariance @ seen.T
+            total = seen @ gain + error
+            rest = self.onto @ one.change - mean - seen @ found
+            solved = np.linalg.solve(total, np.concatenate([rest[:, None], gain.T], axis=1))
+            log += -0.5 * float(rest @ solved[:, 0]) - 0.5 * float(np.linalg.slogdet(total)[1])
+            found = found + gain @ solved[:, 0]
+            covariance = covariance - gain @ solved[:, 1:]
+        k = len(taught)
+        blocks = covariance[:-1, :-1].reshape(k, d, k, d).transpose(0, 2, 1, 3)
+        return DiscrepancyPosterior(
+            share,
+            float(log),
+            found[:-1].reshape(k, d),
+            float(found[-1]),
+            blocks.reshape(k * k, d * d),
+            covariance[:-1, -1].reshape(k, d),
+            float(covariance[-1, -1]),
+        )
+
+    @property
+    def _likeliest(self) -> DiscrepancyPosterior | None:
+        return max(self.learnt, key=lambda one: one.log_evidence, default=None)
+
+    def _computed(self, c: FloatArray) -> FloatArray:
+        return np.asarray(self.emulator.features(c) @ self.coefficients)
 
     def mean(self, concentration: FloatArray) -> FloatArray:
-        """Return the (..., D) projected mean change at (..., K) concentrations."""
-        return np.asarray(self.emulator.features(concentration) @ self.coefficients)
+        """Return the (..., D) projected mean change at (..., K) concentrations, with what standards have taught."""
+        mean, learnt = self._computed(concentration), self._likeliest
+        if learnt is None:
+            return mean
+        return np.asarray(mean + concentration[..., self.taught] @ learnt.error + learnt.amplitude * mean)
 
     def jacobian(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K, D) derivatives of `mean` by each concentration."""
         c = concentration
         linear, square, cube, both = self._slopes
         out = linear + c[..., None] * (square + c[..., None] * cube)
-        return np.asarray(out + (c @ both).reshape(out.shape))
+        out = out + (c @ both).reshape(out.shape)
+        learnt = self._likeliest
+        if learnt is not None:
+            out = out * (1.0 + learnt.amplitude)
+            out[:, self.taught] += learnt.error
+        return np.asarray(out)
 
     def covariance(self, concentration: FloatArray, other: float = 0.0, share: float | None = None) -> FloatArray:
         """Return the (S, D, D) covariance at (S, K) concentrations and an amount of something else."""
         c = concentration
+        learnt = self._likeliest
+        if learnt is not None:
+            return self._taught(learnt, c, self._computed(c), other)[1]
         return np.asarray(self._covariance(c, other) + self.amount(c, share)[:, None, None] * self.shape)
 
     def _covariance(self, c: FloatArray, other: float) -> FloatArray:
@@ -170,7 +275,7 @@ class Likelihood:
         out = self.fixed + other**2 * self.unknown
         out = out + (self.weights(c) @ self.scatter.reshape(-1, count**2)).reshape(-1, count, count)
         if self.errors.amplitude:
-            mean = self.errors.amplitude * self.mean(c)
+            mean = self.errors.amplitude * self._computed(c)
             out += mean[:, :, None] * mean[:, None, :]
         return np.asarray(out)
 
@@ -198,7 +303,9 @@ class Likelihood:
 
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
         """Return the (S,) log likelihood at (S, K) concentrations, averaged over shares of discrepancy."""
-        c, rest = concentration, self.measured - self.mean(concentration)
+        if self.learnt:
+            return self._log_taught(concentration, other)
+        c, rest = concentration, self.measured - self._computed(concentration)
         common, superposed = self._covariance(c, other), self._superposed(c)
         out = []
         for share, probability in self.errors.discrepancy or ((0.0, 1.0),):
@@ -208,6 +315,49 @@ class Likelihood:
             size = np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
             out.append(np.log(probability) - 0.5 * (white**2).sum(-1) - size)
         return np.logaddexp.reduce(out, axis=0)  # type: ignore[no-any-return]
+
+    def _log_taught(self, c: FloatArray, other: float) -> FloatArray:
+        """Return `log` where standards have taught something."""
+        mean = self._computed(c)
+        logs = np.array([one.log_evidence for one in self.learnt])
+        out = []
+        for learnt, weight in zip(self.learnt, logs - logsumexp(logs), strict=True):
+            shift, covariance = self._taught(learnt, c, mean, other)
+            factor = np.linalg.cholesky(covariance)
+            rest = self.measured - mean - shift
+            white = np.linalg.solve(factor, rest[..., None])[..., 0]
+            size = np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
+            out.append(weight - 0.5 * (white**2).sum(-1) - size)
+        return np.asarray(np.logaddexp.reduce(out, axis=0))
+
+    def _taught(
+        self, learnt: DiscrepancyPosterior, c: FloatArray, mean: FloatArray, other: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the (S, D) shift of the mean and the (S, D, D) covariance at (S, K) concentrations."""
+        d, own = len(self.fixed), c[:, self.taught]
+        shift = own @ learnt.error + learnt.amplitude * mean
+        out = self.fixed + other**2 * self.unknown
+        out = out + (self.weights(c) @ self.scatter.reshape(-1, d * d)).reshape(-1, d, d)
+        rest = c.copy()
+        rest[:, self.taught] = 0.0
+        amount = self._superposed(c) + self._shifted(rest, learnt.share) + BENT * self._shifted(c - rest, learnt.share)
+        out += amount[:, None, None] * self.shape
+        pairs = (own[:, :, None] * own[:, None, :]).reshape(len(c), -1)
+        out += (pairs @ learnt.covariance).reshape(-1, d, d)
+        cross = own @ learnt.with_amplitude
+        both = cross[:, :, None] * mean[:, None, :]
+        out += both + both.transpose(0, 2, 1)
+        out += learnt.amplitude_variance * mean[:, :, None] * mean[:, None, :]
+        return shift, out
+
+    def predicted(self, concentration: FloatArray) -> FloatArray:
+        """Return the (M,) change that (K,) concentrations make, with what standards have taught."""
+        c = concentration[None]
+        computed = self.emulator.mean(c)[0]
+        if not self.learnt:
+            return np.asarray(computed)
+        # Back from the directions in which hypotheses differ.
+        return np.asarray(computed + np.linalg.pinv(self.onto) @ (self.mean(c) - self._computed(c))[0])
 
 
 @dataclass(frozen=True)
@@ -549,7 +699,7 @@ def _fit(likelihood: Likelihood, best: FloatArray) -> tuple[float, float]:
     """Return the share of the change that concentrations explain beyond noise, and the p-value of what they leave."""
     change, errors = likelihood.change, likelihood.errors
     noise = errors.noise
-    predicted = likelihood.emulator.mean(best[None])[0]
+    predicted = likelihood.predicted(best)
     size = float((change**2).sum() - np.trace(noise))
     left = max(0.0, float(((change - predicted) ** 2).sum() - np.trace(noise)))
     explained = 1.0 - min(1.0, left / size) if size > 0 else 1.0

@@ -118,12 +118,13 @@ class _Faults:
             raise LabError(f"{path} has {len(faults)} faults", fix=f"Mend these:\n{lines}")
 
 
-def read_table(source: str | os.PathLike[str], *, grid: Grid = MODEL_GRID) -> list[LabPair]:
+def read_table(source: str | os.PathLike[str], *, grid: Grid = MODEL_GRID, fewest: int = MIN_SAMPLES) -> list[LabPair]:
     """Read a table of lab spectra and every spectrum that it names.
 
     Args:
         source: The table, or the folder that holds it as ``pairs.csv``. Files in it are relative to the table.
         grid: Grid of the network, onto which every pair is put once, as a check.
+        fewest: Samples that there must be.
 
     Returns:
         Pairs in the order of the table.
@@ -133,7 +134,7 @@ def read_table(source: str | os.PathLike[str], *, grid: Grid = MODEL_GRID) -> li
     """
     path = _table_path(Path(source))
     faults = _Faults()
-    pairs = _pairs(path, faults, grid)
+    pairs = _pairs(path, faults, grid, fewest)
     faults.raise_if_any(path)
     return pairs
 
@@ -148,7 +149,7 @@ def _table_path(path: Path) -> Path:
     return path / TABLE
 
 
-def _pairs(path: Path, faults: _Faults, grid: Grid) -> list[LabPair]:
+def _pairs(path: Path, faults: _Faults, grid: Grid, fewest: int) -> list[LabPair]:
     rows = _rows(path, faults)
     pairs, files = [], _Files(path.parent)
     for line, row in rows:
@@ -158,8 +159,8 @@ def _pairs(path: Path, faults: _Faults, grid: Grid) -> list[LabPair]:
             pairs.append(pair)
     _check_together(pairs, files, faults)
     samples = {row["sample"] for _, row in rows}
-    if rows and len(samples) < MIN_SAMPLES:
-        fix = f"Give {MIN_SAMPLES} samples at least: some are held out, to judge by"
+    if rows and len(samples) < fewest:
+        fix = f"Give {fewest} samples at least: some are held out, to judge by"
         faults.add(0, "", f"{len(samples)} different samples are too few", fix)
     return pairs
 
