@@ -22,7 +22,7 @@ from defectnet.errors import DefectNetError
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
-from defectnet.inference.known_crystal import KnownCrystal
+from defectnet.inference.known_crystal import KnownCrystal, Standard
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
 from defectnet.measure.encode import encode_pair
 from defectnet.spectrum import Spectrum
@@ -245,3 +245,29 @@ def test_a_crystal_without_a_pack_is_one_error(pack):
     batch = encode_pair(host, doped, "MgO", grid=MODEL_GRID, candidates=["Al"])
     with pytest.raises(DefectNetError, match="no host pack is of the crystal"):
         KnownCrystalEstimator("GaAs").answer(batch)
+
+
+def weaker(pack, amount, factor=0.6):
+    """A pair of another world: all that Al changes is smaller by a factor."""
+    host, doped, true = spectra(pack, {"Al": amount})
+    there = host.dos + factor * (doped.resampled(host.energy).dos - host.dos)
+    return host, Spectrum(host.energy, there, "meV"), true["Al"]
+
+
+def test_standards_teach_what_the_potential_gets_wrong(pack, crystal):
+    standards = [
+        Standard(host, doped, {"Al": true}) for host, doped, true in (weaker(pack, x) for x in (0.03, 0.05, 0.10))
+    ]
+    host, doped, true = weaker(pack, 0.07)
+    before, after = (crystal.identify(host, doped, standards=known).posterior for known in ((), standards))
+    at = before.elements.index("Al")
+    assert before.if_present[at] < 0.75 * true
+    assert after.if_present[at] == pytest.approx(true, rel=0.1)
+    assert after.high[at] - after.low[at] < 0.5 * (before.high[at] - before.low[at])
+    assert after.low[at] < true < after.high[at]
+
+
+def test_a_standard_that_holds_no_candidate_is_one_error(pack, crystal):
+    host, doped, true = weaker(pack, 0.05)
+    with pytest.raises(DefectNetError, match=r"standard .* holds Sb"):
+        crystal.identify(host, doped, standards=[Standard(host, doped, {"Sb": true})])

@@ -47,7 +47,7 @@ def measure(
     Raises:
         DefectNetError: A word is unknown, a model cannot be made or breaks the protocol, or the data cannot be used.
     """
-    tracks = (KNOWN_CRYSTAL,) if track == KNOWN_CRYSTAL else _choice("track", track, TRACKS)
+    tracks: Sequence[Track] = (KNOWN_CRYSTAL,) if track == KNOWN_CRYSTAL else _choice("track", track, TRACKS)
     conditions = _choice("condition", condition, CONDITIONS)
     entrants = [entrant_named(text) for text in models]  # all of them, before any is measured for minutes
     files = [file_name(entrant.name) for entrant in entrants]

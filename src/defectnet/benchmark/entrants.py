@@ -70,11 +70,12 @@ class Entrant:
     @property
     def cannot(self) -> dict[Track, str]:
         """Tracks that it cannot answer -> why."""
-        return {
-            track: ONLY_KNOWN if KNOWN_CRYSTAL in self.estimator.tracks and track == "candidates" else NEEDS_CANDIDATES
-            for track in ALL_TRACKS
-            if track not in self.estimator.tracks
-        }
+        can = self.estimator.tracks
+        if KNOWN_CRYSTAL in can:
+            return dict.fromkeys((track for track in ALL_TRACKS if track not in can), ONLY_KNOWN)
+        # Whoever takes candidates can be asked about those of a known crystal.
+        wanted: dict[Track, Track] = {KNOWN_CRYSTAL: "candidates"}
+        return {track: NEEDS_CANDIDATES for track in ALL_TRACKS if wanted.get(track, track) not in can}
 
 
 class Ensemble(Estimator):

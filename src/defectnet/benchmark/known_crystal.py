@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from defectnet.batch import Batch, Estimate
+from defectnet.benchmark.protocol import KNOWN_CRYSTAL
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import plausible_dopants
 from defectnet.data.packs import find_packs
@@ -23,7 +24,7 @@ from defectnet.elements import INDEX, NUMBERS, VOCABULARY, composition
 from defectnet.errors import ConfigError
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
 from defectnet.models.base import SAME_COMPOSITION
-from defectnet.models.estimator import Estimator
+from defectnet.models.estimator import Estimator, NamedTrack
 from defectnet.potentials.neighbours import Crystal
 from defectnet.spectrum import KINDS, Spectrum
 
@@ -69,8 +70,6 @@ class KnownCrystalEstimator(Estimator):
         sample_atoms: Atoms of the simulated cells, which scatter more than a sample does.
     """
 
-    asks_blind = False
-
     def __init__(
         self, packs: str | Path | Sequence[str | Path], *, same_potential: bool = False, sample_atoms: float = np.inf
     ) -> None:
@@ -86,6 +85,11 @@ class KnownCrystalEstimator(Estimator):
             "same_potential": same_potential,
             "sample_atoms": sample_atoms,
         }
+
+    @property
+    def tracks(self) -> tuple[NamedTrack, ...]:
+        """Only the one that its packs are made for."""
+        return (KNOWN_CRYSTAL,)
 
     @property
     def coverage(self) -> float:

@@ -24,7 +24,7 @@ from defectnet.data.module import SpectraDataModule
 from defectnet.measure.encode import stack
 from defectnet.models.estimator import Estimator
 
-KNOWN_CRYSTAL: Final[Track] = "known-crystal"
+KNOWN_CRYSTAL: Final = "known-crystal"
 """Track in which each host's likeliest dopants are in question; see `defectnet.benchmark.known_crystal`."""
 
 ALL_TRACKS: Final[tuple[Track, ...]] = (*TRACKS, KNOWN_CRYSTAL)

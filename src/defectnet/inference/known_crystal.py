@@ -15,7 +15,7 @@ from defectnet.elements import element_index
 from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
-from defectnet.inference.posterior import Errors, Likelihood, Posterior, SeenStandard, infer, likely_places
+from defectnet.inference.posterior import Amplitude, Errors, Likelihood, Posterior, SeenStandard, infer, likely_places
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.measure.curves import cumulative, integrals
 from defectnet.measure.encode import host_edge_mev
@@ -35,16 +35,15 @@ BINS: Final = (3.0, 0.012)
 REACH: Final = 2.2
 """Highest energy, in edges, that is compared."""
 
-DISCREPANCY: Final = ((0.6, 0.7), (2.5, 0.3))
-"""Shares of a response, as its squared norm, that the pack's potential gets wrong, and their probabilities. Between
-Nequix and defectnet-nep 208 responses of 14 crystals, `COARSE`, leave 0.34 in the median, 2.1 in one of ten
-(`benchmarks/discrepancy.py`); with less, answers across worlds were sure and wrong."""
+DISCREPANCY: Final = ((0.12, 0.2), (0.35, 0.3), (1.0, 0.28), (4.0, 0.22))
+"""Shares of a response, as its squared norm, that the pack's potential gets wrong, and their probabilities: those under
+which the responses of training and validation crystals in one world are likeliest given the other's
+(`benchmarks/discrepancy.py`)."""
 
-AMPLITUDE: Final = 0.25
-"""Deviation of the factor between true and computed responses as a whole; from there, too: 0.39 to 1.34 for nine of ten
-with all else that is wrong."""
+AMPLITUDE: Final = Amplitude(mean=0.8, own=0.35, common=0.25)
+"""Factor between true and computed responses, from there, too."""
 
-CORRELATED: Final = 0.08
+CORRELATED: Final = 0.05
 """Length, in edges, over which that error is correlated: peaks of local modes lie elsewhere."""
 
 SUPERPOSED: Final = 0.03
@@ -448,7 +447,7 @@ class KnownCrystal:
             nuisance=nuisance[:0] if same_potential else nuisance,
             sample_atoms=sample_atoms,
             discrepancy=() if same_potential else DISCREPANCY,
-            amplitude=0.0 if same_potential else AMPLITUDE,
+            amplitude=None if same_potential else AMPLITUDE,
             shape=shape,
             other=other,
         )

@@ -367,7 +367,7 @@ class Expected:
         )
         self.likelihood = Likelihood(self.emulator, errors, seen.change)
         # The same without the potential's error, which standards reduce.
-        self.exact = Likelihood(self.emulator, replace(errors, discrepancy=(), amplitude=0.0), seen.change)
+        self.exact = Likelihood(self.emulator, replace(errors, discrepancy=(), amplitude=None), seen.change)
         self.shares = errors.discrepancy or ((0.0, 1.0),)
         self.size = len(self.likelihood.measured)
         self.top = np.minimum(HIGHEST, 0.95 * crystal.source.room)

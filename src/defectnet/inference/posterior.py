@@ -84,6 +84,19 @@ class SeenStandard:
 
 
 @dataclass(frozen=True)
+class Amplitude:
+    """By what factors the responses of a host's dopants are larger or smaller than a potential's.
+
+    Attributes:
+        mean: Expected factor. own: Deviation from it of each dopant alone. common: Of all dopants of a host together.
+    """
+
+    mean: float
+    own: float
+    common: float
+
+
+@dataclass(frozen=True)
 class Errors:
     """Gaussian errors of a measured change in M bins.
 
@@ -93,7 +106,7 @@ class Errors:
         sample_atoms: Atoms of the sample: infinite for a measured one, those of the cell for a simulated one.
         discrepancy: Shares of each response, as its squared norm, that the potential may get wrong, and the probability
             of each share; most responses are nearly right, some are quite wrong. Empty in the potential's own world.
-        amplitude: Deviation of the factor by which the potential's responses are too large or small as a whole.
+        amplitude: By what factors true responses are larger or smaller than the potential's; None in its own world.
         shape: (M, M) correlation of that error, of unit trace.
         other: (M, M) covariance of the response of an unknown dopant per squared concentration.
         standards: Samples of known content, measured on the same instrument.
@@ -103,7 +116,7 @@ class Errors:
     nuisance: FloatArray
     sample_atoms: float
     discrepancy: tuple[tuple[float, float], ...]
-    amplitude: float
+    amplitude: Amplitude | None
     shape: FloatArray
     other: FloatArray
     standards: tuple[SeenStandard, ...] = ()
@@ -177,7 +190,10 @@ class Likelihood:
         self.shape = project @ errors.shape @ project.T
         self.fixed = np.eye(count) + nuisance @ nuisance.T
         self.unknown = project @ errors.other @ project.T
-        self.coefficients = emulator.coefficients @ project.T / emulator.scale[:, None]
+        self.amplitude = errors.amplitude or Amplitude(1.0, 0.0, 0.0)
+        self.coefficients = self.amplitude.mean * (emulator.coefficients @ project.T) / emulator.scale[:, None]
+        responses = self.amplitude.mean * (emulator.responses @ project.T)
+        self.own = self.amplitude.own**2 * (responses[:, :, None] * responses[:, None, :])
         self.norm2 = emulator.norms**2
         k = len(emulator.dopants)
         linear, square, cube, pair = np.split(self.coefficients, [k, 2 * k, 3 * k])
@@ -205,8 +221,8 @@ class Likelihood:
         prior = np.zeros((size, size))
         for place, k in enumerate(taught):
             block = slice(place * d, (place + 1) * d)
-            prior[block, block] = share * self.norm2[k] * self.shape
-        prior[-1, -1] = self.errors.amplitude**2
+            prior[block, block] = share * self.norm2[k] * self.shape + self.own[k]
+        prior[-1, -1] = self.amplitude.common**2
         found, covariance, log = np.zeros(size), prior, np.log(probability)
         for one in self.errors.standards:
             c = one.concentration[None]
@@ -274,8 +290,10 @@ class Likelihood:
         count = len(self.fixed)
         out = self.fixed + other**2 * self.unknown
         out = out + (self.weights(c) @ self.scatter.reshape(-1, count**2)).reshape(-1, count, count)
-        if self.errors.amplitude:
-            mean = self.errors.amplitude * self._computed(c)
+        if self.amplitude.own:
+            out += (c**2 @ self.own.reshape(-1, count**2)).reshape(-1, count, count)
+        if self.amplitude.common:
+            mean = self.amplitude.common * self._computed(c)
             out += mean[:, :, None] * mean[:, None, :]
         return np.asarray(out)
 
@@ -342,6 +360,8 @@ class Likelihood:
         rest[:, self.taught] = 0.0
         amount = self._superposed(c) + self._shifted(rest, learnt.share) + BENT * self._shifted(c - rest, learnt.share)
         out += amount[:, None, None] * self.shape
+        if self.amplitude.own:
+            out += (rest**2 @ self.own.reshape(-1, d * d)).reshape(-1, d, d)
         pairs = (own[:, :, None] * own[:, None, :]).reshape(len(c), -1)
         out += (pairs @ learnt.covariance).reshape(-1, d, d)
         cross = own @ learnt.with_amplitude
@@ -353,7 +373,7 @@ class Likelihood:
     def predicted(self, concentration: FloatArray) -> FloatArray:
         """Return the (M,) change that (K,) concentrations make, with what standards have taught."""
         c = concentration[None]
-        computed = self.emulator.mean(c)[0]
+        computed = self.amplitude.mean * self.emulator.mean(c)[0]
         if not self.learnt:
             return np.asarray(computed)
         # Back from the directions in which hypotheses differ.
@@ -705,6 +725,6 @@ def _fit(likelihood: Likelihood, best: FloatArray) -> tuple[float, float]:
     explained = 1.0 - min(1.0, left / size) if size > 0 else 1.0
     # In all bins: scatter and discrepancy reach beyond the directions in which hypotheses differ.
     covariance = noise + errors.nuisance.T @ errors.nuisance + likelihood.spread(best)
-    covariance = covariance + errors.amplitude**2 * np.outer(predicted, predicted)
+    covariance = covariance + likelihood.amplitude.own**2 * np.outer(predicted, predicted)
     white = np.linalg.solve(np.linalg.cholesky(covariance), change - predicted)
     return explained, float(chi2.sf((white**2).sum(), len(noise)))

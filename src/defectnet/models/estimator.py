@@ -50,7 +50,7 @@ class Estimator(ABC):
     @property
     def tracks(self) -> tuple[NamedTrack, ...]:
         """Questions that it can be asked."""
-        return ("candidates", "known-crystal", *(("blind",) if self.asks_blind else ()))
+        return ("candidates", "blind") if self.asks_blind else ("candidates",)
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that are kept with its results; ``description`` is one line."""
