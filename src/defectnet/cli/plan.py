@@ -80,8 +80,8 @@ def plan(
     names = _words(dopants)
     if not names:
         raise ConfigError("--dopants names none", fix="Name some, such as Al@Mg,C@B, or all")
-    candidates = None if names == ["all"] else names
-    found, remarks = pack_for(structure, pack, candidates, potential, minutes, None)
+    candidates: Sequence[str] | None = None if names == ["all"] else names
+    found, candidates, remarks = pack_for(structure, pack, candidates, potential, minutes, None)
     planning.check_setup(found, setup)
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("superposed cells")

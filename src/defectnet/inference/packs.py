@@ -103,6 +103,8 @@ def find_pack_for(
     Raises:
         SimulationError: The structure or a candidate cannot be used; the host is unstable; or no substitution was done.
     """
+    if minutes is not None and not 0.0 <= minutes < np.inf:
+        raise SimulationError(f"minutes is {minutes:g}", fix="Give a number from 0")
     host = read_structure(structure)
     pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
     if candidates is not None:
@@ -116,6 +118,31 @@ def find_pack_for(
             known_dopants(pack, candidates)
             return pack, (f"bundled pack {file.folder.name}, computed with {potential}",)
     return _computed(host, pairs, potential, minutes, workers, report)
+
+
+def in_time(pack: HostPack, candidates: Sequence[str] | None, minutes: float) -> Sequence[str] | None:
+    """Return those of the candidates that were computed before time was up.
+
+    Raises:
+        SimulationError: None was.
+    """
+    if candidates is None:
+        return None
+
+    def held(name: str) -> bool:
+        with suppress(SimulationError):
+            return bool(known_dopants(pack, [name]))
+        return False
+
+    found = [name for name in candidates if held(name)]
+    if candidates and not found:
+        why = next((f"{f.dopant}: {f.reason}" for f in pack.failures), "")
+        raise SimulationError(
+            f"{minutes:g} minutes were not enough for any of {', '.join(candidates)}",
+            why=why,
+            fix="Give more --minutes",
+        )
+    return found
 
 
 def _plausible_sites(host: Host, pairs: Sequence[tuple[str, str]], candidates: Sequence[str]) -> list[tuple[str, str]]:
