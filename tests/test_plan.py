@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defectnet import cli
-from defectnet.cli.plan import _print
+from defectnet.cli.plan_screen import print_plan
 from defectnet.errors import DefectNetError
 from defectnet.inference import plan as planning
 from defectnet.inference.emulator import LOWEST
@@ -157,7 +157,7 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_the_command_prints(made, capsys):
-    _print(made, ["pack GaAs"])
+    print_plan(made, ["pack GaAs"])
     text = capsys.readouterr().out
     assert sentence(made) in text
     assert "told apart" in text
