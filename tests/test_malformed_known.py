@@ -95,8 +95,11 @@ def ask(work: Path, **options: str | None) -> None:
 
 CASES = [
     # The structure and the pack are of two crystals.
-    ({"structure": "rocksalt.extxyz", "pack": "GaAs"}, "another structure (space group 216, the structure given 225)"),
-    ({"structure": "wurtzite.extxyz", "pack": "GaAs"}, "another structure"),
+    (
+        {"structure": "rocksalt.extxyz", "pack": "GaAs"},
+        "space group 216 and 2 atoms in the primitive cell, the structure given 225 and 2",
+    ),
+    ({"structure": "wurtzite.extxyz", "pack": "GaAs"}, "the structure given 186 and 4"),
     ({"structure": "stretched.extxyz", "pack": "GaAs"}, "Check the lattice constants"),
     ({"structure": "pressed.extxyz", "pack": "GaAs"}, "Check the lattice constants"),
     ({"structure": "GaP.extxyz", "pack": "GaAs"}, "is of GaAs, the structure is GaP"),
