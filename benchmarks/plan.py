@@ -40,6 +40,10 @@ INSTRUMENTS = {"fine": ("total", 0.05, 0.01), "coarse": ("neutron-weighted", 0.1
 
 CELLS, ATOMS, LEAST = 42, 100, 0.015
 
+ENDS = 2.2, 1.5
+"""Where spectra end, in edges, in the pack's own world and in the other: with background and noise a longer one is
+refused as negative."""
+
 
 class Truth:
     """Pairs of a crystal with one dopant, from superposed cells."""
@@ -61,7 +65,7 @@ class Truth:
     def pair(self, setup: Setup, doped: bool, lab: bool, rng: np.random.Generator) -> tuple[list[Spectrum], FloatArray]:
         """Return host and sample with noise, and the standard deviation at each point."""
         fwhm, step = setup.fwhm_mev / self.unit, setup.points_mev / self.unit
-        edges = np.arange(0.0, 2.2, step)
+        edges = np.arange(0.0, ENDS[lab], step)
         scale, background, width = rng.normal(0.0, 1.0, 3) * (SCALE, BACKGROUND, RESOLUTION) * lab
         chosen = rng.integers(0, len(self.changes), len(self.changes))
         sample = self.host + (self.changes[chosen].mean(0) if doped else 0.0)
@@ -76,7 +80,7 @@ class Truth:
         spectra = []
         for curve, extra in zip(curves, (0.0, background * highest), strict=True):
             noisy = curve + extra + rng.normal(0.0, 1.0, len(curve)) * sigma
-            spectra.append(Spectrum(energy, np.maximum(noisy, -0.045 * highest), "meV", kind=setup.kind))
+            spectra.append(Spectrum(energy, np.maximum(noisy, -0.03 * highest), "meV", kind=setup.kind))
         return spectra, sigma
 
 
@@ -109,7 +113,14 @@ def main() -> None:
             known = KnownCrystal(pack, [dopant])
             truth = Truth(world, dopant)
             for label, (kind, fwhm, noise) in INSTRUMENTS.items():
-                setup = Setup(kind=kind, fwhm_mev=fwhm * world.host.band_edge_mev, noise=noise, same_potential=same)
+                edge = world.host.band_edge_mev
+                setup = Setup(
+                    kind=kind,
+                    fwhm_mev=fwhm * edge,
+                    noise=noise,
+                    reach_mev=ENDS[not same] * edge,
+                    same_potential=same,
+                )
                 expected = plan(known, setup=setup, amounts=(0.03,), vary=False).detections[0]
                 if expected.limit is None:
                     rows.append({"host": name, "dopant": dopant, "instrument": label, "limit": None})

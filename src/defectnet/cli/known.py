@@ -40,13 +40,14 @@ def identify_known(
 ) -> None:
     """Answer, and print it; arguments as those of `defectnet.cli.identify.identify`."""
     with packages():
-        from defectnet.inference.known_crystal import KnownCrystal
+        from defectnet.inference.known_crystal import KnownCrystal, check_pair
         from defectnet.inference.parting import part
     samples = () if standards is None else _standards(standards)
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    found, remarks = pack_for(structure, pack, candidates, potential, minutes, formula)
+    found, candidates, remarks = pack_for(structure, pack, candidates, potential, minutes, formula)
+    check_pair(found, host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev)  # before cells are made
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("superposed cells")
         known = KnownCrystal(
@@ -75,11 +76,15 @@ def pack_for(
     potential: str,
     minutes: float | None,
     formula: str | None,
-) -> tuple[HostPack, tuple[str, ...]]:
-    """Return the pack that options name, or one for a structure, and remarks on where it comes from."""
+) -> tuple[HostPack, Sequence[str] | None, tuple[str, ...]]:
+    """Return the pack that options name, or one for a structure; candidates that it holds; and where it comes from.
+
+    Where time was up candidates may be missing, which is among the remarks; otherwise a missing one is an error.
+    """
     from defectnet.crystal.pack import HostPack
     from defectnet.crystal.structures import read_structure
-    from defectnet.inference.packs import check_fits, check_formula, find_pack_for
+    from defectnet.inference.known_crystal import known_dopants
+    from defectnet.inference.packs import check_fits, check_formula, find_pack_for, in_time
 
     if pack is not None:
         found = HostPack.load(pack)
@@ -96,8 +101,11 @@ def pack_for(
                 watches[0](progress)
 
             found, remarks = find_pack_for(structure, candidates, potential=potential, minutes=minutes, report=report)
+        if minutes is not None:
+            candidates = in_time(found, candidates, minutes)
     check_formula(formula, found)
-    return found, remarks
+    known_dopants(found, candidates)
+    return found, candidates, remarks
 
 
 def _standards(table: str) -> tuple[Standard, ...]:

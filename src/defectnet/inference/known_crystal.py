@@ -206,7 +206,10 @@ def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str
         SimulationError: The pack does not hold one.
     """
     if candidates is None:
-        return pack.dopants
+        candidates = pack.dopants
+    if not candidates:
+        why = "" if pack.dopants else f"the pack of {pack.host.id} holds no substitution"
+        raise SimulationError("there is no candidate", why=why, fix="Name one, such as Al or Al@Ga")
     out: list[str] = []
     for name in candidates:
         dopant, at, _ = name.partition("@")
@@ -345,8 +348,7 @@ class KnownCrystal:
 
         Unless `refine` the host's spectrum, the pack's own, does not fix the map of energies.
         """
-        _check_pair(host, doped, self.host[0])
-        edge = edge_mev or host_edge_mev(host)
+        edge = check_pair(self.pack, host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev)
         instrument = self._instrument(host, doped, edge, fwhm_mev)
         unit = self.pack.host.band_edge_mev
         instrument = replace(instrument, fwhm=(fwhm_mev or 0.0) / unit)
@@ -363,7 +365,7 @@ class KnownCrystal:
 
     def _standard(self, standard: Standard, seen: Compared) -> SeenStandard:
         """Bring a standard to the bins of the pair that is asked about."""
-        _check_pair(standard.host, standard.doped, self.host[0])
+        check_pair(self.pack, standard.host, standard.doped)
         reach = seen.instrument.edges[-1] * self.pack.host.band_edge_mev
         for spectrum in (standard.host, standard.doped):
             if spectrum.energy_mev[-1] < 0.98 * reach:
@@ -404,11 +406,6 @@ class KnownCrystal:
         start = max(float(host.energy_mev[0]), float(doped.energy_mev[0]), 0.0)
         start = 0.0 if start < 0.05 * edge else start
         end = min(float(host.energy_mev[-1]), float(doped.energy_mev[-1]), REACH * edge)
-        if end < 0.95 * edge:
-            raise SpectrumError(
-                f"{doped.name}: the pair ends at {end:.4g} meV, below the host's edge of {edge:.4g} meV",
-                fix="Give both spectra until they have fallen to zero",
-            )
         step = max(
             float(np.diff(host.energy_mev).max()), float(np.diff(doped.energy_mev).max()), (fwhm_mev or 0.0) / BINS[0]
         )
@@ -493,13 +490,21 @@ def _changed(
     return pristine, smooth @ sample - pristine, noise + quiet
 
 
-def _check_pair(host: Spectrum, doped: Spectrum, elements: Sequence[str]) -> None:
+def check_pair(
+    pack: HostPack, host: Spectrum, doped: Spectrum, *, fwhm_mev: float | None = None, edge_mev: float | None = None
+) -> float:
+    """See that a pair can be asked about, and return the host's band edge in meV; arguments as for `identify`.
+
+    Raises:
+        SpectrumError: The spectra do not belong together, or end too early; or a width or edge cannot be one.
+    """
     if host.kind != doped.kind:
         raise SpectrumError(
             f"{host.name} and {doped.name} are different kinds of DOS",
             why=f"{host.kind} and {doped.kind}",
             fix="Give two spectra of one kind",
         )
+    elements = list(dict.fromkeys(pack.replaced(atom) for atom in range(len(pack.host.primitive))))
     if host.kind == "projected":
         element = host.element or doped.element
         if element is None or element not in elements:
@@ -507,6 +512,20 @@ def _check_pair(host: Spectrum, doped: Spectrum, elements: Sequence[str]) -> Non
                 f"{host.name}: projected on {element or 'no element that is named'}",
                 fix=f"Name one of {', '.join(elements)} with element=",
             )
+    if edge_mev is not None and not 0.0 < edge_mev < np.inf:
+        raise SpectrumError(f"the band edge is {edge_mev:g} meV", fix="Give the host's highest energy, in meV")
+    edge = edge_mev or host_edge_mev(host)
+    if fwhm_mev is not None and not 0.0 < fwhm_mev <= 0.5 * edge:
+        raise SpectrumError(
+            f"the resolution is {fwhm_mev:g} meV, the host's edge {edge:.4g}", fix="Give a FWHM in meV, or leave it out"
+        )
+    end = min(float(host.energy_mev[-1]), float(doped.energy_mev[-1]), REACH * edge)
+    if end < 0.95 * edge:
+        raise SpectrumError(
+            f"{doped.name}: the pair ends at {end:.4g} meV, below the host's edge of {edge:.4g} meV",
+            fix="Give both spectra until they have fallen to zero",
+        )
+    return edge
 
 
 def _binned(

@@ -23,9 +23,9 @@ from defectnet.elements import SYMBOLS, parse_formula
 from defectnet.errors import SimulationError
 from defectnet.inference.known_crystal import known_dopants
 
-VOLUME: Final = 0.1
-"""Largest relative difference of volumes per atom of two structures of one crystal: thermal expansion and the
-potential's error make some hundredths."""
+VOLUMES: Final = (0.93, 1.15)
+"""Smallest and largest volume per atom of a pack over that of a structure of the same crystal: potentials like ours
+make volumes too large by some hundredths, in layered crystals more; heat makes the measured one larger by few."""
 
 STARTS: Final = 1
 """Rattled starts of a substitution that is computed because somebody waits for it."""
@@ -46,14 +46,17 @@ def check_fits(pack: HostPack, host: Host) -> None:
     ours, theirs = pack.host.primitive, host.crystal
     name = f"the pack of {pack.host.id}"
     fix = "Name another pack, or leave it out: one is made for the structure"
-    if sorted(ours.numbers) != sorted(theirs.numbers):
+    if parse_formula(pack.host.formula) != parse_formula(host.formula):
         raise SimulationError(f"{name} is of {pack.host.formula}, the structure is {host.formula}", fix=fix)
     groups = spacegroup(ours), spacegroup(theirs)
-    if groups[0] != groups[1]:
+    if groups[0] != groups[1] or sorted(ours.numbers) != sorted(theirs.numbers):
         raise SimulationError(
-            f"{name} has another structure", why=f"space group {groups[0]}, the structure given {groups[1]}", fix=fix
+            f"{name} has another structure",
+            why=f"space group {groups[0]} and {len(ours)} atoms in the primitive cell, the structure given {groups[1]} "
+            f"and {len(theirs)}",
+            fix=fix,
         )
-    if abs(ours.volume / theirs.volume - 1.0) >= VOLUME:
+    if not VOLUMES[0] < ours.volume / theirs.volume < VOLUMES[1]:
         raise SimulationError(
             f"{name} has a volume per atom of {ours.volume / len(ours):.2f} cubic angstrom",
             why=f"the structure given {theirs.volume / len(theirs):.2f}: beyond what potentials and heat change",
@@ -103,6 +106,8 @@ def find_pack_for(
     Raises:
         SimulationError: The structure or a candidate cannot be used; the host is unstable; or no substitution was done.
     """
+    if minutes is not None and not 0.0 <= minutes < np.inf:
+        raise SimulationError(f"minutes is {minutes:g}", fix="Give a number from 0")
     host = read_structure(structure)
     pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
     if candidates is not None:
@@ -116,6 +121,31 @@ def find_pack_for(
             known_dopants(pack, candidates)
             return pack, (f"bundled pack {file.folder.name}, computed with {potential}",)
     return _computed(host, pairs, potential, minutes, workers, report)
+
+
+def in_time(pack: HostPack, candidates: Sequence[str] | None, minutes: float) -> Sequence[str] | None:
+    """Return those of the candidates that were computed before time was up.
+
+    Raises:
+        SimulationError: None was.
+    """
+    if candidates is None:
+        return None
+
+    def held(name: str) -> bool:
+        with suppress(SimulationError):
+            return bool(known_dopants(pack, [name]))
+        return False
+
+    found = [name for name in candidates if held(name)]
+    if candidates and not found:
+        why = next((f"{f.dopant}: {f.reason}" for f in pack.failures), "")
+        raise SimulationError(
+            f"{minutes:g} minutes were not enough for any of {', '.join(candidates)}",
+            why=why,
+            fix="Give more --minutes",
+        )
+    return found
 
 
 def _plausible_sites(host: Host, pairs: Sequence[tuple[str, str]], candidates: Sequence[str]) -> list[tuple[str, str]]:

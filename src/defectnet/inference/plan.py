@@ -294,9 +294,9 @@ def plan(
         raise ConfigError(f"setup is given, and {', '.join(settings)} beside it", fix="Give one of the two")
     _check_amounts(amounts)
     if isinstance(crystal, KnownCrystal):
-        check_setup(crystal.pack, how)
         if dopants is not None:
             raise ConfigError("dopants are given with a KnownCrystal", fix="Give them when it is made")
+        check_setup(crystal.pack, how)
         return _planned(crystal, how, tuple(amounts), vary, report)
     pack = crystal if isinstance(crystal, HostPack) else HostPack.load(crystal)
     check_setup(pack, how)  # before cells are made
@@ -437,7 +437,8 @@ class Expected:
         step = np.clip(0.7 * self.deviation(dopant, rough, standards), *SPACING)
         place = np.concatenate([[0.0], np.cumsum(np.diff(np.log(rough)) * 2.0 / (step[1:] + step[:-1]))])
         nodes = np.exp(np.interp(np.linspace(0.0, place[-1], round(place[-1]) + 2), place, np.log(rough)))
-        logs = np.log(np.gradient(np.log(nodes))) + PRIOR_DENSITY
+        steps = np.diff(np.log(nodes), prepend=np.log(nodes[0]), append=np.log(nodes[-1]))
+        logs = np.log(0.5 * (steps[1:] + steps[:-1])) + PRIOR_DENSITY  # the trapezium rule
         return self._weights(dopant, nodes, logs, standards)
 
     def _weights(self, dopant: int, nodes: FloatArray, logs: FloatArray, standards: int) -> FloatArray:
