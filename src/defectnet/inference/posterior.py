@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import comb
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.special import logsumexp
@@ -319,34 +321,53 @@ class Likelihood:
     def _shifted(self, c: FloatArray, share: float | None) -> FloatArray:
         return np.asarray((self.typical if share is None else share) * (c**2 @ self.norm2))
 
+    @cached_property
+    def _worlds(self) -> list[tuple[float, float, DiscrepancyPosterior | None]]:
+        """Log weight and share of each size of the potential's error, and what standards say if it is that."""
+        if not self.learnt:
+            return [(float(np.log(p)), share, None) for share, p in self.errors.discrepancy or ((0.0, 1.0),)]
+        logs = np.array([one.log_evidence for one in self.learnt])
+        return [(float(log), one.share, one) for log, one in zip(logs - logsumexp(logs), self.learnt, strict=True)]
+
+    def _means(self, c: FloatArray) -> FloatArray:
+        """Return the (W or 1, S, D) mean changes at (S, K) concentrations in each of W worlds."""
+        mean = self._computed(c)
+        if not self.learnt:
+            return mean[None]
+        own = c[:, self.taught]
+        return np.stack([mean * (1.0 + one.amplitude) + own @ one.error for one in self.learnt])
+
+    def _covariances(self, c: FloatArray, other: float) -> FloatArray:
+        """Return the (W, S, D, D) covariances at (S, K) concentrations in each of W worlds."""
+        if self.learnt:
+            mean = self._computed(c)
+            return np.stack([self._taught(one, c, mean, other)[1] for one in self.learnt])
+        common, superposed = self._covariance(c, other), self._superposed(c)
+        amounts = np.stack([superposed + self._shifted(c, share) for _, share, _ in self._worlds])
+        return np.asarray(common + amounts[:, :, None, None] * self.shape)
+
+    def factors(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
+        """Return the (W, S, D, D) roots of the covariances at (S, K) concentrations, lower triangles.
+
+        W are the sizes that the potential's error may have.
+        """
+        return np.asarray(np.linalg.cholesky(self._covariances(concentration, other)), dtype=np.float64)
+
+    def log_by_world(self, concentration: FloatArray, factors: FloatArray) -> FloatArray:
+        """Return the (W, S) log likelihoods at (S, K) concentrations, with (W, S or 1, D, D) `factors`."""
+        rest = self.measured - self._means(concentration)
+        if factors.shape[1] == 1:  # one root for all concentrations: they are columns
+            white = _solved(factors[:, 0], rest.transpose(0, 2, 1)).transpose(0, 2, 1)
+        else:
+            white = _solved(factors, rest[..., None])[..., 0]
+        size = np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(-1)
+        weights = np.array([weight for weight, _, _ in self._worlds])[:, None]
+        return np.asarray(weights - 0.5 * (white**2).sum(-1) - size)
+
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
         """Return the (S,) log likelihood at (S, K) concentrations, averaged over shares of discrepancy."""
-        if self.learnt:
-            return self._log_taught(concentration, other)
-        c, rest = concentration, self.measured - self._computed(concentration)
-        common, superposed = self._covariance(c, other), self._superposed(c)
-        out = []
-        for share, probability in self.errors.discrepancy or ((0.0, 1.0),):
-            amount = superposed + self._shifted(c, share)
-            factor = np.linalg.cholesky(common + amount[:, None, None] * self.shape)
-            white = np.linalg.solve(factor, rest[..., None])[..., 0]
-            size = np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
-            out.append(np.log(probability) - 0.5 * (white**2).sum(-1) - size)
-        return np.logaddexp.reduce(out, axis=0)  # type: ignore[no-any-return]
-
-    def _log_taught(self, c: FloatArray, other: float) -> FloatArray:
-        """Return `log` where standards have taught something."""
-        mean = self._computed(c)
-        logs = np.array([one.log_evidence for one in self.learnt])
-        out = []
-        for learnt, weight in zip(self.learnt, logs - logsumexp(logs), strict=True):
-            shift, covariance = self._taught(learnt, c, mean, other)
-            factor = np.linalg.cholesky(covariance)
-            rest = self.measured - mean - shift
-            white = np.linalg.solve(factor, rest[..., None])[..., 0]
-            size = np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
-            out.append(weight - 0.5 * (white**2).sum(-1) - size)
-        return np.asarray(np.logaddexp.reduce(out, axis=0))
+        logs = self.log_by_world(concentration, self.factors(concentration, other))
+        return np.asarray(logsumexp(logs, axis=0))
 
     def _taught(
         self, learnt: DiscrepancyPosterior, c: FloatArray, mean: FloatArray, other: float
@@ -543,7 +564,10 @@ def _evaluated(likelihood: Likelihood, peak: _Peak, other: bool, rng: np.random.
     logs = np.full(SAMPLES, -np.inf)
     if inside.any():
         amounts = OTHER_AMOUNTS[::2] if other else np.zeros(1)
-        logs[inside] = _log_mean(np.stack([likelihood.log(c[inside], a) for a in amounts]))
+        place = np.zeros((1, k))
+        place[0, list(subset)] = np.exp(peak.place)
+        held = [likelihood.factors(place, float(a)) for a in amounts]
+        logs[inside] = _log_mean(np.stack([logsumexp(likelihood.log_by_world(c[inside], one), axis=0) for one in held]))
     logs = logs + s * PRIOR_DENSITY - proposal
     top = logs.max()
     if not np.isfinite(top):
@@ -618,33 +642,52 @@ def _climbed(
         over = np.log(np.maximum(np.exp(x).sum(1) / HIGHEST, 1.0))
         return np.asarray(np.clip(x - over[:, None], low, high))
 
+    # Concentrations are those at which the mean fits best, weighed by the covariance there: that covariance is held
+    # while they are moved. If it moved along, an error that is smaller than its model allows would be taken for a
+    # smaller concentration (quasi-likelihood; McCullagh, Ann. Stat. 11, 59 (1983)).
     x = limited(start)
-    value = likelihood.log(full(x), other)
     damping = np.full(count, 1e-2)
     for _ in range(STEPS):
         c = full(x)
-        slope = likelihood.jacobian(c)[rows, chosen] * c[rows, chosen][..., None]  # by the logarithm
-        factor = np.linalg.cholesky(likelihood.covariance(c, other))
-        right = np.concatenate([slope.transpose(0, 2, 1), (likelihood.measured - likelihood.mean(c))[..., None]], 2)
-        white = np.linalg.solve(factor, right)
+        factors = likelihood.factors(c, other)
+        world = likelihood.log_by_world(c, factors).argmax(axis=0)
+        held = factors[world, np.arange(count)]
+        white = _solved(held, _right(likelihood, c, chosen, rows))
         jacobian, rest = white[..., :-1], white[..., -1]
         information = jacobian.transpose(0, 2, 1) @ jacobian
         gradient = (jacobian * rest[..., None]).sum(1)
         step = np.linalg.solve(information + (damping[:, None, None] + 1e-6) * np.eye(s), gradient[..., None])[..., 0]
         trial = limited(x + np.clip(step, -1.0, 1.0))
-        there = likelihood.log(full(trial), other)
-        better = there > value
-        gain = float(np.max(np.where(better, there - value, 0.0)))
+        there = (_solved(held, (likelihood.measured - likelihood.mean(full(trial)))[..., None]) ** 2).sum((1, 2))
+        gain = 0.5 * ((rest**2).sum(-1) - there)
+        better = gain > 0.0
         x = np.where(better[:, None], trial, x)
-        value = np.where(better, there, value)
         damping = np.where(better, damping * 0.2, np.maximum(damping * 10.0, 1e-2))
-        if gain < 1e-3 and bool((better | (damping > 1e3)).all()):
+        if gain.max() < 1e-3:
             break
     c = full(x)
-    slope = likelihood.jacobian(c)[rows, chosen] * c[rows, chosen][..., None]
-    white = np.linalg.solve(np.linalg.cholesky(likelihood.covariance(c, other)), slope.transpose(0, 2, 1))
+    factors = likelihood.factors(c, other)
+    logs = likelihood.log_by_world(c, factors)
+    held = factors[logs.argmax(axis=0), np.arange(count)]
+    white = _solved(held, _right(likelihood, c, chosen, rows)[..., :-1])
     information = white.transpose(0, 2, 1) @ white
-    return value, x, np.asarray(np.linalg.inv(information + 0.25 * np.eye(s)), dtype=np.float64)
+    covariance = np.linalg.inv(information + 0.25 * np.eye(s))
+    return np.asarray(logsumexp(logs, axis=0)), x, np.asarray(covariance, dtype=np.float64)
+
+
+def _solved(root: FloatArray, right: FloatArray) -> FloatArray:
+    """Return what (..., D, D) lower triangles make (..., D, N) right sides of."""
+    # NumPy has no triangular solver for many matrices at once.
+    sides = np.array(np.broadcast_to(right, (*root.shape[:-2], *right.shape[-2:])))
+    return np.asarray(
+        torch.linalg.solve_triangular(torch.from_numpy(root), torch.from_numpy(sides), upper=False).numpy()
+    )
+
+
+def _right(likelihood: Likelihood, c: FloatArray, chosen: NDArray[np.int64], rows: NDArray[np.int64]) -> FloatArray:
+    """Return (B, D, s + 1): derivatives of the mean by the logarithms of chosen concentrations, and what it leaves."""
+    slope = likelihood.jacobian(c)[rows, chosen] * c[rows, chosen][..., None]
+    return np.concatenate([slope.transpose(0, 2, 1), (likelihood.measured - likelihood.mean(c))[..., None]], 2)
 
 
 def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -> Posterior:
