@@ -41,8 +41,12 @@ which the responses of training and validation crystals in one world are likelie
 (`benchmarks/discrepancy.py`), and the first, for a potential that is nearly right: without it, what is too small to be
 such an error would be taken for a smaller concentration."""
 
-AMPLITUDE: Final = Amplitude(mean=0.8, own=0.35, common=0.25)
+AMPLITUDE: Final = Amplitude(mean=0.7, own=0.35, common=0.25)
 """Factor between true and computed responses, from there, too."""
+
+POWER: Final = 0.5
+"""To which the likelihood is raised unless the spectra are of the pack's own world: of pairs of training and validation
+crystals in one world, asked with packs of the other, probabilities are then best (log loss)."""
 
 CORRELATED: Final = 0.05
 """Length, in edges, over which that error is correlated: peaks of local modes lie elsewhere."""
@@ -448,6 +452,7 @@ class KnownCrystal:
             amplitude=None if same_potential else AMPLITUDE,
             shape=shape,
             other=other,
+            power=1.0 if same_potential else POWER,
         )
 
 

@@ -112,6 +112,7 @@ class Errors:
         shape: (M, M) correlation of that error, of unit trace.
         other: (M, M) covariance of the response of an unknown dopant per squared concentration.
         standards: Samples of known content, measured on the same instrument.
+        power: To which the likelihood is raised: below 1 where the model of the errors is itself uncertain.
     """
 
     noise: FloatArray
@@ -122,6 +123,7 @@ class Errors:
     shape: FloatArray
     other: FloatArray
     standards: tuple[SeenStandard, ...] = ()
+    power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Hypothesis:
         subset: Positions of the candidates. other: Whether something else is there.
         log_evidence: Of the data, prior of the subset included.
         concentration: (S, len(subset)) samples. weight: (S,) of the samples, sum 1.
+        place: (len(subset),) concentrations that fit best.
     """
 
     subset: tuple[int, ...]
@@ -139,6 +142,7 @@ class Hypothesis:
     log_evidence: float
     concentration: FloatArray
     weight: FloatArray
+    place: FloatArray
 
 
 @dataclass(frozen=True)
@@ -292,12 +296,18 @@ class Likelihood:
         count = len(self.fixed)
         out = self.fixed + other**2 * self.unknown
         out = out + (self.weights(c) @ self.scatter.reshape(-1, count**2)).reshape(-1, count, count)
-        if self.amplitude.own:
-            out += (c**2 @ self.own.reshape(-1, count**2)).reshape(-1, count, count)
-        if self.amplitude.common:
-            mean = self.amplitude.common * self._computed(c)
-            out += mean[:, :, None] * mean[:, None, :]
         return np.asarray(out)
+
+    @cached_property
+    def factor_deviation(self) -> tuple[FloatArray, float]:
+        """(K,) deviation of the logarithm of each dopant's own factor of amplitude, and that of the common one.
+
+        A factor of the response cannot be told from one of the concentration. It is no part of the covariance but
+        multiplies what is drawn, so that it stays a factor. What standards have taught is in the covariance.
+        """
+        own = np.full(len(self.emulator.dopants), self.amplitude.own)
+        own[self.taught] = 0.0
+        return own, 0.0 if len(self.taught) else self.amplitude.common
 
     def weights(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K) weights of the dopants' scatter: that of the sample, and the error of the mean."""
@@ -362,7 +372,7 @@ class Likelihood:
             white = _solved(factors, rest[..., None])[..., 0]
         size = np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(-1)
         weights = np.array([weight for weight, _, _ in self._worlds])[:, None]
-        return np.asarray(weights - 0.5 * (white**2).sum(-1) - size)
+        return np.asarray(weights - self.errors.power * (0.5 * (white**2).sum(-1) + size))
 
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
         """Return the (S,) log likelihood at (S, K) concentrations, averaged over shares of discrepancy."""
@@ -381,8 +391,6 @@ class Likelihood:
         rest[:, self.taught] = 0.0
         amount = self._superposed(c) + self._shifted(rest, learnt.share) + BENT * self._shifted(c - rest, learnt.share)
         out += amount[:, None, None] * self.shape
-        if self.amplitude.own:
-            out += (rest**2 @ self.own.reshape(-1, d * d)).reshape(-1, d, d)
         pairs = (own[:, :, None] * own[:, None, :]).reshape(len(c), -1)
         out += (pairs @ learnt.covariance).reshape(-1, d, d)
         cross = own @ learnt.with_amplitude
@@ -535,7 +543,7 @@ def _nothing(likelihood: Likelihood, other: bool) -> Hypothesis:
     none = np.zeros((1, k))
     logs = [float(likelihood.log(none, a)[0]) for a in OTHER_AMOUNTS] if other else [float(likelihood.log(none)[0])]
     return Hypothesis(
-        (), other, float(_log_mean(np.array(logs))) + _log_prior(0, k, other), np.zeros((1, 0)), np.ones(1)
+        (), other, float(_log_mean(np.array(logs))) + _log_prior(0, k, other), np.zeros((1, 0)), np.ones(1), np.zeros(0)
     )
 
 
@@ -571,10 +579,15 @@ def _evaluated(likelihood: Likelihood, peak: _Peak, other: bool, rng: np.random.
     logs = logs + s * PRIOR_DENSITY - proposal
     top = logs.max()
     if not np.isfinite(top):
-        return Hypothesis(subset, other, -1e300, np.exp(draws[:1]), np.ones(1))
+        return Hypothesis(subset, other, -1e300, np.exp(draws[:1]), np.ones(1), np.exp(draws[0]))
     share = np.exp(logs - top)
+    # One draw in the tails of the proposal is no evidence: truncated (Ionides, J. Comput. Graph. Stat. 17, 2008).
+    share = np.minimum(share, share.mean() * np.sqrt(SAMPLES))
     evidence = top + np.log(share.mean()) + _log_prior(s, k, other)
-    return Hypothesis(subset, other, float(evidence), np.exp(draws), share / share.sum())
+    weight = share / share.sum()
+    own, common = likelihood.factor_deviation
+    factor = own[list(subset)] * rng.standard_normal((SAMPLES, s)) + common * rng.standard_normal((SAMPLES, 1))
+    return Hypothesis(subset, other, float(evidence), np.exp(draws + factor), weight, weight @ np.exp(draws))
 
 
 T5: Final = float(np.log(8.0 / (3.0 * np.pi * np.sqrt(5.0))))
@@ -663,14 +676,14 @@ def _climbed(
         better = gain > 0.0
         x = np.where(better[:, None], trial, x)
         damping = np.where(better, damping * 0.2, np.maximum(damping * 10.0, 1e-2))
-        if gain.max() < 1e-3:
+        if np.where(better, gain, 0.0).max() < 1e-3 and bool((better | (damping > 1e3)).all()):
             break
     c = full(x)
     factors = likelihood.factors(c, other)
     logs = likelihood.log_by_world(c, factors)
     held = factors[logs.argmax(axis=0), np.arange(count)]
     white = _solved(held, _right(likelihood, c, chosen, rows)[..., :-1])
-    information = white.transpose(0, 2, 1) @ white
+    information = likelihood.errors.power * (white.transpose(0, 2, 1) @ white)
     covariance = np.linalg.inv(information + 0.25 * np.eye(s))
     return np.asarray(logsumexp(logs, axis=0)), x, np.asarray(covariance, dtype=np.float64)
 
@@ -722,7 +735,7 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
     first = found[int(order[0])]
     best = np.zeros(k)
     if first.subset:
-        best[list(first.subset)] = first.weight @ first.concentration
+        best[list(first.subset)] = first.place
     likeliest = []
     for i in order[:10]:
         one = found[int(i)]
