@@ -190,7 +190,7 @@ class Grid(Settings, called="grid"):
         reach: Upper end in units of the edge; local modes of light dopants lie above 1.
     """
 
-    bins: int = bounded(256, 16)
+    bins: int = bounded(256, 16, 4096)
     reach: float = bounded(2.56, above=1.0, most=10.0)
 
     @property
