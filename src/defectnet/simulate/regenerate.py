@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -17,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import Sample, check_shard, decoded, read_shard, shard_files
+from defectnet.data.shards import Sample, check_shard, decoded, read_manifest, read_shard, shard_files
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
@@ -195,7 +194,7 @@ def _pack_maker(folder: Path, packs: str | Path) -> Callable[[Sample], Sample]:
 
 def _check_preconditioner(folder: Path, name: str | None) -> None:
     """See that relaxations go the way they went: another one ends elsewhere within the tolerance."""
-    wanted = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("preconditioner")
+    wanted = read_manifest(folder).get("preconditioner")
     if wanted != name:
         raise SimulationError(
             f"{folder} was made with {f'preconditioner {wanted}' if wanted else 'no preconditioner'}, not {name}",

@@ -21,7 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import SCHEMA_VERSION, check_shard, merge_shards, read_extra, write_shard
+from defectnet.data.shards import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    check_shard,
+    merge_shards,
+    read_extra,
+    read_manifest,
+    write_shard,
+)
 from defectnet.errors import ShardError, SimulationError
 from defectnet.files import replacing
 from defectnet.potentials.neighbours import Crystal
@@ -30,9 +38,6 @@ from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.executors import Executor, Failure, LocalExecutor
 from defectnet.simulate.hessians import hessian_file, merge_hessians, read_hessians, write_hessians
 from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulatedCell, SimulationSettings, relax_host
-
-MANIFEST = "dataset.json"
-
 
 HOPELESS = 2
 """After so many rejects and not one row, a host is given up: most are molecular crystals that never relax."""
@@ -438,15 +443,11 @@ def write_manifest(out: Path, identity: dict[str, Any], free: Sequence[str] = ()
 
     Raises:
         SimulationError: The folder has another one.
+        ShardError: It is not readable.
     """
     path = out / MANIFEST
     if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SimulationError(f"{path} is no JSON", fix="Use an empty --out folder") from error
-        if not isinstance(found, dict):
-            raise SimulationError(f"{path} is no JSON object", fix="Use an empty --out folder")
+        found = read_manifest(out)
         fixed = {key: value for key, value in identity["settings"].items() if key not in free}
         different = _differences(found, {**identity, "settings": fixed})
         if different:
