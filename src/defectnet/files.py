@@ -33,7 +33,7 @@ def is_file_name(text: str) -> bool:
     return _FILE_NAME.fullmatch(text) is not None and text not in (".", "..")
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
+def home_expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path whose ``~`` or ``~user`` is replaced.
 
     Raises:
@@ -179,8 +179,8 @@ def _exchange(one: Path, other: Path) -> bool:
 def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Keep other processes and threads from doing the same to `path`, until the block ends or this process does.
 
-    The lock is one of the system on a file ``.NAME.lock`` beside it, removed at the end. (The package filelock leaves its
-    file behind.) Windows has no such locks: there nothing is kept from anybody.
+    The lock is one of the system on a file ``.NAME.lock`` beside it, removed at the end (the package filelock leaves
+    its file behind). Windows has no such locks: there nothing is kept from anybody.
 
     Args:
         path: What is worked on; it need not exist.

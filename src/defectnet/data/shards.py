@@ -462,8 +462,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def _texts(*keys: str) -> Callable[[Any], bool]:
     """Return a test whether a value is a list of objects with these texts."""
-    return lambda value: isinstance(value, list) and all(
-        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in value
+    return lambda value: (
+        isinstance(value, list)
+        and all(isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in value)
     )
 
 
@@ -505,7 +506,7 @@ def check_shard(path: str | os.PathLike[str]) -> dict[str, Any]:
     rows = sum(1 for _ in read_shard(path))
     if rows != extra.get("rows", rows):
         raise ShardError(f"shard {path} has {rows} rows, {extra['rows']} were written", fix="Simulate the shard again")
-    return extra
+    return extra | {"rows": rows}
 
 
 _BRIEF = [
@@ -570,6 +571,10 @@ def check_values(batch: pa.RecordBatch | pa.Table, path: Path) -> None:
             if len(wrong):
                 row = int(wrong[0]) if found is None else int(found.rows[wrong[0]])
                 refuse(np.arange(len(ids)) == row, f"{name} holds {values[wrong[0]]}")
+    for name, other, times in (("host_frac", "host_numbers", 3), ("site_dopants", "sites", 1)):
+        if {name, other} <= set(batch.schema.names):
+            one, two = (np.array([len(row) for row in batch.column(each).to_pylist()]) for each in (name, other))
+            refuse(one != times * two, f"{name} and {other} differ in length")
 
 
 @dataclass(frozen=True)

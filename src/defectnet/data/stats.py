@@ -478,6 +478,7 @@ def _count(number: int) -> str:
 
 def tables(stats: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """Return the numbers as titles and tables for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     out = []
@@ -487,7 +488,7 @@ def tables(stats: Mapping[str, Any]) -> list[tuple[str, Table]]:
         for k, title in enumerate(section.head):
             table.add_column(title, justify="left" if k < 1 + words else "right", overflow="fold")
         for line in section.lines:
-            table.add_row(*line)
+            table.add_row(*map(escape, line))
         out.append((section.title, table))
     return out
 
@@ -575,6 +576,7 @@ def describe(sample: Sample) -> dict[str, Any]:
 
 def row_table(sample: Sample, shard: Path) -> Table:
     """Return what is known of a row beside its spectra as a table for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     shares = sample.concentrations
@@ -601,5 +603,5 @@ def row_table(sample: Sample, shard: Path) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for title, text in lines.items():
-        table.add_row(title, text)
+        table.add_row(title, escape(text))
     return table

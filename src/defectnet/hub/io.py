@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from defectnet.batch import Batch, Output
-from defectnet.elements import INDEX, VOCABULARY
-from defectnet.errors import CheckpointError, ConfigError
-from defectnet.files import expanded, file_sha256, put_back, read_json, replacing_folder
+from defectnet.elements import INDEX, VOCABULARY, parse_formula
+from defectnet.errors import CheckpointError, ConfigError, FormulaError
+from defectnet.files import file_sha256, home_expanded, put_back, read_json, replacing_folder
 from defectnet.models.base import DefectModel
 from defectnet.models.calibration import Calibration
 from defectnet.models.registry import architecture
@@ -76,7 +76,7 @@ def load(folder: str | os.PathLike[str]) -> DefectModel:
         if calibration is not None:
             model.calibration = Calibration.from_dict(calibration, where="calibration")
         _check_training(config["training"])
-    except ConfigError as error:
+    except (ConfigError, FormulaError) as error:
         raise CheckpointError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
     model.training_info = config["training"]
     model.load_state_dict(_read_weights(folder / WEIGHTS, model), strict=True)
@@ -180,7 +180,7 @@ def _form(x: Tensor) -> str:
 
 
 def _check_training(training: dict[str, Any]) -> None:
-    """Check the two fields of `training` that `predict` uses; the rest is a record."""
+    """Check the fields of `training` that `predict` uses; the rest is a record."""
     edges = training.get("edge_mev", [0.0, 1.0])
     numbers = isinstance(edges, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in edges)
     if not numbers or len(edges) != 2 or not 0.0 <= edges[0] < edges[1]:
@@ -188,6 +188,12 @@ def _check_training(training: dict[str, Any]) -> None:
     hosts = training.get("host_elements", [])
     if not isinstance(hosts, list | tuple) or any(not isinstance(x, str) or x not in INDEX for x in hosts):
         raise ConfigError(f"training.host_elements is {hosts!r:.80}", fix="Give a list of symbols of the vocabulary")
+    tuned = training.get("finetuning", {})
+    formulas = tuned.get("hosts", []) if isinstance(tuned, dict) else None
+    if not isinstance(formulas, list) or not all(isinstance(formula, str) for formula in formulas):
+        raise ConfigError(f"training.finetuning is {tuned!r:.80}", fix="Give an object with a list of hosts")
+    for formula in formulas:
+        parse_formula(formula)
 
 
 def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
@@ -251,7 +257,10 @@ def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> 
     """
     model = model or load(folder)
     batch, wanted = read_golden(folder)
-    kept, found = _outputs(wanted), _outputs(model.predict_batch(batch))
+    try:
+        kept, found = _outputs(wanted), _outputs(model.predict_batch(batch))
+    except ConfigError as error:
+        raise CheckpointError(f"{Path(folder) / GOLDEN}: {error.what}", why=error.why, fix=_AGAIN) from error
     for name in dict.fromkeys([*kept, *found]):
         if name not in kept or name not in found:
             which = "the network" if name in kept else "the file"
@@ -310,7 +319,7 @@ def check_replaceable(folder: str | os.PathLike[str]) -> Path:
         CheckpointError: A file is there, or a folder with anything that is no part of a checkpoint; other programs keep
             files of the same names, too.
     """
-    folder = expanded(folder).resolve()
+    folder = home_expanded(folder).resolve()
     put_back(folder)
     if not folder.exists():
         return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.errors import CheckpointError
-from defectnet.files import expanded, put_back
+from defectnet.files import home_expanded, put_back
 from defectnet.hub import catalogue
 from defectnet.hub.remote import REPO, Remote, download
 
@@ -93,7 +93,7 @@ def _refuse(text: str, **settings: str | bool | None) -> None:
 
 
 def _local(text: str) -> tuple[Path, str]:
-    folder = expanded(text)
+    folder = home_expanded(text)
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file", fix="Give the folder that holds config.json and model.safetensors")
     put_back(folder)

@@ -20,7 +20,7 @@ from defectnet.data.candidates import Track
 from defectnet.data.module import SpectraDataModule
 from defectnet.elements import VOCABULARY, parse_formula
 from defectnet.errors import CheckpointError, ConfigError
-from defectnet.files import expanded, file_sha256, locked, replacing
+from defectnet.files import file_sha256, home_expanded, locked, replacing
 from defectnet.hub import load, resolve, save
 from defectnet.hub.io import check_replaceable
 from defectnet.lab.data import EncodedPairs
@@ -198,7 +198,7 @@ def _check_sizes(pairs: int, parts: Sequence[Sequence[int]], training: TrainingS
 def _with_absolute_replay(training: TrainingSettings) -> TrainingSettings:
     if training.replay is None:
         return training
-    folder = expanded(training.replay)
+    folder = home_expanded(training.replay)
     if not folder.is_dir():
         raise ConfigError(f"replay folder {folder} does not exist", fix="Give a folder of simulated shards")
     return replace(training, replay=str(folder.resolve()))

@@ -345,7 +345,7 @@ class DefectModel(nn.Module, Estimator):
             raise ConfigError(f"batch_size is {batch_size}", fix="Use 1 or more")
         if precision not in (32, 64):
             raise ConfigError(f"precision is {precision}", fix="Use 32 or 64")
-        _check_rows(batch)
+        _check_rows(batch, self.spec.grid)
         device = next(self.parameters()).device
         single = precision == 32 or device.type == "mps"  # Apple's GPUs have no doubles
         dtype = torch.float32 if single else torch.float64
@@ -355,7 +355,12 @@ class DefectModel(nn.Module, Estimator):
         with torch.no_grad():
             for i in range(0, len(batch.host), size):
                 piece = batch.rows(slice(i, i + size))
-                output: Output = network(Batch(*(_cast(x.to(device), dtype) for x in piece)))
+                try:
+                    output: Output = network(Batch(*(_cast(x.to(device), dtype) for x in piece)))
+                except torch.linalg.LinAlgError as error:
+                    what = f"the network cannot answer rows {i} to {i + len(piece.host) - 1} of the batch"
+                    fix = "Look whether these spectra, or its weights, are of believable size"
+                    raise ConfigError(what, why=" ".join(str(error).split())[:160], fix=fix) from error
                 output = output.map(lambda x: x.float().cpu())
                 amount = output.concentration_if_present.clamp(0.0, 1.0)
                 parts.append(output._replace(concentration_if_present=amount))
@@ -427,15 +432,24 @@ class DefectModel(nn.Module, Estimator):
         return found
 
 
-def _check_rows(batch: Batch) -> None:
-    """See that every row can be answered: one that cannot would end all others with it, by an error of algebra."""
-    for name, x in batch._asdict().items():
-        wrong = torch.isfinite(x).reshape(len(x), -1).all(dim=1).logical_not().nonzero()[:, 0]
-        if len(wrong):
-            raise ConfigError(f"row {int(wrong[0])} of the batch: {name} holds NaN or infinity", fix="Leave it out")
-    wrong = (batch.composition.sum(dim=1) <= 0).nonzero()[:, 0]
-    if len(wrong):
-        raise ConfigError(f"row {int(wrong[0])} of the batch: composition names no element", fix="Give its host")
+def _check_rows(batch: Batch, grid: Grid) -> None:
+    """See that every row can be answered: one that cannot would end all others with it, by an error of algebra.
+
+    Raises:
+        ConfigError: Which row cannot, and why.
+    """
+    if batch.host.shape[1:] != (grid.bins,) or batch.doped.shape != batch.host.shape:
+        raise ConfigError(f"spectra of a batch have shape {tuple(batch.host.shape)}", fix=f"Use {grid.bins} bins")
+    wrong = {
+        f"{name} holds NaN or infinity": ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
+        for name, x in batch._asdict().items()
+    }
+    wrong["composition names no element"] = batch.composition.sum(dim=1) <= 0
+    wrong["the band edge is not positive"] = batch.edge_mev <= 0
+    wrong["kind is none of the known ones"] = (batch.kind < 0) | (batch.kind >= len(KINDS))
+    for what, rows in wrong.items():
+        if rows.any():
+            raise ConfigError(f"row {int(rows.nonzero()[0, 0])} of the batch: {what}", fix="Leave it out, or mend it")
 
 
 def _one_thread() -> None:

@@ -20,6 +20,7 @@ from defectnet.data.shards import Sample, check_shard, decoded, read_manifest, r
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
+from defectnet.rng import checked_seed
 from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
 from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, read_settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
@@ -152,6 +153,8 @@ def verify(
         SimulationError: Another potential, preconditioner or pack; a row cannot be made again.
     """
     folder = Path(folder)
+    if rows < 1:
+        raise SimulationError(f"rows is {rows}", fix="Use 1 or more")
     if is_from_packs(folder) != (packs is not None):
         raise SimulationError(
             f"{folder} was made from {'host packs' if packs is None else 'a potential, not from host packs'}",
@@ -160,7 +163,7 @@ def verify(
     places = [(path, i) for path in shard_files(folder) for i in range(check_shard(path)["rows"])]
     if not places:
         raise ShardError(f"{folder} holds no rows", fix="Give a folder that `defectnet simulate` wrote")
-    chosen = np.random.default_rng(seed).permutation(len(places))[:rows]
+    chosen = np.random.default_rng(checked_seed(seed)).permutation(len(places))[:rows]
     found = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums split over threads end in other last digits

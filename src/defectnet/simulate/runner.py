@@ -232,7 +232,7 @@ def _alone(out: Path, only: range) -> Iterator[None]:
     """Keep other processes, who may make other shards of the folder at the same time, from these."""
     own = out / f"shards-{only.start}-{only.stop}"
     with locked(own, "simulating"):
-        # Each shows the range that it has before it looks at those of others, so that of two one at least sees the other.
+        # Each shows its range before it looks at those of others, so that of two one at least sees the other.
         for other in out.glob(".shards-*-*.lock"):
             name = other.name.removeprefix(".").removesuffix(".lock")
             first, last = (int(part) for part in name.split("-")[1:])
