@@ -23,7 +23,7 @@ def requirements() -> dict[str, str]:
     texts = [*PROJECT["dependencies"], *(text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra])]
     found = {}
     for text in texts:
-        match = re.match(r"([\w.-]+)(?:\[\w,]+\])?(?:>=([\w.]+))?", text)
+        match = re.match(r"([\w.-]+)(?:\[[\w,]+\])?(?:>=([\w.]+))?", text)
         assert match
         if match[1] != "defectnet":
             assert match[2], f"{text} has no lower bound"

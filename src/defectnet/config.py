@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,7 @@ class Bounded:
         cls._error = error or cls._error
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        hints = _hints(cast(Any, type(self)))
         for each in dataclasses.fields(self):  # type: ignore[arg-type]
             bounds, value = each.metadata.get("bounds"), getattr(self, each.name)
             if isinstance(value, list) and get_origin(hints.get(each.name)) is tuple:  # JSON has lists

@@ -79,7 +79,7 @@ def json_list(path: Path) -> list[Any] | None:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             content = json.load(file)
-    except (ValueError, lzma.LZMAError, EOFError, OSError) as error:
+    except (ValueError, RecursionError, lzma.LZMAError, EOFError, OSError) as error:
         raise SimulationError(
             f"hosts: {path} is no readable JSON", why=str(error)[:120], fix="Check the file"
         ) from error

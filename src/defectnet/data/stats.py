@@ -196,7 +196,7 @@ def read_host_list(path: str | Path) -> dict[str, frozenset[str]]:
     try:
         with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
             return {str(entry["id"]): frozenset(entry["species"]) for entry in json.load(file)}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, lzma.LZMAError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, EOFError, lzma.LZMAError) as error:
         raise ShardError(
             f"{path} is no list of hosts", why=str(error)[:120], fix="Give what `defectnet simulate --hosts` was given"
         ) from error
