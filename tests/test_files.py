@@ -162,18 +162,16 @@ def test_a_lock_keeps_out_processes_and_threads_and_leaves_nothing(tmp_path):
 
 def test_commands_into_one_place_say_that_it_is_taken(tmp_path, capsys):
     hosts, potential = write_hosts(tmp_path / "hosts.json", 2), write_morse_nep(tmp_path / "morse.txt")
-    lab, out = write_lab(tmp_path / "lab"), tmp_path / "out"
-    simulate = ["simulate", "--hosts", hosts, "--potential", potential, "--out", out, "--spectra-per-host", 1]
+    lab, sets, packs, mine = write_lab(tmp_path / "lab"), tmp_path / "sets", tmp_path / "packs", tmp_path / "mine"
+    simulate = ["simulate", "--hosts", hosts, "--potential", potential, "--out", sets, "--spectra-per-host", 1]
     simulate += ["--atoms", "13-19"]
-    make = ["host", "make", "--structure", hosts, "--dopants", "Ga", "--potential", potential, "--out", out]
+    make = ["host", "make", "--structure", hosts, "--dopants", "Ga", "--potential", potential, "--out", packs]
     for held, words in {
-        out / "shards-0-1": simulate,
-        out / "shards-0-7": [*simulate, "--shards", "0"],
-        out / f"layered-{PAIRS[0]}": make,
-        out: ["finetune", "--data", lab, "--out", out, "--checkpoint", "defectnet-small"],
+        sets / "shards-0-1": simulate,
+        sets / "shards-0-7": [*simulate, "--shards", "0"],
+        packs / f"layered-{PAIRS[0]}": make,
+        mine: ["finetune", "--data", lab, "--out", mine, "--checkpoint", "defectnet-small"],
     }.items():
-        if held == out:
-            (out / "dataset.json").unlink()
         with locked(held, "testing"), pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
         said = capsys.readouterr().err
