@@ -174,10 +174,9 @@ def test_commands_into_one_place_say_that_it_is_taken(tmp_path, capsys):
     }.items():
         with locked(held, "testing"), pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
-        said = capsys.readouterr().err
+        *_, said = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2
         assert said.startswith("defectnet: another process is at work on ")
-        assert said.count("\n") == 1
 
 
 # Small things

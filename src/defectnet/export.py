@@ -20,7 +20,7 @@ from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import save
 from defectnet.hub.card import checkpoint_card
-from defectnet.hub.io import round_to_half
+from defectnet.hub.io import check_replaceable, round_to_half
 from defectnet.measure.encode import stack
 from defectnet.models.answers import Answers, answer
 from defectnet.models.base import DefectModel
@@ -57,9 +57,10 @@ def export(
         The folder; it has been read back and gives the same outputs.
 
     Raises:
-        CheckpointError: The .ckpt is not whole, or not of this package.
+        CheckpointError: The .ckpt is not whole, or not of this package; or `folder` holds something else.
         ShardError: The data cannot be used.
     """
+    check_replaceable(folder)  # before minutes of work
     model = read_run(checkpoint)
     if half:
         round_to_half(model)
