@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing on stderr."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, body = self.answer
         self.send_response(status)
@@ -101,9 +101,9 @@ def test_a_server_that_never_answers_is_given_up(folder, monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(remote, "READING", 0.2)
         monkeypatch.setattr(remote, "WRITING", 0.2)
-        with pytest.raises(CheckpointError, match="was not fetched .*timed out"):
+        with pytest.raises(CheckpointError, match=r"was not fetched .*timed out"):
             from_pretrained("lab/tiny", cache_dir=tmp_path)
-        with pytest.raises(CheckpointError, match="could not be written .*timed out"):
+        with pytest.raises(CheckpointError, match=r"could not be written .*timed out"):
             push_checkpoint(folder, "lab/tiny", token="hf_x")
 
 
