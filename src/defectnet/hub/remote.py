@@ -154,7 +154,7 @@ def _cached(remote: Remote, names: Sequence[str], commit: str, cache: Path | Non
 @contextmanager
 def _impatient(seconds: float) -> Iterator[None]:
     """Give up on a server that says nothing for so long; the Hub's client by itself waits for ever."""
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+    from huggingface_hub import get_session
 
     def limit(request: Any) -> None:  # the client of a session would not do: some requests ask for no limit
         waits = request.extensions.setdefault("timeout", {})
