@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +16,11 @@ from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import AS_IS, Sample, read_shard
 from defectnet.elements import VOCABULARY
-from defectnet.errors import CheckpointError
+from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import save
 from defectnet.hub.card import checkpoint_card
-from defectnet.hub.io import round_to_half
+from defectnet.hub.io import check_replaceable, round_to_half
 from defectnet.measure.encode import stack
 from defectnet.models.answers import Answers, answer
 from defectnet.models.base import DefectModel
@@ -58,9 +57,10 @@ def export(
         The folder; it has been read back and gives the same outputs.
 
     Raises:
-        CheckpointError: The .ckpt is not whole, or not of this package.
+        CheckpointError: The .ckpt is not whole, or not of this package; or `folder` holds something else.
         ShardError: The data cannot be used.
     """
+    check_replaceable(folder)  # before minutes of work
     model = read_run(checkpoint)
     if half:
         round_to_half(model)
@@ -85,19 +85,29 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     fix = "Give the .ckpt of a `defectnet fit` run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", fix=fix)
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+        raise CheckpointError(
+            f"{path} is not read with torch {torch.__version__}",
+            why="before 2.6 a file can run code while it is read (CVE-2025-32434)",
+            fix="pip install 'torch>=2.6'",
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # of bytes that are no run, torch's reader raises whatever it stumbles over
         why = str(error).partition("\n")[0][:160]
         raise CheckpointError(f"{path} is damaged, or no run", why=why, fix=fix) from error
     config = state.get(CHECKPOINT_KEY) if isinstance(state, dict) else None
-    if not isinstance(config, dict) or not {"architecture", "spec", "net"} <= set(config) or "state_dict" not in state:
+    whole = isinstance(config, dict) and {"architecture", "spec", "net"} <= set(config)
+    if not whole or not isinstance(state.get("state_dict"), dict):
         raise CheckpointError(f"{path} is no training run of defectnet", fix=fix)
-    model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
-    weights = {k.removeprefix(_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(_PREFIX)}
+    try:
+        model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+    weights = {k.removeprefix(_PREFIX): v for k, v in state["state_dict"].items() if str(k).startswith(_PREFIX)}
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: weights do not fit the network", why=str(error)[:160], fix=fix) from error
     return model.eval()
 

@@ -261,6 +261,13 @@ class ShardDataset(IterableDataset[Item | LoadFailure]):
         """Batches in an epoch on this rank, all workers together."""
         return sum(self._batches_of(worker) for worker in range(max(self.stream.workers, 1)))
 
+    @property
+    def layout(self) -> dict[str, int]:
+        """What fixes, with the number of an epoch and of a batch, which rows are in it."""
+        stream = self.stream
+        fixed = {name: getattr(stream, name) for name in ("batch_size", "seed", "buffer_rows", "ranks")}
+        return {"rows": len(self.index)} | (fixed if stream.shuffle else {})
+
     def enter(self, epoch: int, first_batch: int = 0) -> None:
         """Say which epoch the next iteration gives, and from which batch of this rank on."""
         self._position[0], self._position[1] = epoch, first_batch

@@ -79,15 +79,33 @@ class ShardLoader(DataLoader[Item]):
             self._given = (epoch, given + 1)
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the batches of it that were given out."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, the batches of it that were given out, of how many, and what fixes which rows they held."""
         epoch, given = self._given
-        return {"epoch": epoch, "batches": given}
+        return {"epoch": epoch, "batches": given, "of": len(self), "layout": self._layout}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken; after the last batch, with the next epoch."""
+    @property
+    def _layout(self) -> dict[str, int]:
+        return {"workers": max(self.num_workers, 1), **getattr(self.dataset, "layout", {})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; after the last batch, with the next epoch.
+
+        Raises:
+            ConfigError: In the middle of an epoch, and rows are shared out in another way than before: some would come
+                twice and others not at all.
+        """
         epoch, given = state["epoch"], state["batches"]
-        self._next = (epoch, given) if given < len(self) else (epoch + 1, 0)
+        done = given >= state.get("of", len(self))
+        if given and not done:
+            for name, before in state.get("layout", {}).items():
+                now = self._layout.get(name)
+                if now != before:
+                    raise ConfigError(
+                        f"data: {name} is {now}, the run that goes on in the middle of epoch {epoch} had {before}",
+                        fix=f"Use {before}, or go on from a checkpoint of the end of an epoch",
+                    )
+        self._next = (epoch + 1, 0) if done else (epoch, given)
         self._given = (epoch, given)
 
 

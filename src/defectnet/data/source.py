@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from defectnet.data.shards import check_shard
 from defectnet.errors import ShardError
+from defectnet.files import home_expanded
 
 if TYPE_CHECKING:
     from defectnet.hub.remote import Pushed
@@ -60,7 +61,7 @@ def parse_source(text: str | os.PathLike[str]) -> Path | HubData:
     local = not isinstance(text, str) or name.startswith((".", "/", "~")) or Path(name).exists()
     if not local and re.fullmatch(_NAME, name):
         return HubData(name)
-    return Path(name).expanduser()
+    return home_expanded(name)
 
 
 def fetch(source: Path | HubData, *, local_files_only: bool = False) -> Path:

@@ -100,7 +100,7 @@ def _read_json(path: Path, fix: str) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read", why=str(error.strerror), fix=fix) from error
-    except ValueError as error:  # JSON and text encoding alike
+    except (ValueError, RecursionError) as error:  # JSON and text encoding alike
         raise CheckpointError(f"{path} is not valid JSON", why=str(error)[:160], fix=fix) from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not an object", fix=fix)

@@ -100,7 +100,7 @@ class TrainingSettings(Settings):
     ema: float = bounded(0.0, 0.0, below=1.0)
     replay: str | None = None
     replay_share: float = bounded(0.5, 0.0, below=1.0)
-    seed: int = 0
+    seed: int = bounded(0, 0)
     devices: int = bounded(1, 1)
     accelerator: str = bounded("auto", choices=("auto", "cpu", "gpu"))
     precision: str = bounded("32-true", choices=("32-true", "bf16-mixed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from defectnet.batch import Batch, Estimate, Output, Targets
 from defectnet.config import Grid, ModelSpec, Settings
 from defectnet.elements import VOCABULARY, composition
-from defectnet.errors import ConfigError
+from defectnet.errors import ConfigError, DefectNetError
 from defectnet.measure.encode import encode_pair, stack
 from defectnet.models.calibration import Calibration, calibrated
 from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
@@ -32,6 +33,9 @@ NETWORK: Final = "network"
 
 SAME_COMPOSITION: Final = 0.01
 """Sum of the differences of the atomic fractions below which two formulas are of one host."""
+
+MOST_ROWS: Final = 256
+"""Rows that a network is asked at a time: 200 MB."""
 
 SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ArrayLike]
 """A file, a `Spectrum`, or a pair of arrays (energy, dos)."""
@@ -224,23 +228,31 @@ class DefectModel(nn.Module, Estimator):
             queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge]]).
             unit: As in `predict`.
             kind: As in `predict`.
+
+        Raises:
+            DefectNetError: As `predict`, naming the query, counted from 0.
         """
         if not queries:
             return []
         asked = [Query(*query) for query in queries]
-        batch = stack(
-            [
-                encode_pair(
-                    _spectrum(query.host, "host", unit, kind),
-                    _spectrum(query.doped, "doped", unit, kind),
-                    query.formula,
-                    grid=self.spec.grid,
-                    candidates=query.candidates,
-                    edge_mev=query.edge,
+        encoded = []
+        for number, query in enumerate(asked):
+            try:
+                encoded.append(
+                    encode_pair(
+                        _spectrum(query.host, "host", unit, kind),
+                        _spectrum(query.doped, "doped", unit, kind),
+                        query.formula,
+                        grid=self.spec.grid,
+                        candidates=query.candidates,
+                        edge_mev=query.edge,
+                    )
                 )
-                for query in asked
-            ]
-        )
+            except DefectNetError as error:
+                if len(asked) == 1:
+                    raise
+                raise type(error)(f"query {number}: {error.what}", why=error.why, fix=error.fix) from error
+        batch = stack(encoded)
         calibrations = self.calibrations(batch)
         estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
         paths = self.provenance(batch)
@@ -315,41 +327,47 @@ class DefectModel(nn.Module, Estimator):
         """Run the network without gradients and without dropout, in pieces.
 
         Computed in double precision: in single precision the last digits depend on the shape of the batch and on
-        the machine, and an answer should depend on neither. Weights and mode of the network are left as they are.
+        the machine, and an answer should depend on neither. It is a copy of the network that runs: weights and mode
+        of this one are left as they are, so that threads can share it.
 
         Args:
             batch: Any number of rows.
-            batch_size: Rows at a time.
+            batch_size: Rows at a time, `MOST_ROWS` at most: so much memory is needed however many are asked.
             precision: 64, or 32 for two to three times the speed where the last digits do not matter.
 
         Returns:
             Output on the CPU, float32, concentrations cut to 0 to 1; the same for any `batch_size`.
+
+        Raises:
+            ConfigError: A setting cannot be, or a row holds NaN or infinity or no host.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", fix="Use 1 or more")
         if precision not in (32, 64):
             raise ConfigError(f"precision is {precision}", fix="Use 32 or 64")
+        _check_rows(batch, self.spec.grid)
         device = next(self.parameters()).device
         single = precision == 32 or device.type == "mps"  # Apple's GPUs have no doubles
         dtype = torch.float32 if single else torch.float64
-        state = {key: _cast(value, dtype) for key, value in (*self.named_parameters(), *self.named_buffers())}
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                rows = [batch.rows(slice(i, i + batch_size)) for i in range(0, len(batch.host), batch_size)]
-                parts = [self._run(state, Batch(*(_cast(x.to(device), dtype) for x in piece))) for piece in rows]
-        finally:
-            self.train(training)
+        network = _for_answers(self, dtype)
+        size = min(batch_size, MOST_ROWS)
+        parts = []
+        with torch.no_grad():
+            for i in range(0, len(batch.host), size):
+                piece = batch.rows(slice(i, i + size))
+                try:
+                    output: Output = network(Batch(*(_cast(x.to(device), dtype) for x in piece)))
+                except torch.linalg.LinAlgError as error:
+                    what = f"the network cannot answer rows {i} to {i + len(piece.host) - 1} of the batch"
+                    fix = "Look whether these spectra, or its weights, are of believable size"
+                    raise ConfigError(what, why=" ".join(str(error).split())[:160], fix=fix) from error
+                output = output.map(lambda x: x.float().cpu())
+                amount = output.concentration_if_present.clamp(0.0, 1.0)
+                parts.append(output._replace(concentration_if_present=amount))
         if not parts:
             empty = torch.zeros(0, len(self.spec.elements))
             return Output(empty, empty)
         return Output.join(parts)
-
-    def _run(self, state: dict[str, Tensor], batch: Batch) -> Output:
-        output: Output = torch.func.functional_call(self, state, (batch,))
-        output = output.map(lambda x: x.float().cpu())
-        return output._replace(concentration_if_present=output.concentration_if_present.clamp(0.0, 1.0))
 
     def _prediction(
         self,
@@ -412,6 +430,50 @@ class DefectModel(nn.Module, Estimator):
         if unseen:
             found.append(f"out of domain: no training host contains {', '.join(unseen)}")
         return found
+
+
+def _check_rows(batch: Batch, grid: Grid) -> None:
+    """See that every row can be answered: one that cannot would end all others with it, by an error of algebra.
+
+    Raises:
+        ConfigError: Which row cannot, and why.
+    """
+    if batch.host.shape[1:] != (grid.bins,) or batch.doped.shape != batch.host.shape:
+        raise ConfigError(f"spectra of a batch have shape {tuple(batch.host.shape)}", fix=f"Use {grid.bins} bins")
+    wrong = {
+        f"{name} holds NaN or infinity": ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
+        for name, x in batch._asdict().items()
+    }
+    wrong["composition names no element"] = batch.composition.sum(dim=1) <= 0
+    wrong["the band edge is not positive"] = batch.edge_mev <= 0
+    wrong["kind is none of the known ones"] = (batch.kind < 0) | (batch.kind >= len(KINDS))
+    for what, rows in wrong.items():
+        if rows.any():
+            raise ConfigError(f"row {int(rows.nonzero()[0, 0])} of the batch: {what}", fix="Leave it out, or mend it")
+
+
+def _one_thread() -> None:
+    """Keep a forked process to one thread: those of OpenMP do not survive a fork, and are waited for ever."""
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_one_thread)
+
+
+def _for_answers(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a module with tensors of another type, in evaluation mode; it shares all else with the first.
+
+    `torch.func.functional_call` would put such tensors into the module itself for the time of a call, and threads that
+    share it would find them there.
+    """
+    twin = copy.copy(module)
+    twin.__dict__ |= {
+        "training": False,
+        "_parameters": {name: x if x is None else _cast(x, dtype) for name, x in module._parameters.items()},
+        "_buffers": {name: x if x is None else _cast(x, dtype) for name, x in module._buffers.items()},
+        "_modules": {name: x if x is None else _for_answers(x, dtype) for name, x in module._modules.items()},
+    }
+    return twin
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
