@@ -26,13 +26,14 @@ def write_spectrum(
     Args:
         path: File to write; the folder must exist.
         spectrum: What to write. Its `source` is not kept.
-        error: (n,) standard deviations of the DOS, as a third column.
+        error: (n,) standard deviations of the DOS, as a third column; by default those of the spectrum.
         comments: Lines for a reader, above the declarations; they must not declare anything themselves.
 
     Raises:
         SpectrumError: The file cannot be written.
     """
     path = Path(path)
+    error = spectrum.error if error is None else error
     lines = [f"# {line}" for line in comments]
     lines += [f"# unit: {spectrum.unit}", f"# kind: {spectrum.kind}"]
     if spectrum.element is not None:
