@@ -122,6 +122,7 @@ class Spectrum:
         source: File it came from, named in errors.
         error: (n,) standard deviation of the DOS, not negative; None where not known.
         kind_told: Whether a file or a person said the kind; false where it is total by default.
+        remark: What its reader found doubtful; empty by default.
 
     Raises:
         SpectrumError: The values are no phonon DOS, or a unit or kind is unknown.
@@ -135,6 +136,7 @@ class Spectrum:
     source: str = ""
     error: FloatArray | None = None
     kind_told: bool = True
+    remark: str = ""
 
     def __post_init__(self) -> None:
         unit, kind = (
@@ -294,7 +296,7 @@ def _checked(
     if below > IMAGINARY_LIMIT * area and not _is_even(energy, clipped):
         raise SpectrumError(
             f"{name}: {below / area:.0%} of the DOS lies at negative energies",
-            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E)",
+            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E); or an electronic DOS",
             fix="Relax the structure and compute the DOS again; from a measurement give the DOS at positive energies",
         )
     return energy[positive].copy(), clipped[positive].copy(), None if sigma is None else sigma[positive].copy()

@@ -28,6 +28,7 @@ class Raw:
         kind: Kind of DOS that the file or its format declares; None if neither does.
         element: Element that the DOS is projected on, where the file says so.
         error: (n,) standard deviation of the DOS, where the file has it.
+        remark: What is doubtful of it, for a warning.
         usual_unit: Unit that the format has where nobody says otherwise; a caller's takes precedence over it.
     """
 
@@ -38,6 +39,7 @@ class Raw:
     element: str | None = None
     error: FloatArray | None = None
     usual_unit: str | None = None
+    remark: str = ""
 
 
 def numbers(values: Any, what: str) -> FloatArray:

@@ -67,7 +67,15 @@ def read_spectrum(
         )
     told = kind or ("projected" if raw.element else None)
     return Spectrum(
-        raw.energy, raw.dos, unit, told or "total", raw.element, source, error=raw.error, kind_told=told is not None
+        raw.energy,
+        raw.dos,
+        unit,
+        told or "total",
+        raw.element,
+        source,
+        error=raw.error,
+        kind_told=told is not None,
+        remark=raw.remark if kind is None else "",
     )
 
 

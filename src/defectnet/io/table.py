@@ -22,7 +22,7 @@ import numpy as np
 from defectnet.elements import element_index
 from defectnet.errors import SpectrumError
 from defectnet.io.raw import FloatArray, Raw, number, select_elements
-from defectnet.io.words import element_of, quantity
+from defectnet.io.words import doubt, element_of, quantity
 from defectnet.spectrum import is_unit, parse_kind, parse_unit
 
 _COMMENT = ("#", "%", "!")
@@ -38,7 +38,7 @@ _ENERGY_TITLE = re.compile(
 )
 _DOS_TITLE = re.compile(r"dos|densit|intens|^\s*(?:g|y)\s*(?:$|[([])", re.IGNORECASE)
 _TOTAL = re.compile(r"\btot(?:al)?(?:\b|_)|^sum$", re.IGNORECASE)
-_INTEGRAL = re.compile(r"integ|cumul|\bint[\s_-]|\bidos\b|_idos", re.IGNORECASE)
+_INTEGRAL = re.compile(r"integ|cumul|\bint[\s_-]|\bidos\b|_idos|^dx$", re.IGNORECASE)  # and errors of energies
 _ATOMS = re.compile(r"p-?dos|projected|partial|atom", re.IGNORECASE)
 _IN_WORDS = re.compile(
     r"(?:energ(?:y|ies)|freq(?:uency|uencies|\.)?|omega|ω|wave[\s_-]?numbers?|\bx[\s_-]?(?:data|axis)?|\bE)"
@@ -92,13 +92,15 @@ def read(text: str, source: str, element: str | None, *, names: Sequence[str] = 
     if shared is not None:
         return Raw(values[:, 0], dos, header.unit, "projected", shared)
     several = values.shape[1] > 3 or (values.shape[1] == 3 and error is None)
-    if several and header.kind == "projected":  # so one of them is called; the total was chosen, or their sum
+    if several and header.kind in (None, "projected"):  # the total was chosen, or the sum of shares
         header = _Header(header.unit, "total")
     if element is not None and header.element not in (None, element):
         raise SpectrumError(
             f"{source} declares element {header.element}, not {element}", fix="Leave element out, or give another file"
         )
-    return Raw(values[:, 0], dos, header.unit, header.kind, header.element or element, error)
+    kind = "total" if header.kind is None and len(columns) > 1 and _is_total(columns[1]) else header.kind
+    remark = doubt(columns[:2], [*words, *loose], kind, source)
+    return Raw(values[:, 0], dos, header.unit, kind, header.element or element, error, remark=remark)
 
 
 def _without_empty_cells(rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -235,7 +237,9 @@ def _roles(
     count = values.shape[1]
     if count == 2:
         return values[:, 1], None, None
-    if 2 <= len(columns) < count and _ATOMS.search(columns[-1]):  # one title over the columns of all atoms
+    alone = len(columns) == count and not _ATOMS.search(columns[1])
+    if 2 <= len(columns) and (len(columns) < count or alone) and _ATOMS.search(columns[-1]):
+        # One title over the columns of all atoms.
         if element is not None:
             raise SpectrumError(f"{source} does not say which column belongs to {element}", fix="Leave element out")
         total = len(columns) > 2
@@ -315,6 +319,8 @@ def _unit_in(title: str, source: str) -> str | None:
     """Return the unit that a column title ends with: in brackets, or after a slash, underscore or blank."""
     field = f"{source}, title {title!r}"
     brackets = re.search(r"[(\[]([^()\[\]]*)[)\]]$", title)
+    if re.search(r"angular", title, re.IGNORECASE) and re.search(r"(?<!pi )(?<!pi)\bTHz\W*$", title, re.IGNORECASE):
+        return None  # of 2 pi THz or of THz: ask
     if brackets:
         return parse_unit(brackets[1], field=field)
     tails = [title[match.end() :] for match in re.finditer(r"^|[\s_/:]", title[-80:])] if len(title) <= 80 else []

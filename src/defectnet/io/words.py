@@ -38,6 +38,8 @@ _NEUTRON: Final = re.compile(
     rf"neutron[\s_-]*weight|\bG(?:V|P)?[\s_-]*DOS\b|generali[sz]ed{_WHAT}|\bNW[\s_-]?P?DOS\b|cross[\s_-]section[\s_-]weight",
     re.IGNORECASE,
 )
+_NEUTRONS: Final = re.compile(r"\bneutrons?\b|\bINS\b", re.IGNORECASE)
+_INTENSITY: Final = re.compile(r"intensit\w*|counts?\b|signal", re.IGNORECASE)
 _RESONANT: Final = re.compile(rf"\bNRIXS\b|\bNRVS\b|nuclear[\s_-]+(?:resonan|inelastic)|\bpartial{_WHAT}", re.IGNORECASE)
 _PROJECTED: Final = re.compile(r"\bpartial|\bprojected", re.IGNORECASE)
 _OF: Final = re.compile(r"(?<![A-Za-z])\d{0,3}([A-Z][a-z]?)[\s_-]+(?i:partial|projected|p-?dos\b|dos\b)")
@@ -62,11 +64,21 @@ def quantity(titles: Sequence[str], comments: Sequence[str], source: str) -> tup
         found = re.search(pattern, title if dos else words, re.IGNORECASE)
         found = _ELECTRONIC.search(comment) if found is None and what == "an electronic DOS" else found
         if found and not (dos and what == "S(Q,E)"):  # a DOS may say that it comes from one
-            raise SpectrumError(f"{source} is {what} (it says {found[0]!r})", why=why, fix=_FIX[what])
+            raise SpectrumError(f"{source} is {what}: it says {found[0].strip()!r}", why=why, fix=_FIX[what])
     element = next((symbol for text in titles if (symbol := element_of(text)) is not None), None)
     if _NEUTRON.search(words):
         return "neutron-weighted", None
     return ("projected" if element or _PROJECTED.search(title) or _RESONANT.search(comment) else None), element
+
+
+def doubt(titles: Sequence[str], comments: Sequence[str], kind: str | None, source: str) -> str:
+    """Return what a reader should be told of words that do not settle the kind; empty where there is nothing."""
+    title, comment = " | ".join(titles), " | ".join(comments)
+    if kind is None and (found := _NEUTRONS.search(f"{title} | {comment}")):
+        return f"{source} speaks of neutrons ({found[0]!r}), yet is taken for a total DOS: is it neutron-weighted (--kind)?"
+    if not _DOS.search(f"{title} | {comment}") and (found := _INTENSITY.search(title)):
+        return f"{source} calls its second column {found[0]!r}, not a DOS: it is taken for one"
+    return ""
 
 
 def element_of(title: str, *, alone: bool = False) -> str | None:

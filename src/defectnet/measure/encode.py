@@ -31,7 +31,8 @@ class Examined:
         unchanged: Why host and doped sample are taken for the same: they do not differ beyond their errors; empty
             where they do, or errors are not known.
         unit: Energy unit that host and doped sample were read in, one or two.
-        kind: Kind of DOS, and the element; with a remark where nobody said so.
+        kind: Kind of DOS, and the element.
+        kind_told: Whether somebody said so of both.
     """
 
     batch: Batch
@@ -40,6 +41,7 @@ class Examined:
     unchanged: str
     unit: str
     kind: str
+    kind_told: bool
 
 
 def examine_pair(
@@ -63,6 +65,9 @@ def examine_pair(
         else None,
         plausible.tail_warning(host, edge, "host"),
         plausible.tail_warning(doped, edge, "doped spectrum"),
+        plausible.floor_warning(host, edge, "host"),
+        plausible.floor_warning(doped, edge, "doped spectrum"),
+        *dict.fromkeys(filter(None, (host.remark, doped.remark))),
         plausible.reach_warning(float(doped.energy_mev[-1]), edge, formula, batch.candidates[0].numpy()),
     ]
     tested = plausible.change_within_errors(host, doped, edge)
@@ -71,14 +76,14 @@ def examine_pair(
         stated = "stated errors" if host.error is not None or doped.error is not None else "noise"
         unchanged = f"the two spectra do not differ beyond their {stated} (chi-square {tested[0]:.2f} per bin)"
     element = host.element or doped.element
-    told = "" if host.kind_told and doped.kind_told else " (not stated; --kind says otherwise)"
     return Examined(
         batch,
         _errors(host, doped, edge, grid),
         tuple(remark for remark in remarks if remark),
         unchanged,
         " and ".join(dict.fromkeys((host.unit, doped.unit))),
-        f"{host.kind}{f' on {element}' if element else ''}{told}",
+        f"{host.kind}{f' ({element})' if element else ''}",
+        host.kind_told and doped.kind_told,
     )
 
 
@@ -178,6 +183,7 @@ def candidate_mask(formula: str, candidates: Sequence[str] | None) -> NDArray[np
         return ~multi_hot(hosts)
     if isinstance(candidates, str):
         raise FormulaError(f"candidates is the text {candidates!r}", fix='Give a list such as ["Al", "In"]')
+    candidates = [str(getattr(one, "symbol", one)) for one in candidates]  # of pymatgen's Element, too
     if not candidates:
         raise FormulaError("candidates is empty", fix="Name one element at least, or leave it out to ask about all")
     mask = multi_hot(candidates, field="candidates")

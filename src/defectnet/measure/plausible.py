@@ -56,6 +56,11 @@ TAIL: Final = (0.15, 0.25, 0.05)
 maximum."""
 
 
+FLOOR: Final = (0.3, 1.2, 0.005)
+"""Share of the energies above the edge at whose end a DOS is zero, edges that must have been measured, and least level
+of a background, as a share of the maximum."""
+
+
 def features(fractions: FloatArray) -> FloatArray:
     """Return what the ridge is on: 1, (E,) atomic fractions, and their square roots."""
     return np.concatenate([[1.0], fractions, np.sqrt(fractions)])
@@ -121,6 +126,22 @@ def tail_warning(spectrum: Spectrum, edge_mev: float, name: str) -> str | None:
     return (
         f"the {name} falls from its first point, {energy[0]:.3g} meV, to {valley / dos[:2].mean():.0%} of it: a DOS rises "
         "from there; the tail of an elastic line, or a background, may be left in it"
+    )
+
+
+def floor_warning(spectrum: Spectrum, edge_mev: float, name: str) -> str | None:
+    """Say that a DOS does not fall to zero above the edge."""
+    energy, dos = spectrum.energy_mev, spectrum.dos
+    last = energy > energy[-1] - FLOOR[0] * (energy[-1] - edge_mev)
+    if energy[-1] < FLOOR[1] * edge_mev or np.count_nonzero(last) < 3:
+        return None
+    level, noise = float(dos[last].mean()), noise_of(spectrum, edge_mev)
+    doubt = 0.0 if noise is None else 4.0 * float(np.sqrt((noise[0][last] ** 2).mean() / np.count_nonzero(last)))
+    if level < FLOOR[2] * dos.max() + doubt:
+        return None
+    return (
+        f"the {name} does not fall to zero: {level / dos.max():.1%} of its maximum at its end, {energy[-1]:.4g} meV, "
+        f"{energy[-1] / edge_mev:.1f} edges; a background is left in it and may be taken for a dopant"
     )
 
 
