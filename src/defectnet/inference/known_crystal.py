@@ -17,7 +17,7 @@ from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_conce
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.posterior import Errors, Likelihood, Posterior, infer
 from defectnet.measure.broadening import FWHM_TO_SIGMA
-from defectnet.measure.curves import cumulative, integrals
+from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
 from defectnet.spectrum import Spectrum
 
@@ -236,7 +236,8 @@ class KnownCrystal:
         Args:
             host: DOS of the pristine crystal.
             doped: DOS of the sample, of the same kind.
-            host_error: Standard deviations at the host's points; by default estimated from how they scatter.
+            host_error: Standard deviations at the host's points; by default those of the spectrum, or, if it has none,
+                estimated from how they scatter.
             doped_error: The same for the sample.
             fwhm_mev: Resolution; fitted to the host's spectrum by default.
             edge_mev: Band edge of the host; read from its spectrum by default.
@@ -251,8 +252,8 @@ class KnownCrystal:
         edge = edge_mev or host_edge_mev(host)
         instrument = self._instrument(host, doped, edge, fwhm_mev)
         unit = self.pack.host.band_edge_mev
-        pristine, host_noise = _binned(host, host_error, instrument, unit)
-        sample, doped_noise = _binned(doped, doped_error, instrument, unit)
+        pristine, host_noise = _binned(host, host.error if host_error is None else host_error, instrument, unit)
+        sample, doped_noise = _binned(doped, doped.error if doped_error is None else doped_error, instrument, unit)
         instrument = fit_instrument(replace(instrument, fwhm=(fwhm_mev or 0.0) / unit), *self._host, pristine)
         finest = FINE if same_potential else COARSE
         if instrument.fwhm < finest:
@@ -430,10 +431,6 @@ def _binned(
                 f"{spectrum.name}: errors have shape {sigma.shape}, or hold NaN or negative values",
                 fix=f"Give {len(dos)} standard deviations, one for each point",
             )
-    step = np.gradient(energy)
-    place = np.clip(np.searchsorted(instrument.edges, energy) - 1, 0, len(width) - 1)
-    inside = (energy >= instrument.edges[0]) & (energy <= instrument.edges[-1])
-    variance = np.bincount(place[inside], ((sigma * step) ** 2)[inside], len(width)) / width**2
+    variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
     variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
-    curve = shares / area / width
-    return curve, np.diag(variance / area**2)
+    return shares / area / width, np.diag(variance / area**2)

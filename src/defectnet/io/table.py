@@ -105,7 +105,7 @@ def read(text: str, source: str, element: str | None, *, names: Sequence[str] = 
 
 def _without_empty_cells(rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
     """Drop rows, and columns at the end, that a spreadsheet wrote without any content."""
-    rows = [(place, line) for place, line in rows if line.strip(",; \t")]
+    rows = [(place, line) for place, line in rows if line.strip(",; \t&")]  # & ends a curve of Grace
     while rows and all(line.endswith((",", ";")) for _, line in rows):
         rows = [(place, line[:-1].rstrip()) for place, line in rows]
     return rows
@@ -124,7 +124,8 @@ def _split(line: str, delimiter: str | None) -> list[str]:
 def _cells(line: str, delimiter: str | None, columns: int) -> list[str]:
     """Split titles: those that blanks separate may have units in brackets, or several words each."""
     if delimiter is not None:
-        return _split(line, delimiter)
+        cells = _split(line, delimiter)
+        return cells[:columns] if not any(cells[columns:]) else cells
     words = re.sub(r"\s([(\[])", r"\1", " ".join(line.split())).split()
     share = len(words) // columns if len(words) > columns and len(words) % columns == 0 else 1
     return [" ".join(words[i : i + share]).strip(",;") for i in range(0, len(words), share)]
@@ -252,7 +253,10 @@ def _roles(
                 fix="Title it error if it is one; if columns are atoms' shares, give energy and their sum",
             )
         return values[:, 1], values[:, 2], None
-    shares = [i for i in range(1, count) if names and element_of(names[i], alone=True) and not _is_total(names[i])]
+    of = {i: element_of(names[i], alone=True) for i in range(1, count) if names and not _is_total(names[i])}
+    shares = [i for i, symbol in of.items() if symbol]
+    if len(shares) == 1 and not element_of(names[shares[0]]):  # Y may be an axis
+        shares = []
     totals = [i for i in range(1, count) if names and i not in shares and _is_total(names[i])]
     integrals = [i for i in range(1, count) if names and _INTEGRAL.search(names[i])]
     plain = [i for i in range(1, count) if names and i not in shares + integrals and _DOS_TITLE.search(names[i])]
@@ -273,8 +277,7 @@ def _roles(
         raise SpectrumError(f"{source} has {count} columns of unknown meaning", why=", ".join(names), fix=_KEEP)
     if element is None and totals:
         return values[:, totals[0]], values[:, errors[0]] if errors else None, None
-    of = [str(element_of(names[i], alone=True)) for i in shares]
-    dos, projected = select_elements(values[:, shares].T, of, element, source)
+    dos, projected = select_elements(values[:, shares].T, [str(of[i]) for i in shares], element, source)
     return dos, None, projected
 
 

@@ -41,6 +41,7 @@ _NEUTRON: Final = re.compile(
 _NEUTRONS: Final = re.compile(r"\bneutrons?\b|\bINS\b", re.IGNORECASE)
 _INTENSITY: Final = re.compile(r"intensit\w*|counts?\b|signal", re.IGNORECASE)
 _RESONANT: Final = re.compile(rf"\bNRIXS\b|\bNRVS\b|nuclear[\s_-]+(?:resonan|inelastic)|\bpartial{_WHAT}", re.IGNORECASE)
+_NUCLEUS: Final = re.compile(r"(?<!\w)\d{2,3}([A-Z][a-z]?)(?![a-z])")
 _PROJECTED: Final = re.compile(r"\bpartial|\bprojected", re.IGNORECASE)
 _OF: Final = re.compile(r"(?<![A-Za-z])\d{0,3}([A-Z][a-z]?)[\s_-]+(?i:partial|projected|p-?dos\b|dos\b)")
 _OF_AFTER: Final = re.compile(r"(?i:dos)[_(\[-]\s*\d{0,3}([A-Z][a-z]?)[)\]]?(?![A-Za-z])")
@@ -68,6 +69,8 @@ def quantity(titles: Sequence[str], comments: Sequence[str], source: str) -> tup
     element = next((symbol for text in titles if (symbol := element_of(text)) is not None), None)
     if _NEUTRON.search(words):
         return "neutron-weighted", None
+    if _RESONANT.search(comment) and element is None and (nucleus := _NUCLEUS.search(words)) and nucleus[1] in INDEX:
+        element = nucleus[1]
     return ("projected" if element or _PROJECTED.search(title) or _RESONANT.search(comment) else None), element
 
 

@@ -14,9 +14,13 @@ from defectnet.config import Grid
 from defectnet.elements import VOCABULARY, composition, multi_hot, parse_formula
 from defectnet.errors import FormulaError, SpectrumError
 from defectnet.measure import plausible
-from defectnet.measure.curves import integral_errors, rebin
+from defectnet.measure.curves import cumulative, integral_errors, integrals, rebin
 from defectnet.measure.edge import EDGE_THRESHOLD, band_edges
 from defectnet.spectrum import KINDS, Spectrum
+
+_CELL, _CLEAR = 0.02, 4.0
+"""Width of the cells, in energies below which 95 % of a DOS lie, in which signal is weighed against errors, and the
+standard deviations that it must have."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,22 @@ def encode_pair(
 def host_edge_mev(host: Spectrum) -> float:
     """Read a host's band edge from its spectrum, see `band_edges`; meV.
 
+    Where errors are known, what does not stand out of them at the upper end does not count.
+
     Raises:
         SpectrumError: The points end below the edge.
     """
-    return float(band_edges(host.energy_mev, host.dos[None], source=_role("host", host))[0])
+    energy, dos = host.energy_mev, host.dos
+    if host.error is not None:
+        total = cumulative(energy, dos)
+        end = float(energy[np.argmax(total >= 0.95 * total.max())])
+        cells = np.linspace(energy[0], energy[-1], max(int((energy[-1] - energy[0]) / (_CELL * end)), 8) + 1)
+        signal = np.diff(integrals(energy, dos, total, cells))
+        clear = np.flatnonzero(signal > _CLEAR * integral_errors(energy, host.error, cells))
+        pairs = clear[1:][np.diff(clear) == 1]  # one alone may be an error that is too small
+        if len(pairs):
+            dos = np.where(energy > cells[pairs[-1] + 1], 0.0, dos)
+    return float(band_edges(energy, dos[None], source=_role("host", host))[0])
 
 
 def on_grid(spectrum: Spectrum, edge_mev: float, grid: Grid) -> NDArray[np.float32]:
@@ -242,7 +258,8 @@ def _check_pair(host: Spectrum, doped: Spectrum, elements: tuple[str, ...], form
 def _check_reach(host: Spectrum, doped: Spectrum, edge_mev: float) -> None:
     start, end = float(doped.energy_mev[0]), float(doped.energy_mev[-1])
     name = _role("doped", doped)
-    tail = min(float(doped.dos[-1]), float(doped.dos[-3:].mean())) / float(doped.dos.max())
+    last = doped.dos[-3:] - (0.0 if doped.error is None else doped.error[-3:])
+    tail = min(float(last[-1]), float(last.mean())) / float(doped.dos.max())
     if end < 0.95 * edge_mev or tail >= EDGE_THRESHOLD:  # a grid may end right at the edge, which smoothing shifts
         raise SpectrumError(
             f"{name}: the grid ends below the band edge",
