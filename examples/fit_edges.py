@@ -42,7 +42,9 @@ def main() -> None:
     penalty = np.diag([0.0] + [PENALTY] * (x.shape[1] - 1))
     weights = np.linalg.solve(x[train].T @ x[train] + penalty, x[train].T @ y[train])
     off = np.exp(np.abs(x[test] @ weights - y[test]))
-    print(f"{train.sum()} training hosts; of {test.sum()} test hosts half are within a factor of {np.median(off):.2f}, ")
+    print(
+        f"{train.sum()} training hosts; of {test.sum()} test hosts half are within a factor of {np.median(off):.2f}, "
+    )
     print(f"99 % within {np.quantile(off, 0.99):.2f}, {(off > 2).mean():.2%} beyond 2")
     hosts: dict[str, list[float]] = {}
     for formula, edge in seen.values():

@@ -136,7 +136,9 @@ def _check_meaning(formula: str, text: str) -> None:
         isotope = re.search(r"\^\{?\d+\}?[A-Z]", text)
         raise FormulaError(
             f"{where} has {'an isotope' if isotope else 'a charge, or a dash'}",
-            fix="Leave isotopes out: the atomic masses are natural" if isotope else "Leave charges out, and give x as a number",
+            fix="Leave isotopes out: the atomic masses are natural"
+            if isotope
+            else "Leave charges out, and give x as a number",
         )
     leading = re.match(r"[\[(]?(\d+)([A-Z][a-z]?)", text) or re.search(r"[\[(](\d+)([A-Z][a-z]?)", text)
     if leading:
@@ -158,14 +160,17 @@ def _check_meaning(formula: str, text: str) -> None:
                 )
     dotted = re.search(r"\d\.\d+(?=([A-Z].*))", text)
     if dotted and set(_symbols(dotted[1])) & set(_symbols(text[: dotted.start()])):
-        raise FormulaError(f"{where} has two meanings: a decimal number, or a hydrate or adduct", fix="Write the dot as · or *")
+        raise FormulaError(
+            f"{where} has two meanings: a decimal number, or a hydrate or adduct", fix="Write the dot as · or *"
+        )
     symbols = re.findall(r"[A-Z]", text)
     better = re.sub(r"([A-Z])([A-Z])", lambda m: m[0].title() if m[0].title() in INDEX else m[0], text)
     wrong = [symbol for symbol in symbols if symbol not in INDEX]
     molecule = re.fullmatch(r"[A-Z][a-z]\d+", better)  # CO2 and CS2 are what they say
     if not re.search("[a-z]", text) and better != text and (wrong or set(symbols) <= _NONMETALS) and not molecule:
         raise FormulaError(
-            f"{where} reads as {' '.join(symbols)}" + (f"; {wrong[0]} is no element of the vocabulary" if wrong else ""),
+            f"{where} reads as {' '.join(symbols)}"
+            + (f"; {wrong[0]} is no element of the vocabulary" if wrong else ""),
             fix=f"Did you mean {better}? Write the second letter of a symbol small",
         )
 

@@ -25,7 +25,12 @@ TRAINING: dict[str, Callable[..., None]] = {"fit": fit, "validate": validate, "t
 
 EXIT_ERROR = 2
 
-_NO_VALUE = ("null", "Null", "NULL", "~")  # what YAML reads as no value, and would pass for an option that was not given
+_NO_VALUE = (
+    "null",
+    "Null",
+    "NULL",
+    "~",
+)  # what YAML reads as no value, and would pass for an option that was not given
 
 EXTRAS = {
     **dict.fromkeys(("ase", "numba", "scipy", "spglib", "threadpoolctl", "vesin"), "sim"),

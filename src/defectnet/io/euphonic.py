@@ -86,9 +86,7 @@ def read_text(text: str, source: str, element: str | None) -> Raw:
     return _raw(values[:, 0], y, parse_unit(unit[1], field=f"{source}, x_data"), metadata, element, source)
 
 
-def _raw(
-    x: FloatArray, y: FloatArray, unit: str, metadata: dict[str, Any], element: str | None, source: str
-) -> Raw:
+def _raw(x: FloatArray, y: FloatArray, unit: str, metadata: dict[str, Any], element: str | None, source: str) -> Raw:
     dos, projected = _line(y, metadata, element, source) if y.ndim == 1 else _sum(y, metadata, element, source)
     weighted = any("weighting" in part for part in (metadata, *_lines(metadata)))
     kind = "projected" if projected else "neutron-weighted" if weighted else None

@@ -83,7 +83,9 @@ def _raw(axis: Any, attributes: Any, values: Any, error: FloatArray | None, elem
     energy = (energy[1:] + energy[:-1]) / 2 if len(energy) == len(dos) + 1 else energy
     text = _text(attributes.get("units", attributes.get("unit", "")))
     unit = _DELTA_E.get(text.lower()) or (parse_unit(text, field=f"{source}, {axis.name}") if text.strip() else None)
-    kind, projected = quantity([_text(values.attrs.get(key, "")) for key in ("units", "long_name", "title")], [], source)
+    kind, projected = quantity(
+        [_text(values.attrs.get(key, "")) for key in ("units", "long_name", "title")], [], source
+    )
     return Raw(energy, dos, unit, kind, projected or element, error)
 
 

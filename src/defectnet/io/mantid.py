@@ -31,7 +31,9 @@ def read(text: str, source: str, element: str | None) -> Raw:
     named = [i for i, line in enumerate(lines) if re.fullmatch(r"\s*\d+\s*", line)]
     spectra = len(named) or len(re.findall(r"^# Spectrum \d+", text, re.MULTILINE))
     if spectra > 1:
-        raise SpectrumError(f"{source} holds {spectra} spectra", fix="Save one of them (WorkspaceIndexList, SpectrumList)")
+        raise SpectrumError(
+            f"{source} holds {spectra} spectra", fix="Save one of them (WorkspaceIndexList, SpectrumList)"
+        )
     for i in named:
         lines[i] = ""
     axis = re.search(r"X-axis unit is:\s*([^,\n]+)", text)

@@ -34,7 +34,8 @@ _ERROR_TITLE = re.compile(
     re.IGNORECASE,
 )
 _ENERGY_TITLE = re.compile(
-    r"energ|freq|wave[\s_-]?number|omega|ω|raman[\s_-]?shift|^\s*(?:e|w|nu|ν|hw|ħω|e-e_?f)\s*(?:$|[([_/])", re.IGNORECASE
+    r"energ|freq|wave[\s_-]?number|omega|ω|raman[\s_-]?shift|^\s*(?:e|w|nu|ν|hw|ħω|e-e_?f)\s*(?:$|[([_/])",
+    re.IGNORECASE,
 )
 _DOS_TITLE = re.compile(r"dos|densit|intens|^\s*(?:g|y)\s*(?:$|[([])", re.IGNORECASE)
 _TOTAL = re.compile(r"\btot(?:al)?(?:\b|_)|^sum$", re.IGNORECASE)
@@ -260,8 +261,12 @@ def _roles(
     totals = [i for i in range(1, count) if names and i not in shares and _is_total(names[i])]
     integrals = [i for i in range(1, count) if names and _INTEGRAL.search(names[i])]
     plain = [i for i in range(1, count) if names and i not in shares + integrals and _DOS_TITLE.search(names[i])]
-    added = len(shares) > 1 and len(plain) == 1 and np.allclose(
-        values[:, shares].sum(axis=1), values[:, plain[0]], atol=0.02 * np.abs(values[:, plain[0]]).max()
+    added = (
+        len(shares) > 1
+        and len(plain) == 1
+        and np.allclose(
+            values[:, shares].sum(axis=1), values[:, plain[0]], atol=0.02 * np.abs(values[:, plain[0]]).max()
+        )
     )
     if not totals and len(plain) == 1 and (integrals or added):
         totals = plain

@@ -40,7 +40,9 @@ _NEUTRON: Final = re.compile(
 )
 _NEUTRONS: Final = re.compile(r"\bneutrons?\b|\bINS\b", re.IGNORECASE)
 _INTENSITY: Final = re.compile(r"intensit\w*|counts?\b|signal", re.IGNORECASE)
-_RESONANT: Final = re.compile(rf"\bNRIXS\b|\bNRVS\b|nuclear[\s_-]+(?:resonan|inelastic)|\bpartial{_WHAT}", re.IGNORECASE)
+_RESONANT: Final = re.compile(
+    rf"\bNRIXS\b|\bNRVS\b|nuclear[\s_-]+(?:resonan|inelastic)|\bpartial{_WHAT}", re.IGNORECASE
+)
 _NUCLEUS: Final = re.compile(r"(?<!\w)\d{2,3}([A-Z][a-z]?)(?![a-z])")
 _PROJECTED: Final = re.compile(r"\bpartial|\bprojected", re.IGNORECASE)
 _OF: Final = re.compile(r"(?<![A-Za-z])\d{0,3}([A-Z][a-z]?)[\s_-]+(?i:partial|projected|p-?dos\b|dos\b)")

@@ -251,9 +251,7 @@ class DefectModel(nn.Module, Estimator):
         answers = []
         for i, (query, pair) in enumerate(zip(asked, pairs, strict=True)):
             formula = formula_text(query.formula)
-            answer = self._prediction(
-                batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula
-            )
+            answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
             told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
             answers.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
         return answers
