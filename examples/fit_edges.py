@@ -23,6 +23,7 @@ PENALTY = 1.0
 
 
 def main() -> None:
+    """Fit, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "src/defectnet/measure/edges.json")
     options = parser.parse_args()

@@ -20,7 +20,7 @@ from defectnet.config import MODEL_GRID
 from defectnet.errors import SpectrumError
 from defectnet.io import read_spectrum
 from defectnet.measure.encode import Examined, examine_pair, host_edge_mev
-from spectra import dos_of, grid
+from spectra import dos_of
 
 CASES = Path(__file__).parent / "data" / "cases"
 CDTE = 19.67
@@ -145,60 +145,117 @@ KIN: dict[str, tuple[str | bytes, dict[str, Any], str, str, str | None]] = {
     "Hartree": (rows(HARTREE, DOS, head="Energy (Hartree),DOS", mark=","), {}, "Hartree", "total", None),
     "unit in words": (rows(HARTREE, DOS, head="# Energy in Hartree, states/Hartree"), {}, "Hartree", "total", None),
     "2 pi THz": (rows(RAD, DOS, head="omega (2pi*THz),dos", mark=","), {}, "rad/ps", "total", None),
-    "angular THz, told": (rows(RAD, DOS, head="angular freq (THz),g", mark=","), {"unit": "rad/ps"}, "rad/ps", "total", None),
+    "angular THz, told": (
+        rows(RAD, DOS, head="angular freq (THz),g", mark=","),
+        {"unit": "rad/ps"},
+        "rad/ps",
+        "total",
+        None,
+    ),
     "phonopy in meV, told": (rows(E, DOS, head="# Sigma = 0.05"), {"unit": "meV"}, "meV", "total", None),
     "decimal commas": (rows(E, DOS, head="E (meV);DOS", mark=";", comma=True), {}, "meV", "total", None),
     "decimal commas, tabs": (rows(E, DOS, head="E (meV)\tDOS", mark="\t", comma=True), {}, "meV", "total", None),
     "decimal commas, blanks": (rows(E, DOS, head="# E(meV) DOS", comma=True), {}, "meV", "total", None),
     "Fortran, three digits": (
-        rows(E, DOS + 1e-150, head="# E(meV) DOS", form="%.8E").replace("E-150", "-150"), {}, "meV", "total", None,
+        rows(E, DOS + 1e-150, head="# E(meV) DOS", form="%.8E").replace("E-150", "-150"),
+        {},
+        "meV",
+        "total",
+        None,
     ),
     "Origin with comments": (
-        rows(E, DOS, ERROR, head="Energy\tDOS\tyEr±\nmeV\ta.u.\ta.u.\n\thost\t", mark="\t"), {}, "meV", "total", None,
+        rows(E, DOS, ERROR, head="Energy\tDOS\tyEr±\nmeV\ta.u.\ta.u.\n\thost\t", mark="\t"),
+        {},
+        "meV",
+        "total",
+        None,
     ),
     "matdyn of one atom": (rows(CM, DOS, DOS, head=MATDYN), {}, "cm-1", "total", None),
     "matdyn of four atoms": (rows(CM, DOS, *[DOS / 4] * 4, head=MATDYN), {}, "cm-1", "total", None),
     "ALAMODE's atoms": (
-        rows(CM, DOS, 0.6 * DOS, 0.4 * DOS, head=ALAMODE + ", TOTAL-DOS, Atom Projected-DOS"), {}, "cm-1", "total", None,
+        rows(CM, DOS, 0.6 * DOS, 0.4 * DOS, head=ALAMODE + ", TOTAL-DOS, Atom Projected-DOS"),
+        {},
+        "cm-1",
+        "total",
+        None,
     ),
     "ALAMODE's atoms alone": (
-        rows(CM, 0.6 * DOS, 0.4 * DOS, head=ALAMODE + ", Atom Projected-DOS"), {}, "cm-1", "total", None,
+        rows(CM, 0.6 * DOS, 0.4 * DOS, head=ALAMODE + ", Atom Projected-DOS"),
+        {},
+        "cm-1",
+        "total",
+        None,
     ),
     "Mantid, tabs": (rows(E, DOS, ERROR, head="# X \t Y \t E\n1", mark="\t"), {"unit": "meV"}, "meV", "total", None),
     "Mantid's header": (rows(E, DOS, ERROR, head=MANTID), {}, "meV", "total", None),
     "Mantid, errors of X": (
-        rows(E, DOS, ERROR, 0 * E, head="# X , Y , E , DX\n1", mark=","), {"unit": "meV"}, "meV", "total", None,
+        rows(E, DOS, ERROR, 0 * E, head="# X , Y , E , DX\n1", mark=","),
+        {"unit": "meV"},
+        "meV",
+        "total",
+        None,
     ),
     "emmet in a document": (json.dumps({"id": "mp-1", "phonon_dos": json.loads(document())}), {}, "THz", "total", None),
     "emmet in a response": (json.dumps({"data": [{"ph_dos": json.loads(document())}]}), {}, "THz", "total", None),
     "Euphonic's species": (
         rows(
-            CM, 0.6 * DOS, 0.4 * DOS,
+            CM,
+            0.6 * DOS,
+            0.4 * DOS,
             head=EUPHONIC.format("1 / centimeter")
             + '# Column 2: y_data[0] {"species": "Cd"}\n# Column 3: y_data[1] {"species": "Te"}',
         ),
-        {"element": "Te"}, "cm-1", "projected", "Te",
+        {"element": "Te"},
+        "cm-1",
+        "projected",
+        "Te",
     ),
     "columns of elements": (rows(E, 0.6 * DOS, 0.4 * DOS, head="E (meV),B,N", mark=","), {}, "meV", "total", None),
     "one of them": (
-        rows(E, 0.6 * DOS, 0.4 * DOS, head="E (meV),Cd,Te", mark=","), {"element": "Cd"}, "meV", "projected", "Cd",
+        rows(E, 0.6 * DOS, 0.4 * DOS, head="E (meV),Cd,Te", mark=","),
+        {"element": "Cd"},
+        "meV",
+        "projected",
+        "Cd",
     ),
     "total beside elements": (
-        rows(E, DOS, 0.6 * DOS, 0.4 * DOS, head="E (meV),total,Cd,Te", mark=","), {}, "meV", "total", None,
+        rows(E, DOS, 0.6 * DOS, 0.4 * DOS, head="E (meV),total,Cd,Te", mark=","),
+        {},
+        "meV",
+        "total",
+        None,
     ),
-    "total and its integral": (rows(E, DOS, DOS.cumsum(), head="E (meV),DOS,integrated DOS", mark=","), {}, "meV", "total", None),
+    "total and its integral": (
+        rows(E, DOS, DOS.cumsum(), head="E (meV),DOS,integrated DOS", mark=","),
+        {},
+        "meV",
+        "total",
+        None,
+    ),
     "generalized DOS": (
-        "# generalized phonon density of states\n" + PLAIN, {}, "meV", "neutron-weighted", None,
+        "# generalized phonon density of states\n" + PLAIN,
+        {},
+        "meV",
+        "neutron-weighted",
+        None,
     ),
     "GGA is no GDOS": ("# PBE, a generalized gradient approximation\n" + PLAIN, {}, "meV", "total", None),
     "nuclear resonance": (
-        rows(E, DOS, ERROR, head="# 57Fe NRIXS\nE (meV),partial DOS,error", mark=","), {}, "meV", "projected", "Fe",
+        rows(E, DOS, ERROR, head="# 57Fe NRIXS\nE (meV),partial DOS,error", mark=","),
+        {},
+        "meV",
+        "projected",
+        "Fe",
     ),
     "DOS made of S(Q,w)": ("# DOS from S(Q,w)\n" + PLAIN, {}, "meV", "total", None),
     "unnamed errors": (
-        rows(E, DOS + ERROR * np.random.default_rng(0).normal(size=len(E)), ERROR), {"unit": "meV"}, "meV", "total", None,
+        rows(E, DOS + ERROR * np.random.default_rng(0).normal(size=len(E)), ERROR),
+        {"unit": "meV"},
+        "meV",
+        "total",
+        None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", KIN)
@@ -215,32 +272,71 @@ BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "angular THz": (rows(RAD, DOS, head="angular freq (THz),g", mark=","), {}, "declares no energy unit", "rad/ps"),
     "commas for everything": (
         rows(E + 0.01, DOS + 0.01, head="E (meV),DOS", mark=",", comma=True, form="%.4f"),
-        {}, "has decimal commas, and commas between", "semicolons",
+        {},
+        "has decimal commas, and commas between",
+        "semicolons",
     ),
     "swapped, untitled": (rows(DOS, E), {"unit": "meV"}, "the second one rises like energies", "energy first"),
-    "swapped, in a comment": (rows(DOS, THZ, head="# DOS Frequency(THz)"), {}, "stands over the second one", "energy first"),
-    "blocks without a blank line": (rows(E, DOS, head="# E(meV) DOS") + rows(E[9:], DOS[9:]), {}, "holds 2 blocks", "of its own"),
+    "swapped, in a comment": (
+        rows(DOS, THZ, head="# DOS Frequency(THz)"),
+        {},
+        "stands over the second one",
+        "energy first",
+    ),
+    "blocks without a blank line": (
+        rows(E, DOS, head="# E(meV) DOS") + rows(E[9:], DOS[9:]),
+        {},
+        "holds 2 blocks",
+        "of its own",
+    ),
     "two spectra of Mantid": (
         rows(E, DOS, ERROR, head="# X , Y , E\n1", mark=",") + rows(E, DOS, ERROR, head="2", mark=","),
-        {"unit": "meV"}, "holds 2 spectra", "Save one of them",
+        {"unit": "meV"},
+        "holds 2 spectra",
+        "Save one of them",
     ),
-    "Mantid without a unit": (rows(E, DOS, ERROR, head="# X , Y , E\n1", mark=","), {}, "declares no energy unit", "--unit"),
-    "matdyn, which atom": (rows(CM, DOS, DOS, head=MATDYN), {"element": "Te"}, "does not say which column", "Leave element out"),
+    "Mantid without a unit": (
+        rows(E, DOS, ERROR, head="# X , Y , E\n1", mark=","),
+        {},
+        "declares no energy unit",
+        "--unit",
+    ),
+    "matdyn, which atom": (
+        rows(CM, DOS, DOS, head=MATDYN),
+        {"element": "Te"},
+        "does not say which column",
+        "Leave element out",
+    ),
     "S(Q,w)": (rows(E, DOS, head="Energy transfer (meV),S(Q,w)", mark=","), {}, r"is S\(Q,E\)", "Convert it to a DOS"),
-    "infrared": (rows(CM, DOS, head="Wavenumber (cm-1),Absorbance", mark=","), {}, "is an optical spectrum", "phonon DOS"),
-    "Raman in a comment": ("# Raman spectrum\n" + rows(CM, DOS, head="k (cm-1),counts", mark=","), {}, "is a Raman", "phonon DOS"),
+    "infrared": (
+        rows(CM, DOS, head="Wavenumber (cm-1),Absorbance", mark=","),
+        {},
+        "is an optical spectrum",
+        "phonon DOS",
+    ),
+    "Raman in a comment": (
+        "# Raman spectrum\n" + rows(CM, DOS, head="k (cm-1),counts", mark=","),
+        {},
+        "is a Raman",
+        "phonon DOS",
+    ),
     "electronic in a comment": ("# electronic DOS of CdTe\n" + PLAIN, {}, "is an electronic DOS", "DOS of the phonons"),
     "two shares, untitled": (rows(E, 0.85 * DOS, 0.15 * DOS), {"unit": "meV"}, "too large for a standard", "their sum"),
     "several DOS in JSON": (json.dumps([json.loads(document())] * 2), {}, "holds 2 phonon DOS", "Save pymatgen"),
     "Euphonic without unit": (rows(E, DOS, head="# Generated by Euphonic 1.4"), {}, "has no line", "to_text_file"),
     "Euphonic's metadata": (
-        rows(E, DOS, head=EUPHONIC.format("meV") + "# Column 2: y_data[0] {broken}"), {}, "metadata are broken", "again",
+        rows(E, DOS, head=EUPHONIC.format("meV") + "# Column 2: y_data[0] {broken}"),
+        {},
+        "metadata are broken",
+        "again",
     ),
     "CASTEP, broken": (
         " BEGIN header\n END header\n BEGIN DOS   Freq (cm-1)  g(f)   Cd  Te\n 1.0 2.0 3.0\n END DOS\n",
-        {}, "line 4: 3 columns, not 4", "Run CASTEP again",
+        {},
+        "line 4: 3 columns, not 4",
+        "Run CASTEP again",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -154,7 +154,8 @@ def _check_meaning(formula: str, text: str) -> None:
             largest = max([float(number) for number in re.findall(r"\d+\.?\d*", other)], default=1.0)
             if largest <= 6:  # W18O49 would be one 18O tungsten with 49
                 raise FormulaError(
-                    f"{where} has two meanings: {match[1]} atoms of the element before, or the isotope {match[1]}{match[2]}",
+                    f"{where} has two meanings: {match[1]} atoms of the element before, or the isotope "
+                    f"{match[1]}{match[2]}",
                     fix=f"Write {other}: isotopes are not told apart; or, if {match[1]} atoms are meant, "
                     f"{text[: match.end()]}({match[2]}){text[match.end() + len(match[2]) :]}",
                 )

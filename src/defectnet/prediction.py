@@ -53,7 +53,7 @@ class Prediction:
         unit: Energy unit that the spectra were read in; empty where it is not known.
         kind: Kind of DOS that they were taken for; empty where it is not known.
         kind_told: Whether a file or a person said so, of both.
-        unchanged: Why host and doped sample are taken for the same, so that nothing is present; empty where they differ.
+        unchanged: Why host and doped sample are taken for the same, so that nothing is present; empty otherwise.
         warnings: Reasons to trust the answer less, one sentence each.
         further: What else the network says of each element, by name, (len(elements),) each.
     """

@@ -296,7 +296,7 @@ def _checked(
     if below > IMAGINARY_LIMIT * area and not _is_even(energy, clipped):
         raise SpectrumError(
             f"{name}: {below / area:.0%} of the DOS lies at negative energies",
-            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E); or an electronic DOS",
+            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E); or electrons",
             fix="Relax the structure and compute the DOS again; from a measurement give the DOS at positive energies",
         )
     return energy[positive].copy(), clipped[positive].copy(), None if sigma is None else sigma[positive].copy()
@@ -350,7 +350,7 @@ def _check_negative(energy: FloatArray, dos: FloatArray, clipped: FloatArray, na
         raise SpectrumError(
             f"{name}: the DOS is negative beyond noise",
             why=f"{dos[lowest] / dos.max():.0%} of the maximum at energy {energy[lowest]:g}, {lost:.0%} of the area",
-            fix="Subtract less background, or cut the energies where noise is all there is; give errors if you have them",
+            fix="Subtract less background, or cut energies where noise is all there is; give errors if you have them",
         )
 
 

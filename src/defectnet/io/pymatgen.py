@@ -1,5 +1,6 @@
-"""pymatgen's JSON of `PhononDos` and `CompletePhononDos`, and documents of emmet and atomate2, as the Materials
-Project serves them, in which one stands: frequencies in THz.
+"""pymatgen's JSON of `PhononDos` and `CompletePhononDos`, and documents that hold one: frequencies in THz.
+
+The Materials Project (emmet) and atomate2 write such documents; there the class is not named.
 """
 
 from __future__ import annotations

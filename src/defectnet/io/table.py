@@ -30,11 +30,11 @@ _LONGEST = 2000  # characters of a line of words: more is no title
 _ENTRY = re.compile(r"[#%!\s]*(?:energy[\s_]*)?(unit|kind|element|fraction|quantity)s?\s*[:=]\s*(.+)", re.IGNORECASE)
 _PARTIAL = re.compile(r"\b\d*([A-Z][a-z]?)[\s-]+(?i:partial|projected)\b")
 _ERROR_TITLE = re.compile(
-    r"err|fehler|sig|std|stdev|unc|dev|±|σ|^e$|^d[yg]?$|^y[\s_-]?er|^[dΔδ]\s*(?:y|g|dos|intensity)|^s\.?[de]\.?$",
+    r"err|fehler|sig|std|stdev|unc|dev|±|\u03c3|^e$|^d[yg]?$|^y[\s_-]?er|^[dΔδ]\s*(?:y|g|dos|intensity)|^s\.?[de]\.?$",
     re.IGNORECASE,
 )
 _ENERGY_TITLE = re.compile(
-    r"energ|freq|wave[\s_-]?number|omega|ω|raman[\s_-]?shift|^\s*(?:e|w|nu|ν|hw|ħω|e-e_?f)\s*(?:$|[([_/])",
+    r"energ|freq|wave[\s_-]?number|omega|ω|raman[\s_-]?shift|^\s*(?:e|w|nu|\u03bd|hw|ħω|e-e_?f)\s*(?:$|[([_/])",
     re.IGNORECASE,
 )
 _DOS_TITLE = re.compile(r"dos|densit|intens|^\s*(?:g|y)\s*(?:$|[([])", re.IGNORECASE)
@@ -239,8 +239,8 @@ def _roles(
     count = values.shape[1]
     if count == 2:
         return values[:, 1], None, None
-    alone = len(columns) == count and not _ATOMS.search(columns[1])
-    if 2 <= len(columns) and (len(columns) < count or alone) and _ATOMS.search(columns[-1]):
+    whole = len(columns) == count and (_ATOMS.search(columns[1]) or _ERROR_TITLE.search(columns[-1]))
+    if len(columns) > 1 and not whole and _ATOMS.search(columns[-1]):
         # One title over the columns of all atoms.
         if element is not None:
             raise SpectrumError(f"{source} does not say which column belongs to {element}", fix="Leave element out")

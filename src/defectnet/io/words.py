@@ -35,7 +35,7 @@ _WHAT: Final = r"[\s_-]+(?:\w+[\s_-]+)?(?:phonon|vibration|v?p?dos\b|densit)"
 _DOS: Final = re.compile(r"dos\b|densit(?:y|ies)[\s_]of[\s_]states|\bg\s*\(\s*[Eωw]", re.IGNORECASE)
 _ELECTRONIC: Final = re.compile(r"\belectron(?:ic)?[\s_-]+(?:dos\b|densit)", re.IGNORECASE)
 _NEUTRON: Final = re.compile(
-    rf"neutron[\s_-]*weight|\bG(?:V|P)?[\s_-]*DOS\b|generali[sz]ed{_WHAT}|\bNW[\s_-]?P?DOS\b|cross[\s_-]section[\s_-]weight",
+    rf"neutron[\s_-]*weight|\bG[VP]?[\s_-]*DOS\b|generali[sz]ed{_WHAT}|\bNW[\s_-]?P?DOS\b|cross[\s_-]section[\s_-]weight",
     re.IGNORECASE,
 )
 _NEUTRONS: Final = re.compile(r"\bneutrons?\b|\bINS\b", re.IGNORECASE)
@@ -80,7 +80,7 @@ def doubt(titles: Sequence[str], comments: Sequence[str], kind: str | None, sour
     """Return what a reader should be told of words that do not settle the kind; empty where there is nothing."""
     title, comment = " | ".join(titles), " | ".join(comments)
     if kind is None and (found := _NEUTRONS.search(f"{title} | {comment}")):
-        return f"{source} speaks of neutrons ({found[0]!r}), yet is taken for a total DOS: is it neutron-weighted (--kind)?"
+        return f"{source} says {found[0]!r}, yet is taken for a total DOS: is it neutron-weighted (--kind)?"
     if not _DOS.search(f"{title} | {comment}") and (found := _INTENSITY.search(title)):
         return f"{source} calls its second column {found[0]!r}, not a DOS: it is taken for one"
     return ""

@@ -40,8 +40,8 @@ MAX_CONCENTRATION: Final = 0.5
 """Largest concentration, of a dopant and of all together: beyond it the dopant is the host."""
 
 LEAST_CHECKED, LEAST_CHANGE = 0.05, 0.1
-"""Concentration from which on the spectra must differ, by at least this share of it: of simulated pairs none by less than
-0.67. Less is an amount in per cent."""
+"""Concentration from which on the spectra must differ, by at least this share of it: of simulated pairs none by less
+than 0.67. Less is an amount in per cent."""
 
 MAX_SHOWN: Final = 20
 """So many faults are shown; the rest is counted."""

@@ -107,7 +107,8 @@ def edge_warning(edge_mev: float, formula: str, unit: str, *, projected: bool = 
     ratio = max(edge_mev / expected, expected / edge_mev)
     return (
         f"implausible: the host's band edge is {edge_mev:.1f} meV (read as {unit}), {formula} is expected to have "
-        f"{expected:.0f} meV, {ratio:.1f} times {'less' if edge_mev > expected else 'more'}{more}: check unit and formula"
+        f"{expected:.0f} meV, {ratio:.1f} times {'less' if edge_mev > expected else 'more'}{more}: "
+        "check unit and formula"
     )
 
 
@@ -124,8 +125,8 @@ def tail_warning(spectrum: Spectrum, edge_mev: float, name: str) -> str | None:
     if float(dos[:2].mean()) - valley < TAIL[2] * dos.max() + 4.0 * float(noise.max()):
         return None
     return (
-        f"the {name} falls from its first point, {energy[0]:.3g} meV, to {valley / dos[:2].mean():.0%} of it: a DOS rises "
-        "from there; the tail of an elastic line, or a background, may be left in it"
+        f"the {name} falls from its first point, {energy[0]:.3g} meV, to {valley / dos[:2].mean():.0%} of it: a DOS "
+        "rises from there; the tail of an elastic line, or a background, may be left in it"
     )
 
 
