@@ -46,7 +46,7 @@ READ = {
     "background_4_percent": Read("meV", warning=r"does not fall to zero: 4\.0% of its maximum"),
     "castep_phonon_dos": Read("cm-1", told=True),
     "decimal_comma_comma_separated": Read("meV"),
-    "elastic_tail_cut": Read("meV", warning="doped spectrum falls from its first point, 1.5 meV"),
+    "elastic_tail_cut": Read("meV", warning="doped spectrum begins too high, at 1.5 meV"),
     "euphonic_to_text_file": Read("meV"),
     "euphonic_to_text_file_pdos_unit": Read("meV", "neutron-weighted", True, options={"unit": "meV"}),
     "fortran_d_exponent": Read("meV"),

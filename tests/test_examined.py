@@ -183,9 +183,23 @@ def test_two_crystals_are_doubted_or_refused():
 def test_tails_of_elastic_lines_are_told(start):
     energy = np.linspace(start, 90.0, 360)
     clean = Spectrum(energy, dos_of(energy), "meV")
-    tail = Spectrum(energy, dos_of(energy) + 0.15 * np.exp(-(energy - start) / 1.5), "meV")
-    assert plausible.tail_warning(clean, GAAS, "host") is None
-    assert "falls from its first point" in plausible.tail_warning(tail, GAAS, "host")
+    tail = Spectrum(energy, dos_of(energy) + 0.5 * np.exp(-(energy - start) / 1.5), "meV")
+    softer = Spectrum(energy, dos_of(energy, 34.0), "meV")
+    assert plausible.tail_warning(clean, clean, GAAS) is None
+    assert plausible.tail_warning(clean, softer, GAAS) is None
+    assert "the host begins too high" in plausible.tail_warning(tail, clean, GAAS)
+    assert "the doped spectrum begins too high" in plausible.tail_warning(clean, tail, GAAS)
+
+
+def test_a_background_is_told_from_a_local_mode():
+    energy = grid()
+    for dos, told in (
+        (dos_of(energy), False),
+        (dos_of(energy) + 0.04, True),
+        (dos_of(energy) + 0.5 * np.exp(-0.5 * ((energy - 60.0) / 1.5) ** 2), False),
+    ):
+        found = plausible.floor_warning(Spectrum(energy, dos, "meV"), GAAS, "doped spectrum")
+        assert (found is not None) == told
 
 
 @pytest.mark.parametrize("points", [60, 90, 200])

@@ -277,6 +277,7 @@ def _checked(
             f"{name}: errors have shape {sigma.shape}, or hold NaN or negative values",
             fix=f"Give {len(dos)} standard deviations, one for each point, or none",
         )
+    sigma = None if sigma is not None and not sigma.any() else sigma  # a column of zeros says nothing
     peak = float(dos.max())
     if peak <= 0:
         raise SpectrumError(f"{name}: the DOS is nowhere positive", fix="Check that the second column is the DOS")
@@ -321,15 +322,17 @@ def _check_grid(energy: FloatArray, name: str) -> None:
 def _explained(dos: FloatArray, error: FloatArray | None) -> NDArray[np.bool_]:
     """Tell of each value whether noise could have put it below zero.
 
-    A stated error may be far too small where nothing was counted: that of its neighbours counts, too.
+    A stated error may be far too small, above all where nothing was counted: that of its neighbours counts, too, and how
+    the points scatter.
     """
+    sigma = np.zeros(len(dos))
+    if len(dos) >= FEWEST_FOR_NOISE:
+        # Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's.
+        sigma += float(np.median(np.abs(np.diff(dos, 3)))) / 0.6745 / np.sqrt(20.0)
     if error is not None:
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(error, 8, constant_values=np.nan), 17)
-        return np.asarray(dos >= -NOISE_SIGMAS * np.maximum(error, np.nanmedian(windows, axis=1)))
-    if len(dos) < FEWEST_FOR_NOISE:
-        return dos >= 0
-    # Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's.
-    return np.asarray(dos >= -NOISE_SIGMAS * np.median(np.abs(np.diff(dos, 3))) / 0.6745 / np.sqrt(20.0))
+        sigma = np.maximum.reduce([sigma, error, np.nanmedian(windows, axis=1)])
+    return np.asarray(dos >= -NOISE_SIGMAS * sigma)
 
 
 def _is_even(energy: FloatArray, dos: FloatArray) -> bool:

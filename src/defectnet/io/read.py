@@ -8,8 +8,9 @@ import io
 import json
 import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from defectnet.elements import element_index
 from defectnet.errors import SpectrumError
@@ -28,7 +29,7 @@ TEXT: Final = (
 
 JSON: Final = ((euphonic.matches, euphonic.read), (pymatgen.matches, pymatgen.read))
 
-PACKED: Final = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+PACKED: Final[dict[bytes, Callable[..., Any]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """First bytes of compressed files, and what unpacks them."""
 
 LARGEST: Final = 1 << 30

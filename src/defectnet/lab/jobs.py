@@ -405,10 +405,10 @@ def _plain_pair(pair: LabPair) -> dict[str, Any]:
 
 
 def _pair(values: dict[str, Any]) -> LabPair:
-    spectra = {
-        role: Spectrum(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values[role].items()})
-        for role in ("host", "doped")
-    }
+    spectra = {}
+    for role in ("host", "doped"):
+        plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values[role].items()}
+        spectra[role] = Spectrum(**plain)
     return LabPair(**{**values, **spectra})
 
 

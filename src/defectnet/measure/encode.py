@@ -67,8 +67,7 @@ def examine_pair(
         "the unit of both right?"
         if shared < plausible.ALIKE
         else None,
-        plausible.tail_warning(host, edge, "host"),
-        plausible.tail_warning(doped, edge, "doped spectrum"),
+        plausible.tail_warning(host, doped, edge),
         plausible.floor_warning(host, edge, "host"),
         plausible.floor_warning(doped, edge, "doped spectrum"),
         *dict.fromkeys(filter(None, (host.remark, doped.remark))),

@@ -51,14 +51,12 @@ QUIETEST: Final = 0.74
 FEWEST: Final = 12
 """Bins that a change is judged by, and points above the edge that noise is told by."""
 
-TAIL: Final = (0.15, 0.25, 0.05)
-"""Energies, in edges, up to which an elastic line's tail begins and falls, and its least fall as a share of the
-maximum."""
+TAIL: Final = (0.02, 0.03, 6, 0.1)
+"""Begin, in edges, up to which a spectrum reaches down to zero energy; width of cells, in edges, and their number, in
+which an elastic line's tail is looked for; least height as a share of the maximum."""
 
-
-FLOOR: Final = (0.3, 1.2, 0.005)
-"""Share of the energies above the edge at whose end a DOS is zero, edges that must have been measured, and least level
-of a background, as a share of the maximum."""
+FLOOR: Final = (1.3, 5, 0.005)
+"""Edges that must have been measured, parts of the energies above, and least level of a background over the maximum."""
 
 
 def features(fractions: FloatArray) -> FloatArray:
@@ -112,37 +110,58 @@ def edge_warning(edge_mev: float, formula: str, unit: str, *, projected: bool = 
     )
 
 
-def tail_warning(spectrum: Spectrum, edge_mev: float, name: str) -> str | None:
-    """Say that a DOS falls from its first point on, as the tail of an elastic line does and acoustic modes do not."""
-    energy, dos = spectrum.energy_mev, spectrum.dos
-    low = energy < energy[0] + TAIL[1] * edge_mev
-    if energy[0] > TAIL[0] * edge_mev or np.count_nonzero(low) < 4:
-        return None
-    noise = np.zeros(1) if (found := noise_of(spectrum, edge_mev)) is None else found[0][low]
-    lowest = np.minimum.accumulate(dos[low])
-    rises = np.flatnonzero(dos[low] > lowest + TAIL[2] * dos.max())  # the first valley ends where the curve rises again
-    valley = float(lowest[rises[0]] if len(rises) else lowest[-1])
-    if float(dos[:2].mean()) - valley < TAIL[2] * dos.max() + 4.0 * float(noise.max()):
-        return None
-    return (
-        f"the {name} falls from its first point, {energy[0]:.3g} meV, to {valley / dos[:2].mean():.0%} of it: a DOS "
-        "rises from there; the tail of an elastic line, or a background, may be left in it"
-    )
+def tail_warning(host: Spectrum, doped: Spectrum, edge_mev: float) -> str | None:
+    """Say that what an elastic line leaves is in one of two spectra.
+
+    At zero energy a DOS that falls shows it. Above, acoustic modes and soft branches fall, too: there one spectrum must
+    exceed the other, and less and less.
+    """
+    named = (("host", host, doped), ("doped spectrum", doped, host))
+    start = max(float(host.energy_mev[0]), float(doped.energy_mev[0]))
+    cells = start + edge_mev * TAIL[1] * np.arange(TAIL[2] + 1)
+    for name, spectrum, other in named:
+        own, their = (_means(one, cells) for one in (spectrum, other))
+        peak, noise = float(spectrum.normalised().dos.max()), noise_of(spectrum, edge_mev)
+        least = TAIL[3] * peak + (0.0 if noise is None else 4.0 * float(noise[0][:3].mean()) / spectrum.area)
+        if start <= TAIL[0] * edge_mev:
+            left = own[0] - own.min() > least and own[0] > 2.0 * own.min() and own.argmin() > 0
+        else:
+            more = own - their
+            left = (
+                more[0] > least
+                and own[0] > 2.0 * their[0]
+                and more[-1] < 0.3 * more[0]
+                and bool((np.diff(more[:3]) < 0).all())
+            )
+        if left:
+            return (
+                f"the {name} begins too high, at {start:.3g} meV: where a DOS rises it falls, as the tail of an elastic "
+                "line does; subtract more, or begin at higher energies"
+            )
+    return None
+
+
+def _means(spectrum: Spectrum, cells: FloatArray) -> FloatArray:
+    """Return the means of a spectrum of unit area over cells."""
+    energy, dos = spectrum.energy_mev, spectrum.normalised().dos
+    return np.asarray(np.diff(integrals(energy, dos, cumulative(energy, dos), cells)) / np.diff(cells))
 
 
 def floor_warning(spectrum: Spectrum, edge_mev: float, name: str) -> str | None:
-    """Say that a DOS does not fall to zero above the edge."""
+    """Say that a DOS does not fall to zero above the edge; local modes lie somewhere, a background everywhere."""
     energy, dos = spectrum.energy_mev, spectrum.dos
-    last = energy > energy[-1] - FLOOR[0] * (energy[-1] - edge_mev)
-    if energy[-1] < FLOOR[1] * edge_mev or np.count_nonzero(last) < 3:
+    above = dos[energy > 1.05 * edge_mev]
+    if energy[-1] < FLOOR[0] * edge_mev or len(above) < 2 * FLOOR[1]:
         return None
-    level, noise = float(dos[last].mean()), noise_of(spectrum, edge_mev)
-    doubt = 0.0 if noise is None else 4.0 * float(np.sqrt((noise[0][last] ** 2).mean() / np.count_nonzero(last)))
-    if level < FLOOR[2] * dos.max() + doubt:
+    parts = np.array([part.mean() for part in np.array_split(above, FLOOR[1])])
+    noise = noise_of(spectrum, edge_mev)
+    doubt = 0.0 if noise is None else 4.0 * float(noise[0][-len(above) :].mean()) / np.sqrt(len(above) / FLOOR[1])
+    level = float(parts.min())
+    if level < FLOOR[2] * dos.max() + doubt or level < 0.6 * np.median(parts):
         return None
     return (
-        f"the {name} does not fall to zero: {level / dos.max():.1%} of its maximum at its end, {energy[-1]:.4g} meV, "
-        f"{energy[-1] / edge_mev:.1f} edges; a background is left in it and may be taken for a dopant"
+        f"the {name} does not fall to zero: {level / dos.max():.1%} of its maximum or more from the edge to its end, "
+        f"{energy[-1]:.4g} meV; a background is left in it and may be taken for a dopant"
     )
 
 
@@ -230,7 +249,7 @@ def change_within_errors(host: Spectrum, doped: Spectrum, edge_mev: float) -> tu
             energy, dos = spectrum.energy_mev, spectrum.dos
             variance = np.zeros(len(edges) - 1) if error is None else integral_errors(energy, error[0], edges) ** 2
             curves.append((np.diff(integrals(energy, dos, cumulative(energy, dos), edges)), variance))
-        if (found := _compared(*curves, known)) is not None:
+        if (found := _compared(curves[0], curves[1], known)) is not None:
             tests.append(found)
     if not tests:
         return None
