@@ -322,8 +322,8 @@ def _check_grid(energy: FloatArray, name: str) -> None:
 def _explained(dos: FloatArray, error: FloatArray | None) -> NDArray[np.bool_]:
     """Tell of each value whether noise could have put it below zero.
 
-    A stated error may be far too small, above all where nothing was counted: that of its neighbours counts, too, and how
-    the points scatter.
+    A stated error may be far too small, above all where nothing was counted: that of its neighbours counts, too, and
+    how the points scatter.
     """
     sigma = np.zeros(len(dos))
     if len(dos) >= FEWEST_FOR_NOISE:

@@ -135,8 +135,8 @@ def tail_warning(host: Spectrum, doped: Spectrum, edge_mev: float) -> str | None
             )
         if left:
             return (
-                f"the {name} begins too high, at {start:.3g} meV: where a DOS rises it falls, as the tail of an elastic "
-                "line does; subtract more, or begin at higher energies"
+                f"the {name} begins too high, at {start:.3g} meV: where a DOS rises it falls, as the tail of an "
+                "elastic line does; subtract more, or begin at higher energies"
             )
     return None
 
