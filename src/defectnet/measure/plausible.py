@@ -118,7 +118,7 @@ def tail_warning(host: Spectrum, doped: Spectrum, edge_mev: float) -> str | None
     """
     named = (("host", host, doped), ("doped spectrum", doped, host))
     start = max(float(host.energy_mev[0]), float(doped.energy_mev[0]))
-    cells = start + edge_mev * TAIL[1] * np.arange(TAIL[2] + 1)
+    cells: FloatArray = start + edge_mev * TAIL[1] * np.arange(TAIL[2] + 1, dtype=np.float64)
     for name, spectrum, other in named:
         own, their = (_means(one, cells) for one in (spectrum, other))
         peak, noise = float(spectrum.normalised().dos.max()), noise_of(spectrum, edge_mev)
