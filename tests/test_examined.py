@@ -183,7 +183,7 @@ def test_two_crystals_are_doubted_or_refused():
 def test_tails_of_elastic_lines_are_told(start):
     energy = np.linspace(start, 90.0, 360)
     clean = Spectrum(energy, dos_of(energy), "meV")
-    tail = Spectrum(energy, dos_of(energy) + 0.5 * np.exp(-(energy - start) / 1.5), "meV")
+    tail = Spectrum(energy, dos_of(energy) + 0.27 * np.exp(-(energy - start) / 1.5), "meV")
     softer = Spectrum(energy, dos_of(energy, 34.0), "meV")
     assert plausible.tail_warning(clean, clean, GAAS) is None
     assert plausible.tail_warning(clean, softer, GAAS) is None
