@@ -71,7 +71,9 @@ def examine_pair(
         plausible.floor_warning(host, edge, "host"),
         plausible.floor_warning(doped, edge, "doped spectrum"),
         *dict.fromkeys(filter(None, (host.remark, doped.remark))),
-        plausible.reach_warning(float(doped.energy_mev[-1]), edge, formula, batch.candidates[0].numpy()),
+        plausible.reach_warning(
+            float(doped.energy_mev[-1]), edge, formula, batch.candidates[0].numpy(), named=candidates is not None
+        ),
     ]
     tested = plausible.change_within_errors(host, doped, edge)
     unchanged = ""

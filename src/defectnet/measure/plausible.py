@@ -165,7 +165,9 @@ def floor_warning(spectrum: Spectrum, edge_mev: float, name: str) -> str | None:
     )
 
 
-def reach_warning(end_mev: float, edge_mev: float, formula: str, candidates: NDArray[np.bool_]) -> str | None:
+def reach_warning(
+    end_mev: float, edge_mev: float, formula: str, candidates: NDArray[np.bool_], *, named: bool = True
+) -> str | None:
     """Say whose local modes would lie above the end of a file.
 
     A light atom in a chain of the host's lightest vibrates at the edge over sqrt(1 - e^2), e being the mass that it
@@ -176,7 +178,10 @@ def reach_warning(end_mev: float, edge_mev: float, formula: str, candidates: NDA
         edge_mev: Of the host.
         formula: Of the host.
         candidates: (E,) elements in question.
+        named: Somebody thinks of them; where all are in question, 1.3 edges are enough not to be reminded of lithium.
     """
+    if not named and end_mev > 1.3 * edge_mev:
+        return None
     mass = properties("mass_u")
     lacking = 1.0 - mass / min(mass[INDEX[symbol]] for symbol in parse_formula(formula))
     local = np.where(lacking > 0, edge_mev / np.sqrt(1.0 - np.clip(lacking, 0.0, 0.999) ** 2), 0.0)
