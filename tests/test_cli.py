@@ -92,9 +92,7 @@ def test_a_missing_package_says_what_to_install(tmp_path):
         "sim": [["simulate", "--hosts", "x", "--potential", "defectnet-nep", "--out", str(tmp_path / "y")]],
         "benchmark": [["benchmark", "--model", "ridge"]],
     }
-    code = HIDDEN.format(
-        hidden=["pyarrow", "ase"], commands=[words for many in commands.values() for words in many]
-    )
+    code = HIDDEN.format(hidden=["pyarrow", "ase"], commands=[words for many in commands.values() for words in many])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr
