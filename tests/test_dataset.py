@@ -458,6 +458,7 @@ def test_further_data_sets_come_a_whole_number_of_times(folder, weight):
         ("hf://datasets/lab/pairs/sim/", HubData("lab/pairs", None, "sim")),
         ("./lab/pairs", Path("lab/pairs")),
         ("here/pairs", Path("here/pairs")),
+        ("data/defectnet-sim-v1", Path("data/defectnet-sim-v1")),  # the bundled one, outside a checkout
         (Path("lab/pairs"), Path("lab/pairs")),
         ("pairs", Path("pairs")),
         ("a/b/c", Path("a/b/c")),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.elements import parse_formula
 from defectnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Prediction:
         answered_by: ``network`` or ``measured responses``.
         reason: Why it was not the better of the two, or what it holds for; empty where there is nothing to say.
         edge_mev: Band edge as read from the host's spectrum, meV; NaN where it is not known.
+        unit: Energy unit that the spectra were read in; empty where it is not known.
+        kind: Kind of DOS that they were taken for; empty where it is not known.
+        kind_told: Whether a file or a person said so, of both.
+        unchanged: Why host and doped sample are taken for the same, so that nothing is present; empty otherwise.
         warnings: Reasons to trust the answer less, one sentence each.
         further: What else the network says of each element, by name, (len(elements),) each.
     """
@@ -68,6 +73,10 @@ class Prediction:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     edge_mev: float = math.nan
+    unit: str = ""
+    kind: str = ""
+    kind_told: bool = True
+    unchanged: str = ""
     further: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,7 +101,9 @@ class Prediction:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Elements whose probability reaches the threshold, the most probable first."""
+        """Elements whose probability reaches the threshold, the most probable first; none where nothing changed."""
+        if self.unchanged:
+            return ()
         return tuple(self.elements[i] for i in self.order if self.probability[i] >= self.threshold)
 
     @property
@@ -103,6 +114,8 @@ class Prediction:
     @property
     def sentence(self) -> str:
         """The answer in one sentence."""
+        if self.unchanged:
+            return f"No dopant found in {self.formula}: {self.unchanged}."
         if not self.present:
             best = self.order[0]
             return (
@@ -123,6 +136,11 @@ class Prediction:
         verb = "contains" if least >= SURE else "probably contains" if least >= 0.5 else "may contain"
         return f"{self.formula} {verb} {listed}."
 
+    @property
+    def atoms_per_formula_unit(self) -> float:
+        """Atoms of the formula as written: times a concentration they are x, as in Mg1-xAlxB2."""
+        return sum(parse_formula(self.formula).values())
+
     def to_frame(self) -> pd.DataFrame:
         """Return a table, the most probable element first.
 
@@ -135,7 +153,7 @@ class Prediction:
         order = self.order
         columns: dict[str, Any] = {"element": [self.elements[i] for i in order]}
         columns |= {name: values[order] for name, values in self._columns().items()}
-        columns["present"] = columns["probability"] >= self.threshold
+        columns["present"] = [symbol in self.present for symbol in columns["element"]]
         return pd.DataFrame(columns)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +163,7 @@ class Prediction:
             {
                 "element": self.elements[i],
                 **{name: _number(values[i]) for name, values in columns.items()},
-                "present": bool(self.probability[i] >= self.threshold),
+                "present": self.elements[i] in self.present,
             }
             for i in self.order
         ]
@@ -157,6 +175,11 @@ class Prediction:
             "reason": self.reason,
             "candidates_given": self.candidates_given,
             "edge_mev": _number(self.edge_mev),
+            "unit": self.unit,
+            "kind": self.kind,
+            "kind_told": self.kind_told,
+            "unchanged": self.unchanged,
+            "atoms_per_formula_unit": self.atoms_per_formula_unit,
             "threshold": self.threshold,
             "coverage": _number(self.coverage),
             "present": list(self.present),
@@ -168,14 +191,18 @@ class Prediction:
     def __str__(self) -> str:
         """The sentence, how it was answered, and a table: all candidates, or, where none were named, the first ten."""
         asked = "candidates given" if self.candidates_given else f"every element in question, {BLIND_ROWS} shown"
-        edge = "" if math.isnan(self.edge_mev) else f", host's band edge {self.edge_mev:.1f} meV"  # a wrong unit shows
+        edge = "" if math.isnan(self.edge_mev) else f"host's band edge {self.edge_mev:.1f} meV"  # a wrong unit shows
+        assumed = "" if self.kind_told else " (assumed: no file says the kind, nor --kind)"
+        read = (f"read as {self.kind} DOS{assumed} in {self.unit}" if self.kind else "", edge)
         lines = [
             self.sentence,
-            f"{self.model}, {asked}, threshold {self.threshold:.2f}{edge}",
+            f"{self.model}, {asked}, threshold {self.threshold:.2f}",
+            *([", ".join(filter(None, read))] if any(read) else []),
             f"answered by {'the ' if self.answered_by == 'network' else ''}{self.answered_by}"
             f"{': ' + self.reason if self.reason else ''}",
             "",
             *self._table(),
+            *self._per_formula_unit(),
             *(f"warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
@@ -206,6 +233,18 @@ class Prediction:
             )
             for row in table
         ]
+
+    def _per_formula_unit(self) -> list[str]:
+        """Say at.% again as x of Mg1-xAlxB2, where that is another number."""
+        atoms = self.atoms_per_formula_unit
+        if atoms == 1.0 or not self.found:
+            return []
+        parts = []
+        for i in (self.elements.index(symbol) for symbol in self.found):
+            low, high = atoms * self.low[i], atoms * self.high[i]
+            band = "" if math.isnan(low) else f" ({low:.2g} to {high:.2g})"
+            parts.append(f"{self.elements[i]} {atoms * self.concentration_if_present[i]:.2g}{band}")
+        return [f"at.% count all atoms; per formula unit {self.formula}: {', '.join(parts)}"]
 
     def _columns(self) -> dict[str, FloatArray]:
         return {**{name: getattr(self, name) for name in _ARRAYS}, **self.further}

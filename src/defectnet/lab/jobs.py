@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
@@ -394,17 +395,20 @@ def read_plan(path: Path) -> tuple[list[Job], TrainingLog]:
 
 def _plain_pair(pair: LabPair) -> dict[str, Any]:
     spectra = {
-        role: {**asdict(spectrum), "energy": torch.tensor(spectrum.energy), "dos": torch.tensor(spectrum.dos)}
+        role: {
+            name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+            for name, value in asdict(spectrum).items()
+        }
         for role, spectrum in (("host", pair.host), ("doped", pair.doped))
     }
     return {**vars(pair), **spectra}
 
 
 def _pair(values: dict[str, Any]) -> LabPair:
-    spectra = {
-        role: Spectrum(**{**values[role], **{name: values[role][name].numpy() for name in ("energy", "dos")}})
-        for role in ("host", "doped")
-    }
+    spectra = {}
+    for role in ("host", "doped"):
+        plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values[role].items()}
+        spectra[role] = Spectrum(**plain)
     return LabPair(**{**values, **spectra})
 
 

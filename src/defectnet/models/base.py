@@ -6,6 +6,7 @@ import copy
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 from defectnet.batch import Batch, Estimate, Output, Targets
 from defectnet.config import Grid, ModelSpec, Settings
-from defectnet.elements import VOCABULARY, composition
+from defectnet.elements import VOCABULARY, composition, formula_text
 from defectnet.errors import ConfigError, DefectNetError
-from defectnet.measure.encode import encode_pair, stack
+from defectnet.measure.encode import examine_pair, stack
 from defectnet.models.calibration import Calibration, calibrated
 from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
@@ -37,8 +38,8 @@ SAME_COMPOSITION: Final = 0.01
 MOST_ROWS: Final = 256
 """Rows that a network is asked at a time: 200 MB."""
 
-SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ArrayLike]
-"""A file, a `Spectrum`, or a pair of arrays (energy, dos)."""
+SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ...] | Any
+"""A file, a `Spectrum`, arrays (energy, dos) or (energy, dos, error), or what else `as_spectrum` takes."""
 
 
 class Query(NamedTuple):
@@ -54,7 +55,7 @@ class Query(NamedTuple):
 
     host: SpectrumLike
     doped: SpectrumLike
-    formula: str
+    formula: str | Any
     candidates: Sequence[str] | None = None
     edge: float | None = None
 
@@ -194,7 +195,7 @@ class DefectModel(nn.Module, Estimator):
         self,
         host: SpectrumLike,
         doped: SpectrumLike,
-        formula: str,
+        formula: str | Any,
         *,
         candidates: Sequence[str] | None = None,
         unit: str | None = None,
@@ -204,11 +205,13 @@ class DefectModel(nn.Module, Estimator):
         """Say which elements were substituted in, and how much of each.
 
         Args:
-            host: DOS of the pristine crystal: a file, a `Spectrum`, or arrays (energy, dos).
+            host: DOS of the pristine crystal: a file, a `Spectrum`, arrays (energy, dos) or (energy, dos, error), or
+                what else `defectnet.io.objects.as_spectrum` takes.
             doped: DOS of the doped sample, the same.
-            formula: Formula of the host, for instance ``GaAs``.
+            formula: Formula of the host, for instance ``GaAs``; or a Composition, Structure or Element of pymatgen, or
+                Atoms of ase.
             candidates: Elements that may be there; None asks about every element that is not in the host.
-            unit: Energy unit of files that declare none and of arrays: meV, THz, cm-1 or eV.
+            unit: Energy unit of files that declare none and of arrays: meV, THz, cm-1, eV, rad/ps or Hartree.
             kind: Kind of DOS of files that declare none and of arrays: total, neutron-weighted or projected.
             edge: The host's band edge in meV, where it is known better than its spectrum tells, for instance where
                 noise hides it; None reads it from there.
@@ -235,14 +238,16 @@ class DefectModel(nn.Module, Estimator):
         if not queries:
             return []
         asked = [Query(*query) for query in queries]
-        encoded = []
+        from defectnet.io.objects import as_spectrum  # here, because training needs no readers
+
+        pairs = []
         for number, query in enumerate(asked):
             try:
-                encoded.append(
-                    encode_pair(
-                        _spectrum(query.host, "host", unit, kind),
-                        _spectrum(query.doped, "doped", unit, kind),
-                        query.formula,
+                pairs.append(
+                    examine_pair(
+                        as_spectrum(query.host, "host", unit=unit, kind=kind),
+                        as_spectrum(query.doped, "doped", unit=unit, kind=kind),
+                        formula_text(query.formula),
                         grid=self.spec.grid,
                         candidates=query.candidates,
                         edge_mev=query.edge,
@@ -252,14 +257,17 @@ class DefectModel(nn.Module, Estimator):
                 if len(asked) == 1:
                     raise
                 raise type(error)(f"query {number}: {error.what}", why=error.why, fix=error.fix) from error
-        batch = stack(encoded)
+        batch = stack([pair.batch for pair in pairs])
         calibrations = self.calibrations(batch)
         estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
         paths = self.provenance(batch)
-        return [
-            self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], query.formula)
-            for i, query in enumerate(asked)
-        ]
+        answers = []
+        for i, (query, pair) in enumerate(zip(asked, pairs, strict=True)):
+            formula = formula_text(query.formula)
+            answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
+            told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
+            answers.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
+        return answers
 
     @property
     def grid(self) -> Grid:
@@ -478,21 +486,3 @@ def _for_answers(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype) if x.is_floating_point() else x
-
-
-def _spectrum(source: SpectrumLike, role: str, unit: str | None, kind: str | None) -> Spectrum:
-    """Return any of the three forms of a spectrum as a `Spectrum`."""
-    if isinstance(source, Spectrum):
-        return source
-    if isinstance(source, str | os.PathLike):
-        from defectnet.io import read_spectrum  # here, because training needs no readers
-
-        return read_spectrum(source, unit=unit, kind=kind)
-    if not isinstance(source, tuple | list) or len(source) != 2:
-        raise ConfigError(
-            f"{role} is a {type(source).__name__}", fix="Give a file, a Spectrum, or a pair of arrays (energy, dos)"
-        )
-    if unit is None:
-        raise ConfigError(f"{role} is given as arrays without a unit", fix="Say unit='meV', 'THz', 'cm-1' or 'eV'")
-    energy, dos = (np.asarray(part, dtype=np.float64) for part in source)
-    return Spectrum(energy, dos, unit, kind=kind or "total", source=role)
