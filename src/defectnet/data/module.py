@@ -155,6 +155,7 @@ class SpectraDataModule(LightningDataModule):
         extra: Further data sets, named like `folder`, whose training rows join its own, and how often each of their
             rows comes in an epoch. Validation and test are of `folder` alone.
         blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
+        undoped: Share of the training rows that are shown without their dopants, as two measurements of the host.
         packs: Share of each training batch that is made from host packs while training, by where the packs are: a
             folder of packs, one pack, or ``bundled``. The rest comes from the shards. Hosts of other splits are left
             out. No row comes twice.
@@ -181,6 +182,7 @@ class SpectraDataModule(LightningDataModule):
         variants: bool = True,
         extra: Mapping[str, int] | None = None,
         blend: float = 0.0,
+        undoped: float = 0.0,
         packs: Mapping[str, float] | None = None,
         pack_settings: PairSettings = PairSettings(),  # noqa: B008
         epoch_rows: int = 100_000,
@@ -193,7 +195,7 @@ class SpectraDataModule(LightningDataModule):
         self.extra = {parse_source(name): weight for name, weight in (extra or {}).items()}
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
         self.loader, self.seed, self.variants = loader, seed, variants
-        self.blend = blend
+        self.blend, self.undoped = blend, undoped
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
@@ -257,6 +259,7 @@ class SpectraDataModule(LightningDataModule):
             seed=self.seed,
             blend=self.blend,
             projected=self.projected,
+            undoped=self.undoped,
         )
         self._train = self._mixed(view) if self.packs else self._loader("train", view, shuffle=True)
         if self._position is not None:

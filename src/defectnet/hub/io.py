@@ -49,6 +49,7 @@ NEWER: Final = "Upgrade"
 _OUTPUTS: Final = {"identity_logits": "output.identity_logits", "concentration_if_present": "output.concentration"}
 """Names in a golden file of what every network says; the second is older than the field's."""
 _FURTHER: Final = "output.further."
+_OTHER: Final = "output.something_else"
 _AGAIN: Final = "Copy or download the checkpoint again"
 
 
@@ -168,12 +169,13 @@ def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
         raise CheckpointError(f"{path} is missing or not whole", why=str(error)[:160], fix=_AGAIN) from error
     wanted = {f"input.{name}" for name in Batch._fields} | set(_OUTPUTS.values())
     further = {name for name in set(found) - wanted if name.startswith(_FURTHER)}
-    if set(found) != wanted | further:
-        odd = ", ".join(sorted(set(found) ^ (wanted | further)))
+    if set(found) - {_OTHER} != wanted | further:
+        odd = ", ".join(sorted((set(found) - {_OTHER}) ^ (wanted | further)))
         raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
     batch = Batch(*(found[f"input.{name}"] for name in Batch._fields))
     logits, concentration = (found[name] for name in _OUTPUTS.values())
-    return batch, Output(logits, concentration, {name.removeprefix(_FURTHER): found[name] for name in sorted(further)})
+    more = {name.removeprefix(_FURTHER): found[name] for name in sorted(further)}
+    return batch, Output(logits, concentration, more, found.get(_OTHER))
 
 
 def _outputs(output: Output) -> dict[str, Tensor]:
@@ -181,6 +183,7 @@ def _outputs(output: Output) -> dict[str, Tensor]:
     return {
         **{name: getattr(output, field) for field, name in _OUTPUTS.items()},
         **{f"{_FURTHER}{name}": x for name, x in output.further.items()},
+        **({} if output.something_else is None else {_OTHER: output.something_else}),
     }
 
 
@@ -202,7 +205,7 @@ def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> 
             which = "the network" if name in kept else "the file"
             raise CheckpointError(f"{Path(folder) / GOLDEN}: {which} holds no {name}", fix=_AGAIN)
         old, new = kept[name], found[name]
-        if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE):
+        if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
             why = f"by up to {(old - new).abs().max():.2g}" if old.shape == new.shape else f"{_form(old)}, {_form(new)}"
             fix = f"{_AGAIN}; if that does not help, report it with the versions of defectnet and torch"
             raise CheckpointError(f"{Path(folder) / GOLDEN}: {name} is not reproduced", why=why, fix=fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from defectnet.batch import Batch, Estimate, Output, Targets
 from defectnet.config import Grid, ModelSpec, Settings
-from defectnet.elements import VOCABULARY, composition
+from defectnet.elements import INDEX, VOCABULARY, composition
 from defectnet.errors import ConfigError
 from defectnet.measure.encode import encode_pair, stack
 from defectnet.models.calibration import Calibration, calibrated
 from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
+from defectnet.models.goodness import goodness
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
-from defectnet.prediction import Prediction
+from defectnet.nn.heads import MAX_CONCENTRATION
+from defectnet.prediction import Fit, Prediction
 from defectnet.spectrum import KINDS, Spectrum
 
 ABSENT_LOGIT: Final = -30.0
@@ -32,6 +35,8 @@ NETWORK: Final = "network"
 
 SAME_COMPOSITION: Final = 0.01
 """Sum of the differences of the atomic fractions below which two formulas are of one host."""
+
+_FITTED: Final = 64  # questions whose responses are held at a time, a quarter of a megabyte each
 
 SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ArrayLike]
 """A file, a `Spectrum`, or a pair of arrays (energy, dos)."""
@@ -244,9 +249,36 @@ class DefectModel(nn.Module, Estimator):
         calibrations = self.calibrations(batch)
         estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
         paths = self.provenance(batch)
-        return [
+        said = [
             self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], query.formula)
             for i, query in enumerate(asked)
+        ]
+        return [
+            answer
+            for i in range(0, len(said), _FITTED)
+            for answer in self._with_fit(batch.rows(slice(i, i + _FITTED)), said[i : i + _FITTED])
+        ]
+
+    def _with_fit(self, batch: Batch, said: Sequence[Prediction]) -> list[Prediction]:
+        """Add how much of each change the elements found account for, with amounts within their intervals."""
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            responses = self.expected_responses(batch.to(device))
+        if responses is None:
+            return list(said)
+        low, high = torch.zeros(2, *batch.candidates.shape, dtype=torch.float64)
+        for i, answer in enumerate(said):
+            for symbol in answer.found:
+                at, k = INDEX[symbol], answer.elements.index(symbol)
+                known = np.isfinite(answer.high[k])
+                low[i, at], high[i, at] = (answer.low[k], answer.high[k]) if known else (0.0, MAX_CONCENTRATION)
+        change = (batch.doped - batch.host).double().cpu()
+        found = goodness(change, responses.double().cpu(), low, high)
+        energy = batch.edge_mev.double().cpu().numpy()[:, None] * self.spec.grid.centres
+        curves = [(x / batch.edge_mev.cpu()[:, None]).numpy() for x in (change, found.predicted)]
+        return [
+            replace(answer, explained=round(float(share), 4), fit=Fit(*rows))
+            for answer, share, *rows in zip(said, found.explained, energy, *curves, strict=True)
         ]
 
     @property
@@ -385,6 +417,7 @@ class DefectModel(nn.Module, Estimator):
             warnings=tuple(self._warnings(batch, calibration)),
             edge_mev=float(batch.edge_mev[0]),
             further={name: values(x) for name, x in estimate.further.items()},
+            something_else=float("nan") if estimate.something_else is None else float(estimate.something_else[row]),
         )
 
     def _warnings(self, batch: Batch, calibration: Calibration) -> list[str]:

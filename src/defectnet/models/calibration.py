@@ -176,7 +176,10 @@ def calibrated(
         offset, slope = torch.tensor(bands, dtype=torch.float64).reshape(-1, 2, 1).unbind(1)
         half = offset + slope * amount
         low, high = (amount - half).clamp(0.0, 1.0), (amount + half).clamp(0.0, 1.0)
-    return Estimate(torch.sigmoid(warm.identity_logits), expected(warm), amount, low, high, warm.further)
+    other = None
+    if double.something_else is not None:
+        other = torch.sigmoid(double.something_else).masked_fill(~batch.candidates_given.cpu(), math.nan)
+    return Estimate(torch.sigmoid(warm.identity_logits), expected(warm), amount, low, high, warm.further, other)
 
 
 def fit_temperature(logits: Tensor, present: Tensor) -> float:
