@@ -74,8 +74,8 @@ class Prediction:
         edge_mev: Band edge as read from the host's spectrum, meV; NaN where it is not known.
         warnings: Reasons to trust the answer less, one sentence each.
         further: What else the network says of each element, by name, (len(elements),) each.
-        something_else: Probability that an element was substituted in that is not in the list; NaN where it is not told,
-            and where none were named, for then all are in question.
+        something_else: Probability that an element was substituted in that is not in the list; NaN where it is not
+            told, and where none were named, for then all are in question.
         explained: Share of the change of the spectrum, beyond noise, that the elements found account for, 0 to 1; NaN
             where it is not told, or where noise may be all there is.
         fit: The change, measured and predicted, where it is told.

@@ -110,7 +110,7 @@ def blend(row: Row, group: Sequence[Row], chance: float, rng: np.random.Generato
 
 
 def pristine(row: Row) -> Row:
-    """Return a row whose sample is the host itself, so that all that differs between the two is how they are measured."""
+    """Return a row whose sample is the host itself: what differs between the two is how they are measured."""
     first = row.hosts
     return replace(
         row,

@@ -21,6 +21,10 @@ CONDITIONS: Final = ("clean", "lab")
 """Measurements under which networks are calibrated, baselines learn and all are judged."""
 
 
+OPEN_SHARE: Final = 0.4
+"""Share of lists that may miss dopants, where networks that tell what is not in the list are trained and calibrated."""
+
+
 @dataclass(frozen=True)
 class TrackSettings(Bounded, called="tracks"):
     """How candidate sets are drawn.
@@ -31,11 +35,11 @@ class TrackSettings(Bounded, called="tracks"):
         likely_share: Share of the distractors drawn by chemical likeness to the host, the rest uniformly.
         familiar_share: Share of the distractors that training draws first, among the dopants of other rows of the same
             host. Without them, to know by heart which dopants go with a host answers most questions about it.
-        open_share: Share of the named rows whose list may be incomplete. At 0, as in the benchmark, every list holds all
-            dopants.
-        missing_all: Share of the open lists that hold no true dopant; from the others each is missing with odds of 1
-            to 1.
-        twin_share: Share of the distractors that are drawn by chemical likeness to the true dopants, named or not.
+        open_share: Share of the named rows whose list may be incomplete. At 0, as in the benchmark, all dopants are in
+            every list.
+        missing_all: Share of the open lists that hold no true dopant; from the others each dopant is missing half of
+            the times.
+        twin_share: Share of the distractors drawn by chemical likeness to the true dopants, named or not.
     """
 
     blind_share: float = bounded(0.5, 0.0, 1.0)

@@ -143,7 +143,7 @@ class View(Bounded, called="data"):
         tracks: How candidate sets are drawn.
         seed: Set in training: the choices change with (seed, epoch). None in evaluation: they depend on the row alone.
         blend: Share of the rows that training blends with others of their host (`defectnet.data.blending`).
-        undoped: Share of the rows that training shows as two measurements of the host, without its dopants.
+        undoped: Share of the rows that are shown as two measurements of the host, without its dopants.
         projected: Whether targets hold projected DOS.
     """
 
@@ -164,7 +164,7 @@ class View(Bounded, called="data"):
     def collate(self, samples: Sequence[Row], rows: Sequence[int], epoch: int) -> Item:
         """Measure rows of shards and stack them."""
         keys: tuple[str | int, ...] = () if self.seed is None else (self.seed, epoch)
-        if self.seed is not None and self.undoped:
+        if self.undoped:
             samples = [
                 pristine(sample) if row_rng("undoped", sample.row_id, *keys).random() < self.undoped else sample
                 for sample in samples

@@ -311,16 +311,27 @@ class SpectraDataModule(LightningDataModule):
         """Return the same as validation, on the test crystals."""
         return [self.evaluation("test", track) for track in self.val_tracks]
 
-    def evaluation(self, split: Split, track: Track, measurement: str | None = None) -> ShardLoader:
+    def evaluation(
+        self,
+        split: Split,
+        track: Track,
+        measurement: str | None = None,
+        *,
+        tracks: TrackSettings | None = None,
+        undoped: bool = False,
+    ) -> ShardLoader:
         """Return fixed batches of a split: a row's noise and distractors depend on the row alone.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             track: ``candidates`` or ``blind``.
             measurement: Name of the condition; by default the one of validation.
+            tracks: How candidate sets are drawn; by default as in training.
+            undoped: Whether all rows are shown without their dopants, as two measurements of the host.
         """
         chosen = measurement_named(measurement) if measurement else self.val_measurement
-        return self._loader(split, View(self.grid, chosen, track, self.tracks), shuffle=False)
+        view = View(self.grid, chosen, track, tracks or self.tracks, undoped=float(undoped))
+        return self._loader(split, view, shuffle=False)
 
     @property
     def _rank(self) -> tuple[int, int]:

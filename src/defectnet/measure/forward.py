@@ -122,11 +122,13 @@ def measure_pairs(
     curves = with_elastic(curves, given.elastic, given.fwhm_mev / edge)
     starts = np.stack([given.start, given.doped_start], axis=1)
     cuts = np.minimum(given.cut_low_mev / edge, _HIGHEST_FOOT), given.cut_high, starts
-    seen = cut_off(with_noise(curves, given, rngs), *cuts)
-    # Noise that drowns a spectrum leaves nothing to measure: nobody would show the pair, and it is shown without.
+    noisy = with_noise(curves, given, rngs)
+    seen = cut_off(noisy.copy() if noisy is curves else noisy, *cuts)
+    # Noise that drowns a spectrum, or a range that begins above it (of a heavy atom between light ones), leaves nothing
+    # to measure: nobody would show the pair, and it is shown without.
     drowned = np.flatnonzero((seen.sum(axis=2) < _LEAST_AREA * curves.sum(axis=2)).any(axis=1))
     if len(drowned):
-        seen[drowned] = cut_off(curves[drowned], *(cut[drowned] for cut in cuts))
+        seen[drowned] = cut_off(curves[drowned], cuts[0][drowned], cuts[1][drowned], 0.0 * starts[drowned])
     curves = seen
     total = cumulative(_CENTRES, curves)
     span = np.searchsorted(_CENTRES, given.start), np.searchsorted(_CENTRES, given.cut_high)

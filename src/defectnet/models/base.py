@@ -176,6 +176,11 @@ class DefectModel(nn.Module, Estimator):
         return self(batch), {}
 
     @property
+    def tells_something_else(self) -> bool:
+        """Whether it tells how probable a dopant is that is not in the list (`Output.something_else`)."""
+        return bool(getattr(self.net, "something_else", False))
+
+    @property
     def wants_projected(self) -> bool:
         """Whether `forward_training` learns from projected DOS, too (`Targets.projected`)."""
         return False
@@ -408,7 +413,7 @@ class DefectModel(nn.Module, Estimator):
             high=values(estimate.high),
             expected_concentration=values(estimate.expected_concentration),
             coverage=float("nan") if band is None else band.coverage,
-            threshold=calibration.threshold_candidates if given else calibration.threshold_blind,
+            threshold=calibration.threshold(given, int(chosen.sum())),
             candidates_given=given,
             formula=formula,
             model=self.name,

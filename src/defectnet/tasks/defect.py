@@ -236,7 +236,7 @@ class DefectTask(LightningModule):
 
 
 def with_something_else(model: DefectModel) -> DefectModel:
-    """Return a network with the weights of one that does not tell what is not in the list, and an untrained head for it.
+    """Return a network with the weights of one that tells nothing beyond the list, and an untrained head for that.
 
     Args:
         model: A network whose size has a field `something_else`.
