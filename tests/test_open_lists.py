@@ -218,6 +218,9 @@ def test_nothing_is_said_for_sure_where_something_else_is_likely():
     none = prediction(something_else=0.87, threshold=0.99).sentence
     assert none.startswith("Something that is not in the list is probably there (87%); of the list: no dopant found")
     assert "may contain" in prediction(explained=0.05).sentence
+    assert prediction(explained=0.0, threshold=0.99).sentence.endswith(
+        "Yet the spectrum has changed by more than noise."
+    )
 
 
 @pytest.mark.parametrize(

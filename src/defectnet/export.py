@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0
         return fit_calibration(answers, coverage)
     wrong = TrackSettings(open_share=1.0, missing_all=1.0)
     nothing: dict[str, list[Answers]] = {track: [asked(track, FAULTY, undoped=True)] for track in model.tracks}
-    nothing["candidates"].append(asked("candidates", CONDITIONS[0], FAULTY, tracks=wrong))
+    for most in (wrong.max_distractors, 1):  # of lists with one element there are few among the others
+        lists = replace(wrong, max_distractors=most)
+        nothing["candidates"].append(asked("candidates", CONDITIONS[0], FAULTY, tracks=lists))
     return fit_calibration(answers, coverage, nothing)
 
 

@@ -434,13 +434,14 @@ def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, pred
     bottom.fill_between(energy, difference, color=DOPED_COLOUR, alpha=0.25, linewidth=0)
     bottom.plot(energy, difference, color=DOPED_COLOUR, linewidth=0.9, label="measured")
     fit = prediction.fit
-    if fit is not None:
+    if fit is not None and prediction.found:
         bottom.plot(fit.energy_mev, fit.predicted, color=PRESENT_COLOUR, linewidth=1.1, label="by the answer")
         rest = fit.measured - fit.predicted
         bottom.plot(fit.energy_mev, rest, color="0.35", linewidth=0.8, linestyle=":", label="left over")
-        bottom.legend(loc="upper right", fontsize=7, ncols=3, borderaxespad=0.1, handlelength=1.4)
-        if not math.isnan(prediction.explained):
-            bottom.set_title(f"The answer {prediction.verdict}: {prediction.explained:.0%} of the change", fontsize=8)
+        bottom.legend(loc="best", fontsize=7, ncols=3, borderaxespad=0.1, handlelength=1.4)
+    if not math.isnan(prediction.explained):
+        share = f"{prediction.explained:.0%} of the change" if prediction.found else "nothing was found"
+        bottom.set_title(f"Goodness of fit: {prediction.verdict} ({share})", fontsize=8)
     bottom.set_ylabel("doped $-$ host")
     bottom.set_xlabel("Energy (meV)")
     bottom.set_xlim(0.0, end)

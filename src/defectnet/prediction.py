@@ -157,6 +157,7 @@ class Prediction:
             return (
                 f"No dopant found in {self.formula}: the most probable element, {self.elements[best]}, "
                 f"has probability {self.probability[best]:.2f}, below the threshold of {self.threshold:.2f}."
+                f"{' Yet the spectrum has changed by more than noise.' if self.verdict == 'does not explain' else ''}"
             )
         if not self.found:
             likely = [f"{self.elements[i]} ({self.probability[i]:.0%})" for i in self.order[:3]]

@@ -53,7 +53,7 @@ DOPED: Final = 0.03
 
 _FEW: Final = 3  # so many candidates and fewer have a threshold of their own: the fewer, the surer is the surest
 
-_MARGIN: Final = 0.8  # of the stated rates, so that they hold on other crystals than those of the fit
+_MARGIN: Final = 0.75  # of the stated rates, so that they hold on other crystals than those of the fit
 
 
 @dataclass(frozen=True)
