@@ -130,7 +130,8 @@ def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0
     nothing: dict[str, list[Answers]] = {track: [asked(track, FAULTY, undoped=True)] for track in model.tracks}
     for most in (wrong.max_distractors, 1):  # of lists with one element there are few among the others
         lists = replace(wrong, max_distractors=most)
-        nothing["candidates"].append(asked("candidates", CONDITIONS[0], FAULTY, tracks=lists))
+        # One after the other: the rate shall hold under each.
+        nothing["candidates"] += [asked("candidates", name, tracks=lists) for name in (CONDITIONS[0], FAULTY)]
     return fit_calibration(answers, coverage, nothing)
 
 
