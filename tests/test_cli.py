@@ -275,6 +275,21 @@ def test_plot_shows_what_was_found(work):
         assert area == pytest.approx(1.0, abs=0.01)
 
 
+def test_plot_shows_fit_and_something_else(work):
+    import numpy as np
+
+    from defectnet.plotting import plot_pair
+    from defectnet.prediction import Fit
+
+    energy, change = np.linspace(0.0, 40.0, 50), np.sin(np.linspace(0.0, 3.0, 50))
+    answer = prediction((0.9, 0.1), fit=Fit(energy, change, 0.7 * change), explained=0.91, something_else=0.6)
+    _, bottom, left, _ = plot_pair(read_spectrum(work / "host.csv"), spectrum("THz"), answer).axes
+    by_name = {line.get_label(): line.get_ydata() for line in bottom.get_lines()}
+    np.testing.assert_allclose(by_name["by the answer"] + by_name["left over"], change)
+    assert "explains (91% of the change)" in bottom.get_title(loc="left")
+    assert [text.get_text() for text in left.texts] == ["something else: 60%"]
+
+
 def test_plot_without_matplotlib_names_the_extra(work, monkeypatch):
     from defectnet.errors import ConfigError
     from defectnet.plotting import plot_pair

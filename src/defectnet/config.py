@@ -284,6 +284,7 @@ class DefectNetConfig(Settings, called="net"):
         patch: Energy bins per token; must divide the grid's bins.
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
+        something_else: Whether it says how probable a dopant is that is not in the list.
     """
 
     retired: ClassVar[Mapping[str, Any]] = {"impurity": True, "correlated": True, "resolved": True}
@@ -295,6 +296,7 @@ class DefectNetConfig(Settings, called="net"):
     patch: int = bounded(8, 1, 64)
     mlp_ratio: int = bounded(2, 1, 8)
     dropout: float = bounded(0.1, 0.0, below=1.0)
+    something_else: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

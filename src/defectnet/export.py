@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from defectnet.batch import Batch
-from defectnet.data.candidates import CONDITIONS, TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, OPEN_SHARE, TRACKS, Track, TrackSettings
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import AS_IS, Sample, read_shard
@@ -30,6 +31,8 @@ from defectnet.tasks.defect import CHECKPOINT_KEY
 
 _PREFIX = "model."
 _GOLDEN_ROWS = 4
+FAULTY = "train"
+"""Condition with the faults of raw files, under which false alarms are counted."""
 
 
 def export(
@@ -113,18 +116,33 @@ def read_run(checkpoint: str | Path) -> DefectModel:
 
 
 def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0.9) -> Calibration:
-    """Fit temperature and threshold of each track, and the interval, on the validation split under `CONDITIONS`.
+    """Fit temperature and threshold of each track, and the intervals, on the validation split.
+
+    Lists are as in training, complete or open. Networks that tell what is not in the list get the thresholds of stated
+    rates of false alarms, on undoped samples and on lists without a true dopant, with the faults that training shows;
+    others those of the largest F1, under `CONDITIONS`.
 
     Args:
         model: Trained network.
         module: Its data.
         coverage: Nominal coverage of the interval.
     """
-    answers: dict[str, Answers] = {
-        track: Answers.join([answer(model, module.evaluation("val", track, name)) for name in CONDITIONS])
-        for track in model.tracks
-    }
-    return fit_calibration(answers, coverage)
+
+    def asked(track: Track, *conditions: str, **settings: Any) -> Answers:
+        loaders = [module.evaluation("val", track, name, **settings) for name in conditions]
+        return Answers.join([answer(model, loader, precision=32) for loader in loaders])
+
+    lists = TrackSettings(open_share=OPEN_SHARE if model.tells_something_else else 0.0)
+    answers: dict[str, Answers] = {track: asked(track, *CONDITIONS, tracks=lists) for track in model.tracks}
+    if not model.tells_something_else:
+        return fit_calibration(answers, coverage)
+    wrong = TrackSettings(open_share=1.0, missing_all=1.0)
+    nothing: dict[str, list[Answers]] = {track: [asked(track, FAULTY, undoped=True)] for track in model.tracks}
+    for most in (wrong.max_distractors, 1):  # of lists with one element there are few among the others
+        lists = replace(wrong, max_distractors=most)
+        # One after the other: the rate shall hold under each.
+        nothing["candidates"] += [asked("candidates", name, tracks=lists) for name in (CONDITIONS[0], FAULTY)]
+    return fit_calibration(answers, coverage, nothing)
 
 
 def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:

@@ -173,6 +173,7 @@ class SpectraDataModule(LightningDataModule):
         extra: Further data sets, named like `folder`, whose training rows join its own, and how often each of their
             rows comes in an epoch. Validation and test are of `folder` alone.
         blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
+        undoped: Share of the training rows that are shown without their dopants, as two measurements of the host.
         packs: Share of each training batch that is made from host packs while training, by where the packs are: a
             folder of packs, one pack, or ``bundled``. The rest comes from the shards. Hosts of other splits are left
             out. No row comes twice.
@@ -199,6 +200,7 @@ class SpectraDataModule(LightningDataModule):
         variants: bool = True,
         extra: Mapping[str, int] | None = None,
         blend: float = 0.0,
+        undoped: float = 0.0,
         packs: Mapping[str, float] | None = None,
         pack_settings: PairSettings = PairSettings(),  # noqa: B008
         epoch_rows: int = 100_000,
@@ -211,7 +213,7 @@ class SpectraDataModule(LightningDataModule):
         self.extra = {parse_source(name): weight for name, weight in (extra or {}).items()}
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
         self.loader, self.seed, self.variants = loader, seed, variants
-        self.blend = blend
+        self.blend, self.undoped = blend, undoped
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
@@ -275,6 +277,7 @@ class SpectraDataModule(LightningDataModule):
             seed=self.seed,
             blend=self.blend,
             projected=self.projected,
+            undoped=self.undoped,
         )
         self._train = self._mixed(view) if self.packs else self._loader("train", view, shuffle=True)
         if self._position is not None:
@@ -326,16 +329,27 @@ class SpectraDataModule(LightningDataModule):
         """Return the same as validation, on the test crystals."""
         return [self.evaluation("test", track) for track in self.val_tracks]
 
-    def evaluation(self, split: Split, track: Track, measurement: str | None = None) -> ShardLoader:
+    def evaluation(
+        self,
+        split: Split,
+        track: Track,
+        measurement: str | None = None,
+        *,
+        tracks: TrackSettings | None = None,
+        undoped: bool = False,
+    ) -> ShardLoader:
         """Return fixed batches of a split: a row's noise and distractors depend on the row alone.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             track: ``candidates`` or ``blind``.
             measurement: Name of the condition; by default the one of validation.
+            tracks: How candidate sets are drawn; by default as in training.
+            undoped: Whether all rows are shown without their dopants, as two measurements of the host.
         """
         chosen = measurement_named(measurement) if measurement else self.val_measurement
-        return self._loader(split, View(self.grid, chosen, track, self.tracks), shuffle=False)
+        view = View(self.grid, chosen, track, tracks or self.tracks, undoped=float(undoped))
+        return self._loader(split, view, shuffle=False)
 
     @property
     def _rank(self) -> tuple[int, int]:

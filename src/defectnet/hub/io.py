@@ -51,6 +51,7 @@ NEWER: Final = "Upgrade"
 _OUTPUTS: Final = {"identity_logits": "output.identity_logits", "concentration_if_present": "output.concentration"}
 """Names in a golden file of what every network says; the second is older than the field's."""
 _FURTHER: Final = "output.further."
+_OTHER: Final = "output.something_else"
 _MAKERS: Final = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full})
 """What makes tensors of any size from nothing."""
 _SLACK: Final = 4  # numbers a byte: weights are made, filled and copied
@@ -209,13 +210,14 @@ def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
         raise CheckpointError(f"{path} is missing or not whole", why=str(error)[:160], fix=_AGAIN) from error
     wanted = {f"input.{name}" for name in Batch._fields} | set(_OUTPUTS.values())
     further = {name for name in set(found) - wanted if name.startswith(_FURTHER)}
-    if set(found) != wanted | further:
-        odd = ", ".join(sorted(set(found) ^ (wanted | further)))
+    if set(found) - {_OTHER} != wanted | further:
+        odd = ", ".join(sorted((set(found) - {_OTHER}) ^ (wanted | further)))
         raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
     _check_golden(path, found)
     batch = Batch(*(found[f"input.{name}"] for name in Batch._fields))
     logits, concentration = (found[name] for name in _OUTPUTS.values())
-    return batch, Output(logits, concentration, {name.removeprefix(_FURTHER): found[name] for name in sorted(further)})
+    more = {name.removeprefix(_FURTHER): found[name] for name in sorted(further)}
+    return batch, Output(logits, concentration, more, found.get(_OTHER))
 
 
 def _check_golden(path: Path, found: dict[str, Tensor]) -> None:
@@ -225,7 +227,7 @@ def _check_golden(path: Path, found: dict[str, Tensor]) -> None:
     bins = found["input.host"].shape[-1] if found["input.host"].dim() else 0
     shapes: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(("input.host", "input.doped"), (rows, bins)),
-        **dict.fromkeys(("input.edge_mev", "input.candidates_given", "input.kind"), (rows,)),
+        **dict.fromkeys(("input.edge_mev", "input.candidates_given", "input.kind", _OTHER), (rows,)),
     }
     kinds = {"input.candidates": torch.bool, "input.candidates_given": torch.bool, "input.kind": torch.int64}
     for name, x in found.items():
@@ -233,7 +235,8 @@ def _check_golden(path: Path, found: dict[str, Tensor]) -> None:
         if not rows or not bins or tuple(x.shape) != shape or x.dtype != dtype:
             why = f"{_form(x)}, not {shape} {_short(dtype)} of at least one row"
             raise CheckpointError(f"{path}: {name} has another shape or type", why=why, fix=_AGAIN)
-        if not torch.isfinite(x).all():
+        told = x[~torch.isnan(x)] if name == _OTHER else x  # NaN where it is not told
+        if not torch.isfinite(told).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity", fix=_AGAIN)
 
 
@@ -242,6 +245,7 @@ def _outputs(output: Output) -> dict[str, Tensor]:
     return {
         **{name: getattr(output, field) for field, name in _OUTPUTS.items()},
         **{f"{_FURTHER}{name}": x for name, x in output.further.items()},
+        **({} if output.something_else is None else {_OTHER: output.something_else}),
     }
 
 
@@ -266,7 +270,7 @@ def verify(folder: str | os.PathLike[str], model: DefectModel | None = None) -> 
             which = "the network" if name in kept else "the file"
             raise CheckpointError(f"{Path(folder) / GOLDEN}: {which} holds no {name}", fix=_AGAIN)
         old, new = kept[name], found[name]
-        if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE):
+        if old.shape != new.shape or not torch.allclose(old, new, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
             why = f"by up to {(old - new).abs().max():.2g}" if old.shape == new.shape else f"{_form(old)}, {_form(new)}"
             fix = f"{_AGAIN}; if that does not help, report it with the versions of defectnet and torch"
             raise CheckpointError(f"{Path(folder) / GOLDEN}: {name} is not reproduced", why=why, fix=fix)

@@ -33,7 +33,7 @@ from safetensors.torch import save as to_bytes
 
 from defectnet.batch import Batch
 from defectnet.config import Grid, Settings, bounded
-from defectnet.data.candidates import TrackSettings
+from defectnet.data.candidates import OPEN_SHARE, TrackSettings
 from defectnet.errors import ConfigError, DefectNetError, LabError
 from defectnet.export import read_run
 from defectnet.files import replacing
@@ -154,7 +154,10 @@ class Job:
         return LabDataModule(
             self.pairs,
             training.batch_size,
-            tracks=TrackSettings(blind_share=0.5 if self.start.asks_blind else 0.0),
+            tracks=TrackSettings(
+                blind_share=0.5 if self.start.asks_blind else 0.0,
+                open_share=OPEN_SHARE if self.start.tells_something_else else 0.0,
+            ),
             replay=Replay(training.replay, training.replay_share) if training.replay else None,
             validation=training.validation,
             seed=training.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 
 from defectnet.batch import Batch, Estimate, Output, Targets
 from defectnet.config import Grid, ModelSpec, Settings
-from defectnet.elements import VOCABULARY, composition, formula_text
+from defectnet.elements import INDEX, VOCABULARY, composition, formula_text
 from defectnet.errors import ConfigError, DefectNetError
 from defectnet.measure.encode import examine_pair, stack
 from defectnet.models.calibration import Calibration, calibrated
 from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
+from defectnet.models.goodness import goodness
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
-from defectnet.prediction import Prediction
+from defectnet.nn.heads import MAX_CONCENTRATION
+from defectnet.prediction import Fit, Prediction
 from defectnet.spectrum import KINDS, Spectrum
 
 ABSENT_LOGIT: Final = -30.0
@@ -37,6 +40,8 @@ SAME_COMPOSITION: Final = 0.01
 
 MOST_ROWS: Final = 256
 """Rows that a network is asked at a time: 200 MB."""
+
+_FITTED: Final = 64  # questions whose responses are held at a time, a quarter of a megabyte each
 
 SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ...] | Any
 """A file, a `Spectrum`, arrays (energy, dos) or (energy, dos, error), or what else `as_spectrum` takes."""
@@ -176,6 +181,11 @@ class DefectModel(nn.Module, Estimator):
         return self(batch), {}
 
     @property
+    def tells_something_else(self) -> bool:
+        """Whether it tells how probable a dopant is that is not in the list (`Output.something_else`)."""
+        return bool(getattr(self.net, "something_else", False))
+
+    @property
     def wants_projected(self) -> bool:
         """Whether `forward_training` learns from projected DOS, too (`Targets.projected`)."""
         return False
@@ -261,13 +271,39 @@ class DefectModel(nn.Module, Estimator):
         calibrations = self.calibrations(batch)
         estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
         paths = self.provenance(batch)
-        answers = []
+        said = []
         for i, (query, pair) in enumerate(zip(asked, pairs, strict=True)):
             formula = formula_text(query.formula)
             answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
             told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
-            answers.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
-        return answers
+            said.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
+        return [
+            answer
+            for i in range(0, len(said), _FITTED)
+            for answer in self._with_fit(batch.rows(slice(i, i + _FITTED)), said[i : i + _FITTED])
+        ]
+
+    def _with_fit(self, batch: Batch, said: Sequence[Prediction]) -> list[Prediction]:
+        """Add how much of each change the elements found account for, with amounts within their intervals."""
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            responses = self.expected_responses(batch.to(device))
+        if responses is None:
+            return list(said)
+        low, high = torch.zeros(2, *batch.candidates.shape, dtype=torch.float64)
+        for i, answer in enumerate(said):
+            for symbol in answer.found:
+                at, k = INDEX[symbol], answer.elements.index(symbol)
+                known = np.isfinite(answer.high[k])
+                low[i, at], high[i, at] = (answer.low[k], answer.high[k]) if known else (0.0, MAX_CONCENTRATION)
+        change = (batch.doped - batch.host).double().cpu()
+        found = goodness(change, responses.double().cpu(), low, high)
+        energy = batch.edge_mev.double().cpu().numpy()[:, None] * self.spec.grid.centres
+        curves = [(x / batch.edge_mev.cpu()[:, None]).numpy() for x in (change, found.predicted)]
+        return [  # of a change that is within its errors there is nothing to explain
+            replace(answer, explained=math.nan if answer.unchanged else round(float(share), 4), fit=Fit(*rows))
+            for answer, share, *rows in zip(said, found.explained, energy, *curves, strict=True)
+        ]
 
     @property
     def grid(self) -> Grid:
@@ -374,7 +410,7 @@ class DefectModel(nn.Module, Estimator):
                 parts.append(output._replace(concentration_if_present=amount))
         if not parts:
             empty = torch.zeros(0, len(self.spec.elements))
-            return Output(empty, empty)
+            return Output(empty, empty, something_else=torch.zeros(0) if self.tells_something_else else None)
         return Output.join(parts)
 
     def _prediction(
@@ -402,7 +438,7 @@ class DefectModel(nn.Module, Estimator):
             high=values(estimate.high),
             expected_concentration=values(estimate.expected_concentration),
             coverage=float("nan") if band is None else band.coverage,
-            threshold=calibration.threshold_candidates if given else calibration.threshold_blind,
+            threshold=calibration.threshold(given, int(chosen.sum())),
             candidates_given=given,
             formula=formula,
             model=self.name,
@@ -411,6 +447,7 @@ class DefectModel(nn.Module, Estimator):
             warnings=tuple(self._warnings(batch, calibration)),
             edge_mev=float(batch.edge_mev[0]),
             further={name: values(x) for name, x in estimate.further.items()},
+            something_else=float("nan") if estimate.something_else is None else float(estimate.something_else[row]),
         )
 
     def _warnings(self, batch: Batch, calibration: Calibration) -> list[str]:
