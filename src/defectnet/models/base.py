@@ -401,7 +401,7 @@ class DefectModel(nn.Module, Estimator):
                 piece = batch.rows(slice(i, i + size))
                 try:
                     output: Output = network(Batch(*(_cast(x.to(device), dtype) for x in piece)))
-                except torch.linalg.LinAlgError as error:
+                except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # not in its __all__
                     what = f"the network cannot answer rows {i} to {i + len(piece.host) - 1} of the batch"
                     fix = "Look whether these spectra, or its weights, are of believable size"
                     raise ConfigError(what, why=" ".join(str(error).split())[:160], fix=fix) from error
