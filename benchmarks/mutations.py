@@ -39,6 +39,7 @@ PACKAGE = Path("src") / "defectnet"
 
 M, S, D = "tests/test_measurement.py::test_", "tests/test_spectrum.py::test_", "tests/test_dataset.py::test_"
 T, N = "tests/test_task.py::test_", "tests/test_models.py::test_"
+OPEN = "tests/test_open_lists.py::test_"
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ MUTATIONS: list[Mutation] = [
         FORWARD,
         (
             "no noise at all",
-            "curves = with_noise(curves, given, rngs)",
-            "curves = curves + 0.0",
+            "noisy = with_noise(curves, given, rngs)",
+            "noisy = curves + 0.0",
             (f"{M}training_shows_noise",),
         ),
     ),
@@ -223,8 +224,8 @@ MUTATIONS: list[Mutation] = [
         EFFECTS,
         (
             "in proportion to the signal",
-            "constant *= peak * (given.floor",
-            "constant *= dos * (given.floor",
+            "constant *= peak * ((given.floor",
+            "constant *= dos * ((given.floor",
             (f"{M}constant_noise_is_everywhere", f"{M}training_shows_noise"),
         ),
         (
@@ -312,8 +313,8 @@ MUTATIONS: list[Mutation] = [
         FORWARD,
         (
             "not done",
-            "np.minimum(given.cut_low_mev / edge, _HIGHEST_FOOT), given.cut_high, given.start)",
-            "0.0 * edge, 3.0 + 0.0 * edge, 0.0 * edge)",
+            "cuts = np.minimum(given.cut_low_mev / edge, _HIGHEST_FOOT), given.cut_high, starts",
+            "cuts = 0.0 * edge, 3.0 + 0.0 * edge, 0.0 * starts",
             (f"{M}training_shows_cuts",),
         ),
         (
@@ -608,9 +609,70 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "interval of one width",
-            "half = offset + slope * amount",
-            "half = offset + 0.0 * amount",
+            "half = self.offset + self.slope * amount",
+            "half = self.offset + 0.0 * amount",
             (f"{N}calibration_is_applied",),
+        ),
+    ),
+    *_of(
+        "open lists",
+        "data/candidates.py",
+        (
+            "none is missing",
+            "masks = dopants & ~(missing",
+            "masks = dopants & ~(0 * missing",
+            (f"{OPEN}open_lists_miss",),
+        ),
+        (
+            "what is missing is a distractor",
+            "hosts = hosts | dopants",
+            "hosts = hosts | masks",
+            (f"{OPEN}open_lists_miss",),
+        ),
+        ("twins without effect", "if twin.any():", "if False:", (f"{OPEN}twins_look_like",)),
+    ),
+    *_of(
+        "something else",
+        "models/defectnet.py",
+        (
+            "also where none are named",
+            "LossTerm(cross * given, given)",
+            "LossTerm(cross, given)",
+            (f"{OPEN}it_learns_from",),
+        ),
+        ("any dopant", "(targets.present & ~batch.candidates).any", "targets.present.any", (f"{OPEN}it_learns_from",)),
+    ),
+    *_of(
+        "undoped pairs",
+        "data/blending.py",
+        ("dopants stay", "dopants=row.dopants[:0]", "dopants=row.dopants", (f"{OPEN}undoped_pairs",)),
+        ("spectra stay", "codes=np.concatenate([row.codes[:first]] * 2)", "codes=row.codes", (f"{OPEN}undoped_pairs",)),
+    ),
+    *_of(
+        "goodness of fit",
+        "models/goodness.py",
+        (
+            "noise counts",
+            "(rest.square().mean(dim=1) - random)",
+            "rest.square().mean(dim=1)",
+            (f"{OPEN}goodness_finds",),
+        ),
+        (
+            "amounts without bounds",
+            "low[:, k]), most[:, k])",
+            "low[:, k]), 9.0 + most[:, k])",
+            (f"{OPEN}a_bounded_fit",),
+        ),
+    ),
+    *_of(
+        "belts",
+        "models/belts.py",
+        ("one-sided all", "2.0 if two_sided else 1.0", "1.0", (f"{OPEN}belts_cover",)),
+        (
+            "one belt for all",
+            "np.searchsorted(cuts, expected",
+            "np.searchsorted(cuts, 0.0 * expected",
+            (f"{OPEN}belts_cover",),
         ),
     ),
 ]

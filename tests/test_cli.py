@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import make_random_batch
@@ -13,6 +14,7 @@ from defectnet import cli
 from defectnet.hub import from_pretrained, save
 from defectnet.io import read_spectrum
 from defectnet.prediction import BLIND_ROWS, Prediction
+from defectnet.spectrum import UNITS
 from spectra import spectrum, table, write_table
 
 
@@ -53,6 +55,49 @@ def test_json_is_all_there_is_on_stdout(work, checkpoint, capsys):
 def test_candidates_may_be_separated_as_in_any_list(work, checkpoint, capsys, written):
     run(work, checkpoint, "--candidates", written, "--json")
     assert {row["element"] for row in json.loads(capsys.readouterr().out)["elements"]} == {"Al", "In"}
+
+
+def test_units_of_two_files(work, tmp_path, checkpoint, capsys):
+    rows = table()
+    host = write_table(tmp_path / "host.dat", np.column_stack([rows[:, 0] / UNITS["THz"], rows[:, 1]]), "", " ")
+    doped = write_table(tmp_path / "doped.dat", rows, "", " ")
+    words = ["--host", str(host), "--doped", str(doped), "--checkpoint", str(checkpoint)]
+    cli.main(["identify", *words, "--formula", "GaAs", "--host-unit", "THz", "--unit", "meV", "--json"])
+    assert json.loads(capsys.readouterr().out)["unit"] == "THz and meV"
+    with pytest.raises(SystemExit):
+        cli.main(["identify", *words, "--formula", "GaAs", "--unit", "meV"])
+    assert "--host-unit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--candidates", "null"), ("--candidates=~",), ("--plot", "null")])
+def test_null_is_no_value(work, checkpoint, capsys, words):
+    with pytest.raises(SystemExit):
+        run(work, checkpoint, *words)
+    assert "has no value. Leave the option out" in capsys.readouterr().err
+
+
+HIDDEN = """
+import sys
+for name in {hidden}: sys.modules[name] = None
+from defectnet.cli import main
+for words in {commands}:
+    try: main(words)
+    except SystemExit: pass
+"""
+
+
+def test_a_missing_package_says_what_to_install(tmp_path):
+    commands = {
+        "data": [["data", "stats", "x"], ["fit", "--help"], ["finetune", "--data", "x", "--out", "y"]],
+        "sim": [["simulate", "--hosts", "x", "--potential", "defectnet-nep", "--out", str(tmp_path / "y")]],
+        "benchmark": [["benchmark", "--model", "ridge"]],
+    }
+    code = HIDDEN.format(hidden=["pyarrow", "ase"], commands=[words for many in commands.values() for words in many])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    lines = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    for line, extra in zip(lines, [extra for extra, many in commands.items() for _ in many], strict=True):
+        assert f"pip install 'defectnet[{extra}]'" in line
 
 
 def test_json_agrees_with_python(work, checkpoint, capsys):
@@ -228,6 +273,21 @@ def test_plot_shows_what_was_found(work):
     for curve in (host, doped):
         area = ((curve[1:] + curve[:-1]) / 2 * (energy[1:] - energy[:-1])).sum()
         assert area == pytest.approx(1.0, abs=0.01)
+
+
+def test_plot_shows_fit_and_something_else(work):
+    import numpy as np
+
+    from defectnet.plotting import plot_pair
+    from defectnet.prediction import Fit
+
+    energy, change = np.linspace(0.0, 40.0, 50), np.sin(np.linspace(0.0, 3.0, 50))
+    answer = prediction((0.9, 0.1), fit=Fit(energy, change, 0.7 * change), explained=0.91, something_else=0.6)
+    _, bottom, left, _ = plot_pair(read_spectrum(work / "host.csv"), spectrum("THz"), answer).axes
+    by_name = {line.get_label(): line.get_ydata() for line in bottom.get_lines()}
+    np.testing.assert_allclose(by_name["by the answer"] + by_name["left over"], change)
+    assert "explains (91% of the change)" in bottom.get_title(loc="left")
+    assert [text.get_text() for text in left.texts] == ["something else: 60%"]
 
 
 def test_plot_without_matplotlib_names_the_extra(work, monkeypatch):

@@ -173,7 +173,7 @@ def test_a_loader_resumes_in_the_middle_of_an_epoch_exactly(folder, workers):
     stream = iter(broken)
     head = [next(stream) for _ in range(5)]
     state = broken.state_dict()
-    assert state == {"epoch": 0, "batches": 5}
+    assert (state["epoch"], state["batches"], state["of"]) == (0, 5, len(broken))
     resumed = loader()
     resumed.load_state_dict(state)
     tail = [item for _ in range(2) for item in resumed]
@@ -188,6 +188,28 @@ def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(folder):
     resumed = ShardLoader(make(folder))
     resumed.load_state_dict({"epoch": 0, "batches": len(resumed)})
     assert [item.rows.tolist() for item in resumed] == whole[len(resumed) :]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workers": 2}, "data: workers is 2, the run that goes on in the middle of epoch 0 had 1"),
+        ({"buffer_rows": 8}, "buffer_rows is 8, .* had 1024"),
+        ({"seed": 1}, "seed is 1, .* had 0"),
+        ({"batch_size": 5}, "batch_size is 5, .* had 4"),
+    ],
+)
+def test_a_run_does_not_go_on_in_an_epoch_that_is_shared_out_in_another_way(folder, change, message):
+    before = ShardLoader(make(folder))
+    state, stream = before.state_dict(), iter(before)
+    after = ShardLoader(make(folder, **change), change.get("workers", 0))
+    after.load_state_dict(state)  # nothing was given out yet
+    next(stream)
+    with pytest.raises(ConfigError, match=message):
+        after.load_state_dict(before.state_dict())
+    list(stream)
+    after.load_state_dict(before.state_dict())  # at the end of an epoch
+    assert sorted(row for item in after for row in item.rows.tolist()) == list(range(ROWS))
 
 
 class Stop(Callback):
@@ -436,6 +458,7 @@ def test_further_data_sets_come_a_whole_number_of_times(folder, weight):
         ("hf://datasets/lab/pairs/sim/", HubData("lab/pairs", None, "sim")),
         ("./lab/pairs", Path("lab/pairs")),
         ("here/pairs", Path("here/pairs")),
+        ("data/defectnet-sim-v1", Path("data/defectnet-sim-v1")),  # the bundled one, outside a checkout
         (Path("lab/pairs"), Path("lab/pairs")),
         ("pairs", Path("pairs")),
         ("a/b/c", Path("a/b/c")),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import defectnet
 from conftest import NotFoundResponse
+from defectnet import files
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import from_pretrained, io, load, read_golden, resolve, save, verify
@@ -117,7 +118,7 @@ def test_golden_reproduces_and_notices_a_change(folder, tiny_batch):
 
 
 def test_saving_replaces_a_checkpoint_as_a_whole(folder, model, tiny_batch):
-    (folder / "stale.txt").write_text("left over")
+    (folder / "finetune.json").write_text("{}")  # a part of checkpoints that fine-tuning wrote
     model.calibration = None
     save(model, folder, golden=tiny_batch, card="# New card", training={})
     assert (folder / "README.md").read_text() == "# New card\n"
@@ -126,7 +127,7 @@ def test_saving_replaces_a_checkpoint_as_a_whole(folder, model, tiny_batch):
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
         ("README.md", "config.json", "golden.safetensors", "model.safetensors"), 0o666 & ~old
     )
-    assert not (folder / "stale.txt").exists()
+    assert not (folder / "finetune.json").exists()
     assert load(folder).calibration is None
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -142,6 +143,7 @@ def test_failed_save_leaves_the_old_checkpoint(folder, model, tiny_batch):
 
 
 def test_failed_swap_puts_the_old_checkpoint_back(folder, model, tiny_batch, monkeypatch):
+    """On a file system that cannot exchange two folders in one step."""
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
@@ -149,6 +151,7 @@ def test_failed_swap_puts_the_old_checkpoint_back(folder, model, tiny_batch, mon
             raise OSError("no space left")
         return rename(self, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no space"):
         save(model, folder, golden=tiny_batch, card="# New", training={})

@@ -53,6 +53,8 @@ CASES = [
     Case("column twice", wider("formula", "GaAs"), "line 1, formula: the column is there twice", "Keep one"),
     Case("a cell too few", table("S0,host.csv,s0.csv,GaAs"), "line 2: 4 cells, the header has 5", "one cell for each"),
     Case("comma in a cell", table("S0,host.csv,s0.csv,GaAs,Al:0.01,Ga:0.02"), "line 2: 6 cells", "quotation marks"),
+    Case("sample or comment", table("#1,host.csv,s0.csv,GaAs,Al:0.01"), "line 2: '#1' begins a whole row", "Call the"),
+    Case("per cent below a half", table("S0,host.csv,s0.csv,GaAs,Al:0.3"), "30 at.% are said to be in it", "0.003 for"),
     Case("no sample", table(",host.csv,s0.csv,GaAs,Al:0.01"), "line 2, sample: the cell is empty", "Fill it in"),
     Case("no host", table("S0,,s0.csv,GaAs,Al:0.01"), "line 2, host_file: the cell is empty", "Fill it in"),
     Case("no formula", table("S0,host.csv,s0.csv,,Al:0.01"), "line 2, formula: the cell is empty", "Fill it in"),

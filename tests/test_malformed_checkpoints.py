@@ -157,6 +157,24 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated weights, right hash": (truncate_and_sign, "no safetensors file"),
     "weights of another checkpoint": (swap_weights, "of another checkpoint"),
     "hash of another checkpoint": (set_field("weights_sha256", value="0" * 64), "sha256 is not 000000000000"),
+    "nested too deeply": (write("config.json", b"[" * 100_000), "nested too deeply|recursion"),
+    "too many bins": (set_field("spec", "grid", "bins", value=10**6), "grid.bins is 1000000"),
+    "larger than its weights": (
+        edit_config(lambda c: c["net"].update(d_model=4096, encoder_layers=64, decoder_layers=64)),
+        "ask for a network larger than its weights file",
+    ),
+    "hosts that its weights do not hold": (
+        edit_config(
+            lambda c: c.update(
+                architecture="MeasuredResponses",
+                net={"inner": "DefectNet", "inner_net": c["net"], "hosts": 1000},
+                spec={**c["spec"], "grid": {"bins": 2048, "reach": 2.56}},
+            )
+        ),
+        "ask for a network larger than its weights file",
+    ),
+    "record of fine-tuning is a list": (set_field("training", value={"finetuning": []}), "training.finetuning is"),
+    "fine-tuned on no hosts": (set_field("training", value={"finetuning": {"hosts": ["Xx"]}}), "formula"),
     "missing tensor": (edit_weights(lambda t: t.pop(FIRST)), f"tensor {FIRST} is missing"),
     "unknown tensor": (edit_weights(lambda t: t.update(extra=torch.ones(1))), "tensor extra is not part"),
     "tensor of another shape": (edit_weights(lambda t: t.update({FIRST: torch.ones(2, 2)})), r"\(2, 2\) float32"),
@@ -176,6 +194,23 @@ def test_malformed_checkpoint(folder, case):
     assert caught.value.fix
 
 
+def edit_golden(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "golden.safetensors"
+        tensors = load_file(path)
+        for name, change in changes.items():
+            key = name.replace("__", ".")
+            tensors[key] = change(tensors[key]).contiguous()
+        save_file(tensors, path)
+
+    return apply
+
+
+def no_rows(folder: Path) -> None:
+    path = folder / "golden.safetensors"
+    save_file({name: x[:0].contiguous() for name, x in load_file(path).items()}, path)
+
+
 GOLDEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no golden file": (lambda f: (f / "golden.safetensors").unlink(), "golden.safetensors is missing"),
     "golden file is empty": (write("golden.safetensors", b""), "golden.safetensors is missing or not whole"),
@@ -183,7 +218,32 @@ GOLDEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: save_file({"x": torch.ones(1)}, f / "golden.safetensors"),
         "has other tensors",
     ),
+    "no rows": (no_rows, "has another shape or type.*of at least one row"),
+    "double precision": (edit_golden(input__host=lambda x: x.double()), "input.host .*float64, not"),
+    "candidates are numbers": (edit_golden(input__candidates=lambda x: x.float()), "input.candidates has another"),
+    "a row less": (edit_golden(input__doped=lambda x: x[1:]), "input.doped has another shape"),
+    "few elements": (edit_golden(input__composition=lambda x: x[:, :5]), "input.composition has another shape"),
+    "a number": (edit_golden(input__host=lambda x: x[0, 0]), "has another shape or type"),
+    "answers of half precision": (edit_golden(output__concentration=lambda x: x.half()), "output.concentration has"),
+    "NaN": (edit_golden(output__concentration=lambda x: x * torch.nan), "output.concentration holds NaN"),
 }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit_golden(input__kind=lambda x: x + 99), "golden.safetensors: row 0 of the batch: kind"),
+        (edit_golden(input__edge_mev=lambda x: 0 * x), "golden.safetensors: row 0 of the batch: the band edge"),
+        (
+            edit_golden(input__host=lambda x: x[:, :9], input__doped=lambda x: x[:, :9]),
+            "Use 256 bins|golden.safetensors",
+        ),
+    ],
+)
+def test_golden_input_that_cannot_be_asked(folder, change, message):
+    change(folder)
+    with pytest.raises(CheckpointError, match=message):
+        verify(folder)
 
 
 @pytest.mark.parametrize("case", GOLDEN)
@@ -235,6 +295,9 @@ def prediction(**change: Any) -> Prediction:
 
 ARGUMENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown device": (lambda f: from_pretrained(f, device="abacus"), "device is 'abacus'"),
+    "device of another maker": (lambda f: from_pretrained(f, device="xpu"), "device 'xpu' is not there"),
+    "device without numbers": (lambda f: from_pretrained(f, device="meta"), "device 'meta' is not there"),
+    "nobody's folder": (lambda f: from_pretrained("~nouser/x"), "~nouser/x: Could not determine home"),
     "absent device": (lambda f: from_pretrained(f, device="cuda:99"), "device 'cuda:99' is not there"),
     "unknown network": (lambda f: build_model("ResNet"), "architecture 'ResNet' is not known"),
     "unknown size": (lambda f: build_model("DefectNet", net={"width": 3}), "net.width is not a known field"),

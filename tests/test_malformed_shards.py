@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from defectnet.cli import main
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.dataset import Stream
 from defectnet.data.module import LoaderSettings, SpectraDataModule
-from defectnet.data.shards import SCHEMA
+from defectnet.data.shards import SCHEMA, check_shard
 from defectnet.errors import ConfigError, DefectNetError, ShardError
 from defectnet.measure.settings import Measurement, measurement_named
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
@@ -97,6 +98,13 @@ SHARDS = {
     "element without count": (column("doped_elements", lambda s: s[:-1]), "doped_elements and doped_counts differ"),
     "short spectrum": (column("host_dos", lambda b: b[:-1]), "host_dos has 1199 bytes"),
     "empty value": (column("doped_dos", lambda _: None), "doped_dos is empty"),
+    "edge of zero": (column("edge_mev", lambda _: 0.0), "edge_mev holds 0.0"),
+    "edge of NaN": (column("edge_mev", lambda _: float("nan")), "edge_mev holds nan"),
+    "infinite edge": (column("edge_mev", lambda _: float("inf")), "edge_mev holds inf"),
+    "no atoms": (column("atoms", lambda _: 0), "atoms holds 0"),
+    "atom number zero": (column("host_numbers", lambda n: [0] * len(n)), "host_numbers holds 0"),
+    "row in another folder": (column("row_id", lambda _: "../victim/0"), "row_id is no name"),
+    "row without a name": (column("row_id", lambda _: ""), "row_id is no name"),
     "unknown element": (column("host_elements", lambda s: ["Xx", s[1]]), "'Xx' is not an element"),
 }
 
@@ -127,6 +135,94 @@ def test_a_broken_shard(case, folder):
     one_clear_error(found, "shard-00001.parquet")
     if case != "unknown element":
         assert isinstance(found.value, ShardError)
+
+
+WHOLE = {
+    "host in another folder": (column("host_id", lambda _: "../victim"), "host_id is no name"),
+    "host at the root": (column("host_id", lambda _: "/victim"), "host_id is no name"),
+    "host with a control character": (column("host_id", lambda _: "a\n"), "host_id is no name"),
+    "supercell of two numbers": (column("supercell", lambda _: [1, 2]), "supercell has not 9 numbers"),
+    "cell of NaN": (column("host_cell", lambda _: [float("nan")] * 9), "host_cell holds nan"),
+    "one coordinate": (column("host_frac", lambda _: [0.5]), "host_frac and host_numbers differ in length"),
+    "share of modes": (column("imaginary_fraction", lambda _: 7.0), "imaginary_fraction holds 7"),
+    "overflow of NaN": (column("overflow", lambda _: float("nan")), "overflow holds nan"),
+    "no wave vector": (column("qpoints", lambda _: 0), "qpoints holds 0"),
+    "seed below zero": (column("seed", lambda _: -1), "seed holds -1"),
+    "site without dopant": (column("sites", lambda s: [*s, 1]), "site_dopants and sites differ in length"),
+    "site below zero": (column("sites", lambda s: [-1 for _ in s]), "sites holds -1"),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_broken_value_that_loaders_do_not_read(case, folder, tmp_path, capsys):
+    spoil, message = WHOLE[case]
+    spoil(folder / "shard-00001.parquet")
+    with pytest.raises(ShardError, match=message) as found:
+        check_shard(folder / "shard-00001.parquet")
+    one_clear_error(found, "shard-00001.parquet")
+    with pytest.raises(SystemExit):
+        main(["data", "measure", str(folder), "--out", str(tmp_path / "lab" / "here")])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "lab").exists()
+
+
+NOTES = {
+    "a list": (b"[1, 2]", "its notes hold no JSON object"),
+    "nested": (b"[" * 100_000, "carries no readable notes"),
+    "rejects without reason": (b'{"rejects": ["a"]}', "rejects without id or reason"),
+    "hosts that are none": (b'{"hosts": [[1]]}', "hosts that are no names"),
+    "rows in words": (b'{"rows": "nine"}', "a number of rows that is none"),
+    "settings in a list": (b'{"settings": [1]}', "settings that are no object"),
+}
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_broken_notes(case, folder, capsys):
+    notes, message = NOTES[case]
+    path = folder / "shard-00001.parquet"
+    table = pq.read_table(path)
+    metadata = {**table.schema.metadata, b"defectnet.extra": notes}
+    pq.write_table(table.replace_schema_metadata(metadata), path, write_page_checksum=True)
+    with pytest.raises(ShardError, match=message):
+        check_shard(path)
+    with pytest.raises(SystemExit):
+        main(["data", "stats", str(folder)])
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "dataset.json is no readable JSON"),
+        ('{"settings": 7}', "dataset.json holds settings that are no object"),
+        ('{"packs": ["a"]}', "dataset.json holds packs without id"),
+        ('{"preconditioner": [1]}', "dataset.json holds a preconditioner that is no name"),
+    ],
+)
+def test_a_broken_description(folder, capsys, text, message):
+    (folder / "dataset.json").write_text(text)
+    for words in (["stats"], ["verify", "--potential", "none"]):
+        with pytest.raises(SystemExit):
+            main(["data", words[0], str(folder), *words[1:]])
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_words_of_a_shard_are_not_taken_for_markup(folder, capsys):
+    for path in folder.glob("*.parquet"):
+        column("potential", lambda _: "mine[/x] [bold]")(path)
+    main(["data", "stats", str(folder)])
+    assert "mine[/x] [bold]" in capsys.readouterr().out
+
+
+def test_a_virtual_lab_writes_over_nothing(folder, tmp_path, capsys):
+    words = ["data", "measure", str(folder), "--out", str(tmp_path / "lab")]
+    main(words)
+    main(words)  # the same again
+    (tmp_path / "lab" / "pairs.csv").write_text("sample\nmine\n")
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "pairs.csv is there already, and another file" in capsys.readouterr().err
+    assert (tmp_path / "lab" / "pairs.csv").read_text() == "sample\nmine\n"
 
 
 def test_a_broken_shard_is_the_same_error_in_a_worker(folder):

@@ -17,7 +17,8 @@ from defectnet.errors import ConfigError
 from defectnet.hub import load, save
 from defectnet.lab.jobs import TrainingSettings
 from defectnet.models.calibration import Calibration, HostCalibration
-from defectnet.models.measured import CURVED, FEWEST, MeasuredResponses, nonnegative, same_host, saturated
+from defectnet.models.goodness import bounded_fit
+from defectnet.models.measured import CURVED, FEWEST, MeasuredResponses, same_host, saturated
 
 DOPANTS = ("Al", "In", "P")
 X = torch.as_tensor(MODEL_GRID.centres, dtype=torch.float32)
@@ -280,7 +281,8 @@ def test_nonnegative_least_squares_is_that_of_scipy():
     rng = np.random.default_rng(0)
     design, seen = rng.normal(size=(20, 30, 6)), rng.normal(size=(20, 30))
     gram = torch.as_tensor(np.einsum("bnk,bnl->bkl", design, design))
-    found = nonnegative(gram, torch.as_tensor(np.einsum("bnk,bn->bk", design, seen))).numpy()
+    overlap = torch.as_tensor(np.einsum("bnk,bn->bk", design, seen))
+    found = bounded_fit(gram, overlap, torch.zeros_like(overlap), torch.inf).numpy()
     assert np.allclose(found, [nnls(a, y)[0] for a, y in zip(design, seen, strict=True)], atol=1e-6)
 
 

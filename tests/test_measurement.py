@@ -242,7 +242,7 @@ def test_what_the_elastic_line_leaves_falls_from_its_width_on():
 @given(numbers, st.floats(0.0, 0.2), st.floats(1.0, 3.0), st.floats(0.0, 0.2))
 def test_cuts_keep_the_middle(number, low, high, start):
     dos = np.random.default_rng(number).random((2, 2, STORAGE_GRID.bins)).astype(np.float32)
-    cut = cut_off(dos.copy(), np.array([low, 0.0]), np.array([high, 3.0]), np.array([start, 0.0]))
+    cut = cut_off(dos.copy(), np.array([low, 0.0]), np.array([high, 3.0]), np.array([[start] * 2, [0.0] * 2]))
     assert np.array_equal(cut[1], dos[1])
     assert (cut[0][:, (high < X) | (start > X)] == 0).all()
     kept = (max(low, start) <= X) & (high > X)

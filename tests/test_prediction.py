@@ -85,7 +85,8 @@ def test_text():
     assert "90% interval" in lines[4]
     assert lines[5].split() == ["Al", "0.900", "12.50", "10.0", "to", "15.0", "yes"]
     assert lines[7].split()[-1] == "no"
-    assert lines[8] == "warning: out of domain: a reason"
+    assert lines[8] == "at.% count all atoms; per formula unit GaAs: Al 0.25 (0.2 to 0.3), In 0.06 (0.04 to 0.08)"
+    assert lines[9] == "warning: out of domain: a reason"
     assert repr(prediction()) == str(prediction())
     measured = str(prediction(answered_by="measured responses", reason="no pair held B"))
     assert measured.splitlines()[2] == "answered by measured responses: no pair held B"
@@ -121,6 +122,25 @@ def test_where_none_stands_out_none_is_marked_as_found():
     assert "yes" not in str(doubtful)
     assert doubtful.to_dict()["found"] == []
     assert prediction().found == prediction().present
+
+
+def test_what_was_read_is_said():
+    read = prediction(edge_mev=35.3, unit="meV and THz", kind="projected (Ga)")
+    assert str(read).splitlines()[2] == "read as projected (Ga) DOS in meV and THz, host's band edge 35.3 meV"
+    assumed = prediction(unit="meV", kind="total", kind_told=False)
+    assert str(assumed).splitlines()[2] == "read as total DOS (assumed: no file says the kind, nor --kind) in meV"
+    told = read.to_dict()
+    assert (told["unit"], told["kind"], told["atoms_per_formula_unit"]) == ("meV and THz", "projected (Ga)", 2.0)
+    assert "per formula unit" not in str(prediction(formula="Si"))  # the same number
+
+
+def test_where_nothing_changed_nothing_is_present():
+    same = prediction(unchanged="the two spectra do not differ beyond their stated errors")
+    assert same.sentence == "No dopant found in GaAs: the two spectra do not differ beyond their stated errors."
+    assert (same.present, same.found) == ((), ())
+    assert not same.to_frame().present.any()
+    assert not any(row["present"] for row in same.to_dict()["elements"])
+    assert same.probability[1] == 0.9  # what the network said is kept
 
 
 def test_what_else_a_network_says_is_a_column():

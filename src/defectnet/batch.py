@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,11 +94,14 @@ class Output(NamedTuple):
         concentration_if_present: (B, E) expected concentration of the element *if* it is present, 0 to 1.
         further: What else a network says of each element, by name, (B, E) each. It reaches golden outputs, `Estimate`
             and `Prediction` without anything between having to know the name.
+        something_else: (B,) log-odds that an element was substituted in that is no candidate; of no meaning where none
+            were named, for then all are in question. NaN where it is not told, None of networks that never tell.
     """
 
     identity_logits: Tensor
     concentration_if_present: Tensor
     further: Mapping[str, Tensor] = NOTHING_FURTHER
+    something_else: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Output:
         """Return an output with a function applied to every tensor."""
@@ -106,6 +109,7 @@ class Output(NamedTuple):
             function(self.identity_logits),
             function(self.concentration_if_present),
             {name: function(x) for name, x in self.further.items()},
+            None if self.something_else is None else function(self.something_else),
         )
 
     def rows(self, rows: Tensor) -> Output:
@@ -115,10 +119,12 @@ class Output(NamedTuple):
     @classmethod
     def join(cls, parts: Sequence[Output]) -> Output:
         """Put the rows of one output or more, of one network, one after the other."""
+        others: list[Any] = [part.something_else for part in parts]
         return cls(
             torch.cat([part.identity_logits for part in parts]),
             torch.cat([part.concentration_if_present for part in parts]),
             {name: torch.cat([part.further[name] for part in parts]) for name in parts[0].further},
+            None if others[0] is None else torch.cat(others),
         )
 
 
@@ -136,6 +142,8 @@ class Estimate(NamedTuple):
         low: (B, E) lower end of the interval of `concentration_if_present`; None without intervals.
         high: (B, E) upper end.
         further: See `Output.further`.
+        something_else: (B,) probability that an element was substituted in that was not named; NaN where none were
+            named. None of estimators that do not say.
     """
 
     probability: Tensor
@@ -144,3 +152,4 @@ class Estimate(NamedTuple):
     low: Tensor | None = None
     high: Tensor | None = None
     further: Mapping[str, Tensor] = NOTHING_FURTHER
+    something_else: Tensor | None = None

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +87,17 @@ class Bounded:
         cls._error = error or cls._error
 
     def __post_init__(self) -> None:
+        hints = _hints(cast(Any, type(self)))
         for each in dataclasses.fields(self):  # type: ignore[arg-type]
             bounds, value = each.metadata.get("bounds"), getattr(self, each.name)
+            if isinstance(value, list) and get_origin(hints.get(each.name)) is tuple:  # JSON has lists
+                value = tuple(value)
+                object.__setattr__(self, each.name, value)
+            if bounds is None and each.name in hints:
+                try:
+                    _typed(value, hints[each.name], f"{self._called}.{each.name}" if self._called else each.name)
+                except ConfigError as error:
+                    raise self._error(error.what, fix=error.fix) from error
             if bounds is not None and not (value is None and "None" in str(each.type)):
                 whole = str(each.type).removeprefix("tuple[").startswith("int")
                 self.require(bounds.hold(value, whole), each.name, bounds.advice(whole))
@@ -147,6 +157,15 @@ class Settings(Bounded):
         return cls(**{key: _typed(value, hints[key], f"{where}.{key}") for key, value in values.items()})
 
 
+@lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the types of the fields of a class, as far as they can be looked up."""
+    try:
+        return get_type_hints(cls)
+    except NameError:  # a name that is imported for type checkers alone
+        return {}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -155,6 +174,8 @@ def _plain(value: Any) -> Any:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """Return `value` as the annotated type, or raise a ConfigError that names the field."""
+    if isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, int | float | np.generic):
+        return value
     if isinstance(hint, type) and issubclass(hint, Settings):
         return hint.from_dict(value, where=where)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
@@ -162,11 +183,17 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         if len(kinds) == len(value):
             return tuple(_typed(value[i], kind, f"{where}[{i}]") for i, kind in enumerate(kinds))
-    elif get_origin(hint) is dict and isinstance(value, dict):
+    elif get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise ConfigError(f"{where} is {value!r:.80}", fix=f"Use {' or '.join(map(str, get_args(hint)))}")
+    elif get_origin(hint) in (dict, Mapping) and isinstance(value, Mapping):
         return value
     elif get_origin(hint) is None and isinstance(value, bool) == (hint is bool):
-        if hint is float and isinstance(value, int | float) and math.isfinite(value):
+        if hint is float and isinstance(value, int | float | np.number) and math.isfinite(value):
             return float(value)
+        if hint is int and isinstance(value, np.integer):
+            return int(value)
         if isinstance(value, hint) and hint is not float:
             return value
     elif type(None) in get_args(hint):  # `X | None`
@@ -190,7 +217,7 @@ class Grid(Settings, called="grid"):
         reach: Upper end in units of the edge; local modes of light dopants lie above 1.
     """
 
-    bins: int = bounded(256, 16)
+    bins: int = bounded(256, 16, 4096)
     reach: float = bounded(2.56, above=1.0, most=10.0)
 
     @property
@@ -257,6 +284,7 @@ class DefectNetConfig(Settings, called="net"):
         patch: Energy bins per token; must divide the grid's bins.
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
+        something_else: Whether it says how probable a dopant is that is not in the list.
     """
 
     retired: ClassVar[Mapping[str, Any]] = {"impurity": True, "correlated": True, "resolved": True}
@@ -268,6 +296,7 @@ class DefectNetConfig(Settings, called="net"):
     patch: int = bounded(8, 1, 64)
     mlp_ratio: int = bounded(2, 1, 8)
     dropout: float = bounded(0.1, 0.0, below=1.0)
+    something_else: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from defectnet.batch import Batch
-from defectnet.data.candidates import CONDITIONS, TRACKS, Track
+from defectnet.data.candidates import CONDITIONS, OPEN_SHARE, TRACKS, Track, TrackSettings
 from defectnet.data.dataset import ShardIndex
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import AS_IS, Sample, read_shard
 from defectnet.elements import VOCABULARY
-from defectnet.errors import CheckpointError
+from defectnet.errors import CheckpointError, ConfigError
 from defectnet.files import file_sha256
 from defectnet.hub import save
 from defectnet.hub.card import checkpoint_card
-from defectnet.hub.io import round_to_half
+from defectnet.hub.io import check_replaceable, round_to_half
 from defectnet.measure.encode import stack
 from defectnet.models.answers import Answers, answer
 from defectnet.models.base import DefectModel
@@ -31,6 +31,8 @@ from defectnet.tasks.defect import CHECKPOINT_KEY
 
 _PREFIX = "model."
 _GOLDEN_ROWS = 4
+FAULTY = "train"
+"""Condition with the faults of raw files, under which false alarms are counted."""
 
 
 def export(
@@ -58,9 +60,10 @@ def export(
         The folder; it has been read back and gives the same outputs.
 
     Raises:
-        CheckpointError: The .ckpt is not whole, or not of this package.
+        CheckpointError: The .ckpt is not whole, or not of this package; or `folder` holds something else.
         ShardError: The data cannot be used.
     """
+    check_replaceable(folder)  # before minutes of work
     model = read_run(checkpoint)
     if half:
         round_to_half(model)
@@ -85,36 +88,61 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     fix = "Give the .ckpt of a `defectnet fit` run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", fix=fix)
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+        raise CheckpointError(
+            f"{path} is not read with torch {torch.__version__}",
+            why="before 2.6 a file can run code while it is read (CVE-2025-32434)",
+            fix="pip install 'torch>=2.6'",
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # of bytes that are no run, torch's reader raises whatever it stumbles over
         why = str(error).partition("\n")[0][:160]
         raise CheckpointError(f"{path} is damaged, or no run", why=why, fix=fix) from error
     config = state.get(CHECKPOINT_KEY) if isinstance(state, dict) else None
-    if not isinstance(config, dict) or not {"architecture", "spec", "net"} <= set(config) or "state_dict" not in state:
+    whole = isinstance(config, dict) and {"architecture", "spec", "net"} <= set(config)
+    if not whole or not isinstance(state.get("state_dict"), dict):
         raise CheckpointError(f"{path} is no training run of defectnet", fix=fix)
-    model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
-    weights = {k.removeprefix(_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(_PREFIX)}
+    try:
+        model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+    weights = {k.removeprefix(_PREFIX): v for k, v in state["state_dict"].items() if str(k).startswith(_PREFIX)}
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: weights do not fit the network", why=str(error)[:160], fix=fix) from error
     return model.eval()
 
 
 def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0.9) -> Calibration:
-    """Fit temperature and threshold of each track, and the interval, on the validation split under `CONDITIONS`.
+    """Fit temperature and threshold of each track, and the intervals, on the validation split.
+
+    Lists are as in training, complete or open. Networks that tell what is not in the list get the thresholds of stated
+    rates of false alarms, on undoped samples and on lists without a true dopant, with the faults that training shows;
+    others those of the largest F1, under `CONDITIONS`.
 
     Args:
         model: Trained network.
         module: Its data.
         coverage: Nominal coverage of the interval.
     """
-    answers: dict[str, Answers] = {
-        track: Answers.join([answer(model, module.evaluation("val", track, name)) for name in CONDITIONS])
-        for track in model.tracks
-    }
-    return fit_calibration(answers, coverage)
+
+    def asked(track: Track, *conditions: str, **settings: Any) -> Answers:
+        loaders = [module.evaluation("val", track, name, **settings) for name in conditions]
+        return Answers.join([answer(model, loader, precision=32) for loader in loaders])
+
+    lists = TrackSettings(open_share=OPEN_SHARE if model.tells_something_else else 0.0)
+    answers: dict[str, Answers] = {track: asked(track, *CONDITIONS, tracks=lists) for track in model.tracks}
+    if not model.tells_something_else:
+        return fit_calibration(answers, coverage)
+    wrong = TrackSettings(open_share=1.0, missing_all=1.0)
+    nothing: dict[str, list[Answers]] = {track: [asked(track, FAULTY, undoped=True)] for track in model.tracks}
+    for most in (wrong.max_distractors, 1):  # of lists with one element there are few among the others
+        lists = replace(wrong, max_distractors=most)
+        # One after the other: the rate shall hold under each.
+        nothing["candidates"] += [asked("candidates", name, tracks=lists) for name in (CONDITIONS[0], FAULTY)]
+    return fit_calibration(answers, coverage, nothing)
 
 
 def training_record(module: SpectraDataModule, checkpoint: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from defectnet.errors import ConfigError
 from defectnet.files import replacing
 from defectnet.measure.broadening import broaden
 from defectnet.measure.encode import host_edge_mev
-from defectnet.prediction import Prediction
+from defectnet.prediction import LIKELY, Prediction
 from defectnet.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -640,7 +640,16 @@ def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, pred
     difference = curves[1] - curves[0]
     bottom.axhline(0.0, color="0.35", linewidth=0.8)
     bottom.fill_between(energy, difference, color=DOPED_COLOUR, alpha=0.25, linewidth=0)
-    bottom.plot(energy, difference, color=DOPED_COLOUR, linewidth=0.9)
+    bottom.plot(energy, difference, color=DOPED_COLOUR, linewidth=0.9, label="measured")
+    fit = prediction.fit
+    if fit is not None and prediction.found:
+        bottom.plot(fit.energy_mev, fit.predicted, color=PRESENT_COLOUR, linewidth=1.1, label="by the answer")
+        rest = fit.measured - fit.predicted
+        bottom.plot(fit.energy_mev, rest, color="0.35", linewidth=0.8, linestyle=":", label="left over")
+        bottom.legend(loc="best", fontsize=7, ncols=3, borderaxespad=0.1, handlelength=1.4)
+    if not math.isnan(prediction.explained):
+        share = f"{prediction.explained:.0%} of the change" if prediction.found else "nothing was found"
+        bottom.set_title(f"Goodness of fit: {prediction.verdict} ({share})", fontsize=8)
     bottom.set_ylabel("doped $-$ host")
     bottom.set_xlabel("Energy (meV)")
     bottom.set_xlim(0.0, end)
@@ -659,6 +668,10 @@ def _draw_elements(left: Axes, right: Axes, prediction: Prediction) -> None:
     left.set_ylim(max(len(order), LEAST_ROWS) - 0.4, -0.6)
     left.tick_params(axis="y", length=0)
     left.set_title("Dopants, of the candidates" if prediction.candidates_given else "Dopants, of all elements")
+    if not math.isnan(prediction.something_else):
+        likely = "bold" if prediction.something_else >= LIKELY else "normal"
+        text = f"something else: {prediction.something_else:.0%}"
+        left.annotate(text, (0.0, 0.0), (2, 3), "axes fraction", "offset points", fontsize=8, weight=likely)
     amount = 100.0 * prediction.concentration_if_present[order]
     low, high = 100.0 * prediction.low[order], 100.0 * prediction.high[order]
     for row, colour in zip(rows, colours, strict=True):

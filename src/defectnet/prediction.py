@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defectnet.elements import parse_formula
 from defectnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +28,30 @@ SURE: Final = 0.9
 UNSURE: Final = 0.3
 """Where no element reaches this probability, none is named as found, whatever the threshold."""
 
+LIKELY: Final = 0.5
+"""Probability from which something that is not in the list is said to be there; nothing is then said for sure."""
+
+EXPLAINS: Final = 0.6
+"""Share of the change from which an answer explains it."""
+
+EXPLAINS_PART: Final = 0.2
+"""Share of the change below which an answer does not explain it."""
+
 _ARRAYS: Final = ("probability", "concentration_if_present", "low", "high", "expected_concentration")
+
+
+class Fit(NamedTuple):
+    """What an answer makes of the change of the spectrum, (n,) each.
+
+    Attributes:
+        energy_mev: Energies.
+        measured: DOS of the doped sample less that of the host, unit area each; per meV.
+        predicted: What the elements that were found account for.
+    """
+
+    energy_mev: FloatArray
+    measured: FloatArray
+    predicted: FloatArray
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,8 +73,17 @@ class Prediction:
         answered_by: ``network`` or ``measured responses``.
         reason: Why it was not the better of the two, or what it holds for; empty where there is nothing to say.
         edge_mev: Band edge as read from the host's spectrum, meV; NaN where it is not known.
+        unit: Energy unit that the spectra were read in; empty where it is not known.
+        kind: Kind of DOS that they were taken for; empty where it is not known.
+        kind_told: Whether a file or a person said so, of both.
+        unchanged: Why host and doped sample are taken for the same, so that nothing is present; empty otherwise.
         warnings: Reasons to trust the answer less, one sentence each.
         further: What else the network says of each element, by name, (len(elements),) each.
+        something_else: Probability that an element was substituted in that is not in the list; NaN where it is not
+            told, and where none were named, for then all are in question.
+        explained: Share of the change of the spectrum, beyond noise, that the elements found account for, 0 to 1; NaN
+            where it is not told, or where noise may be all there is.
+        fit: The change, measured and predicted, where it is told.
     """
 
     elements: tuple[str, ...]
@@ -68,7 +101,14 @@ class Prediction:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     edge_mev: float = math.nan
+    unit: str = ""
+    kind: str = ""
+    kind_told: bool = True
+    unchanged: str = ""
     further: Mapping[str, FloatArray] = field(default_factory=dict)
+    something_else: float = math.nan
+    explained: float = math.nan
+    fit: Fit | None = None
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -92,7 +132,9 @@ class Prediction:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Elements whose probability reaches the threshold, the most probable first."""
+        """Elements whose probability reaches the threshold, the most probable first; none where nothing changed."""
+        if self.unchanged:
+            return ()
         return tuple(self.elements[i] for i in self.order if self.probability[i] >= self.threshold)
 
     @property
@@ -101,13 +143,34 @@ class Prediction:
         return self.present if max(self.probability, default=0.0) >= UNSURE else ()
 
     @property
+    def verdict(self) -> str:
+        """Goodness of fit: ``explains``, ``explains part`` or ``does not explain`` the change; else ``not known``."""
+        if math.isnan(self.explained):
+            return "not known"
+        if self.explained >= EXPLAINS:
+            return "explains"
+        return "explains part" if self.explained >= EXPLAINS_PART else "does not explain"
+
+    @property
     def sentence(self) -> str:
         """The answer in one sentence."""
+        if self.unchanged:
+            return f"No dopant found in {self.formula}: {self.unchanged}."
+        listed = self._of_the_list
+        if not self.something_else >= LIKELY:
+            return listed
+        rest = listed[0].lower() + listed[1:] if listed.startswith("No dopant") else listed
+        return f"Something that is not in the list is probably there ({self.something_else:.0%}); of the list: {rest}"
+
+    @property
+    def _of_the_list(self) -> str:
+        """What is said of the elements in question, in one sentence."""
         if not self.present:
             best = self.order[0]
             return (
                 f"No dopant found in {self.formula}: the most probable element, {self.elements[best]}, "
                 f"has probability {self.probability[best]:.2f}, below the threshold of {self.threshold:.2f}."
+                f"{' Yet the spectrum has changed by more than noise.' if self.verdict == 'does not explain' else ''}"
             )
         if not self.found:
             likely = [f"{self.elements[i]} ({self.probability[i]:.0%})" for i in self.order[:3]]
@@ -120,8 +183,15 @@ class Prediction:
             parts.append(f"{self.elements[i]} ({self.probability[i]:.0%}; {amount})")
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         least = self.probability[chosen].min()
+        doubt = self.something_else >= LIKELY or self.verdict == "does not explain"
         verb = "contains" if least >= SURE else "probably contains" if least >= 0.5 else "may contain"
+        verb = "may contain" if doubt else verb
         return f"{self.formula} {verb} {listed}."
+
+    @property
+    def atoms_per_formula_unit(self) -> float:
+        """Atoms of the formula as written: times a concentration they are x, as in Mg1-xAlxB2."""
+        return sum(parse_formula(self.formula).values())
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table, the most probable element first.
@@ -135,7 +205,7 @@ class Prediction:
         order = self.order
         columns: dict[str, Any] = {"element": [self.elements[i] for i in order]}
         columns |= {name: values[order] for name, values in self._columns().items()}
-        columns["present"] = columns["probability"] >= self.threshold
+        columns["present"] = [symbol in self.present for symbol in columns["element"]]
         return pd.DataFrame(columns)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +215,7 @@ class Prediction:
             {
                 "element": self.elements[i],
                 **{name: _number(values[i]) for name, values in columns.items()},
-                "present": bool(self.probability[i] >= self.threshold),
+                "present": self.elements[i] in self.present,
             }
             for i in self.order
         ]
@@ -157,8 +227,16 @@ class Prediction:
             "reason": self.reason,
             "candidates_given": self.candidates_given,
             "edge_mev": _number(self.edge_mev),
+            "unit": self.unit,
+            "kind": self.kind,
+            "kind_told": self.kind_told,
+            "unchanged": self.unchanged,
+            "atoms_per_formula_unit": self.atoms_per_formula_unit,
             "threshold": self.threshold,
             "coverage": _number(self.coverage),
+            "something_else": _number(self.something_else),
+            "explained": _number(self.explained),
+            "verdict": self.verdict,
             "present": list(self.present),
             "found": list(self.found),
             "elements": rows,
@@ -168,19 +246,33 @@ class Prediction:
     def __str__(self) -> str:
         """The sentence, how it was answered, and a table: all candidates, or, where none were named, the first ten."""
         asked = "candidates given" if self.candidates_given else f"every element in question, {BLIND_ROWS} shown"
-        edge = "" if math.isnan(self.edge_mev) else f", host's band edge {self.edge_mev:.1f} meV"  # a wrong unit shows
+        edge = "" if math.isnan(self.edge_mev) else f"host's band edge {self.edge_mev:.1f} meV"  # a wrong unit shows
+        assumed = "" if self.kind_told else " (assumed: no file says the kind, nor --kind)"
+        read = (f"read as {self.kind} DOS{assumed} in {self.unit}" if self.kind else "", edge)
         lines = [
             self.sentence,
-            f"{self.model}, {asked}, threshold {self.threshold:.2f}{edge}",
+            f"{self.model}, {asked}, threshold {self.threshold:.2f}",
+            *([", ".join(filter(None, read))] if any(read) else []),
             f"answered by {'the ' if self.answered_by == 'network' else ''}{self.answered_by}"
             f"{': ' + self.reason if self.reason else ''}",
+            *self._beyond(),
             "",
             *self._table(),
+            *self._per_formula_unit(),
             *(f"warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _beyond(self) -> list[str]:
+        """Say what is told of the list as a whole: something else, goodness of fit."""
+        lines = []
+        if not math.isnan(self.something_else):
+            lines.append(f"something that is not in the list: {self.something_else:.0%}")
+        if not math.isnan(self.explained):
+            lines.append(f"goodness of fit: {self.verdict}, {self.explained:.0%} of the change of the spectrum")
+        return lines
 
     def _table(self) -> list[str]:
         interval = "interval" if math.isnan(self.coverage) else f"{self.coverage:.0%} interval"
@@ -207,13 +299,27 @@ class Prediction:
             for row in table
         ]
 
+    def _per_formula_unit(self) -> list[str]:
+        """Say at.% again as x of Mg1-xAlxB2, where that is another number."""
+        atoms = self.atoms_per_formula_unit
+        if atoms == 1.0 or not self.found:
+            return []
+        parts = []
+        for i in (self.elements.index(symbol) for symbol in self.found):
+            low, high = atoms * self.low[i], atoms * self.high[i]
+            band = "" if math.isnan(low) else f" ({low:.2g} to {high:.2g})"
+            parts.append(f"{self.elements[i]} {atoms * self.concentration_if_present[i]:.2g}{band}")
+        return [f"at.% count all atoms; per formula unit {self.formula}: {', '.join(parts)}"]
+
     def _columns(self) -> dict[str, FloatArray]:
         return {**{name: getattr(self, name) for name in _ARRAYS}, **self.further}
 
     def _interval(self, i: int) -> str:
-        """Return the interval of an element in at.%; empty where it is not calibrated."""
+        """Return the interval of an element in at.%, an upper limit where it was not found; empty if not calibrated."""
         low, high = self.low[i], self.high[i]
-        return "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
+        if math.isnan(low):
+            return ""
+        return f"{100 * low:.1f} to {100 * high:.1f}" if self.elements[i] in self.found else f"below {100 * high:.1f}"
 
 
 def _number(value: float) -> float | None:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
+from defectnet.errors import ConfigError
+
 
 class _Words(ISeedSequence):
     """Seeds a generator with given words, which saves NumPy's own mixing: a hash has done that already."""
@@ -18,6 +20,17 @@ class _Words(ISeedSequence):
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[np.uint64]:
         return self._words[:n_words]
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed that NumPy takes.
+
+    Raises:
+        ConfigError: It is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}", fix="Use a whole number from 0 on")
+    return seed
 
 
 def row_rng(*keys: str | int) -> np.random.Generator:

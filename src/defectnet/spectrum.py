@@ -1,14 +1,15 @@
 """Phonon densities of states as a user has them: validated, converted, resampled, broadened.
 
-A phonon DOS vanishes as E^2 at zero energy, is nowhere negative, and ends at the band edge. What breaks one of these
-is not a DOS, and is refused with one error that says so.
+A phonon DOS vanishes as E^2 at zero energy, is nowhere negative but for noise, and ends at the band edge. What breaks
+one of these is not a DOS, and is refused with one error that says so.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Final
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from defectnet.elements import element_index
 from defectnet.errors import SpectrumError
 from defectnet.measure.broadening import FWHM_TO_SIGMA, broadening_kernel
-from defectnet.measure.curves import cumulative, integrals
+from defectnet.measure.curves import cumulative, integral_errors, integrals
 
 FloatArray = NDArray[np.float64]
 
@@ -27,13 +28,23 @@ total: all atoms alike. neutron-weighted: sigma_k / m_k, as inelastic neutron sc
 projected: one element's share only, as nuclear resonant scattering gives it.
 """
 
-UNITS: Final[dict[str, float]] = {"meV": 1.0, "THz": 4.135667696923859, "cm-1": 0.12398419843320026, "eV": 1000.0}
-"""Energy unit -> meV per unit (CODATA 2018, exact)."""
+UNITS: Final[dict[str, float]] = {
+    "meV": 1.0,
+    "THz": 4.135667696923859,
+    "cm-1": 0.12398419843320026,
+    "eV": 1000.0,
+    "rad/ps": 0.6582119569509066,
+    "Hartree": 27211.386245988,
+}
+"""Energy unit -> meV per unit (CODATA 2018). Angular frequencies, 2 pi THz, are in rad/ps."""
 
 MIN_POINTS: Final = 16
-NEGATIVE_LIMIT: Final = 0.05  # of the maximum: counting noise of a good measurement stays well within this
+NEGATIVE_LIMIT: Final = 0.05  # of the maximum: what errors and scatter do not explain stays within this
 NEGATIVE_AREA_LIMIT: Final = 0.05  # of the area
+NOISE_SIGMAS: Final = 5.5  # a negative value within so many standard deviations is noise, also among some thousand
 IMAGINARY_LIMIT: Final = 0.02  # of the area: smearing of the acoustic modes around zero stays within this
+SYMMETRIC: Final = 0.1  # of its area: a DOS that differs by less from its mirror image at negative energies is even
+FEWEST_FOR_NOISE: Final = 40  # points: fewer do not tell noise from structure
 
 _ALIASES: Final = {
     "mev": "meV",
@@ -53,6 +64,9 @@ _ALIASES: Final = {
     "reciprocalcentimeter": "cm-1",
     "ev": "eV",
     "electronvolt": "eV",
+    **dict.fromkeys(("rad/ps", "radian/picosecond", "radps-1", "rad/picosecond", "radthz", "thzrad"), "rad/ps"),
+    **dict.fromkeys(("2pithz", "2πthz", "2pi*thz", "2π*thz", "2*pi*thz", "2π·thz", "2pi·thz", "thz*2pi"), "rad/ps"),
+    **dict.fromkeys(("hartree", "hartrees", "ha"), "Hartree"),
 }
 
 
@@ -95,16 +109,20 @@ def parse_kind(text: str, *, field: str = "kind") -> str:
 class Spectrum:
     """A phonon density of states on a grid of energies; checked when it is made.
 
-    Points below zero energy are cut if next to nothing lies there, and values below zero are set to zero if they
-    are within noise. The arrays are copies and cannot be written to.
+    Points below zero energy are cut if next to nothing lies there, or the same as at positive energies. Values below
+    zero are kept where errors or scatter explain them: cut, they would make a background out of noise. Others are set
+    to zero if they are small, and refused if not. The arrays are copies and cannot be written to.
 
     Attributes:
         energy: (n,) energies in `unit`, strictly increasing, not negative; n is 16 at least.
-        dos: (n,) DOS per `unit`, in any scale; not negative, positive area.
+        dos: (n,) DOS per `unit`, in any scale; positive area.
         unit: One of `UNITS`.
         kind: One of `KINDS`.
         element: The element of a projected DOS, where known; None for the other kinds.
         source: File it came from, named in errors.
+        error: (n,) standard deviation of the DOS, not negative; None where not known.
+        kind_told: Whether a file or a person said the kind; false where it is total by default.
+        remark: What its reader found doubtful; empty by default.
 
     Raises:
         SpectrumError: The values are no phonon DOS, or a unit or kind is unknown.
@@ -116,6 +134,9 @@ class Spectrum:
     kind: str = "total"
     element: str | None = None
     source: str = ""
+    error: FloatArray | None = None
+    kind_told: bool = True
+    remark: str = ""
 
     def __post_init__(self) -> None:
         unit, kind = (
@@ -129,10 +150,11 @@ class Spectrum:
                     f"{self.name} names element {self.element}, but its kind is {kind}",
                     fix='Leave element out, or set kind="projected"',
                 )
-        energy, dos = _checked(self.energy, self.dos, self.name)
-        for array in (energy, dos):
-            array.setflags(write=False)
-        for key, value in {"energy": energy, "dos": dos, "unit": unit, "kind": kind}.items():
+        energy, dos, error = _checked(self.energy, self.dos, self.error, self.name)
+        for array in (energy, dos, error):
+            if array is not None:
+                array.setflags(write=False)
+        for key, value in {"energy": energy, "dos": dos, "error": error, "unit": unit, "kind": kind}.items():
             object.__setattr__(self, key, value)
 
     @property
@@ -154,11 +176,23 @@ class Spectrum:
         """Return the same spectrum in another unit; the DOS is per that unit, so the area is kept."""
         unit = parse_unit(unit)
         factor = UNITS[self.unit] / UNITS[unit]
-        return replace(self, energy=self.energy * factor, dos=self.dos / factor, unit=unit)
+        return self._scaled(1.0 / factor, energy=self.energy * factor, unit=unit)
 
     def normalised(self) -> Spectrum:
         """Return the same spectrum with unit area."""
-        return replace(self, dos=self.dos / self.area)
+        return self._scaled(1.0 / self.area)
+
+    def _scaled(self, factor: float, **changes: Any) -> Spectrum:
+        return self._with(dos=self.dos * factor, error=None if self.error is None else self.error * factor, **changes)
+
+    def _with(self, **changes: Any) -> Spectrum:
+        """Return a copy with other values, which are not checked again: smoothed noise looks like structure."""
+        made = copy(self)
+        for name, value in changes.items():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+            object.__setattr__(made, name, value)
+        return made
 
     def resampled(self, energy: ArrayLike) -> Spectrum:
         """Return the spectrum on other energies, each value the mean over its cell; the area is kept.
@@ -169,7 +203,7 @@ class Spectrum:
         Raises:
             SpectrumError: More than 1 % of the area lies outside the new energies.
         """
-        grid = np.asarray(energy, dtype=np.float64)
+        grid = np.array(energy, dtype=np.float64)
         _check_grid(grid, f"{self.name}, new energies")
         cells = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2, grid[-1:]])
         # The widths of these cells are the weights of the trapezoidal rule, so the sum of the cells is the area.
@@ -182,7 +216,9 @@ class Spectrum:
                 why=f"{grid[0]:g} to {grid[-1]:g} {self.unit}",
                 fix="Resample on energies that cover the spectrum",
             )
-        return replace(self, energy=grid, dos=shares / np.diff(cells) / (1.0 - lost))
+        factor = 1.0 / (np.diff(cells) * (1.0 - lost))
+        error = None if self.error is None else integral_errors(self.energy, self.error, cells) * factor
+        return self._with(energy=grid, dos=shares * factor, error=error)
 
     def broadened(self, fwhm_mev: float) -> Spectrum:
         """Return the spectrum seen with a Gaussian resolution; the area is kept.
@@ -204,23 +240,29 @@ class Spectrum:
             return self
         extra = int(np.ceil(4.0 * sigma / step[-1]))
         energy = np.append(self.energy, self.energy[-1] + step[-1] * np.arange(1, extra + 1))
-        mass = self.dos * _trapezoid_weights(self.energy)
+        steps = _trapezoid_weights(self.energy)
         weight = _trapezoid_weights(energy)
-        dos = np.zeros_like(energy)
-        for start in range(0, len(mass), 512):  # blocks bound the memory for long grids
+        dos, variance = np.zeros_like(energy), np.zeros_like(energy)
+        for start in range(0, len(steps), 512):  # blocks bound the memory for long grids
             block = slice(start, start + 512)
-            dos += broadening_kernel(energy, self.energy[block], sigma, weight) @ mass[block]
-        return replace(self, energy=energy, dos=dos)
+            kernel = broadening_kernel(energy, self.energy[block], sigma, weight) * steps[block]
+            dos += kernel @ self.dos[block]
+            if self.error is not None:
+                variance += kernel**2 @ self.error[block] ** 2
+        return self._with(energy=energy, dos=dos, error=None if self.error is None else np.sqrt(variance))
 
 
-def _checked(energy: ArrayLike, dos: ArrayLike, name: str) -> tuple[FloatArray, FloatArray]:
-    """Check what a DOS must fulfil; return copies without negative energies and values."""
+def _checked(
+    energy: ArrayLike, dos: ArrayLike, error: ArrayLike | None, name: str
+) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+    """Check what a DOS must fulfil; return copies without negative energies and what no noise explains below zero."""
     try:
         energy, dos = np.array(energy, dtype=np.float64), np.array(dos, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        sigma = None if error is None else np.array(error, dtype=np.float64)
+    except (TypeError, ValueError) as wrong:
         raise SpectrumError(
-            f"{name}: energies and DOS must be numbers", why=str(error), fix="Give two 1-D arrays"
-        ) from error
+            f"{name}: energies and DOS must be numbers", why=str(wrong), fix="Give two 1-D arrays"
+        ) from wrong
     if energy.ndim != 1 or energy.shape != dos.shape:
         raise SpectrumError(
             f"{name}: energies and DOS have shapes {energy.shape} and {dos.shape}",
@@ -230,10 +272,17 @@ def _checked(energy: ArrayLike, dos: ArrayLike, name: str) -> tuple[FloatArray, 
     if not np.isfinite(dos).all():
         row = int(np.flatnonzero(~np.isfinite(dos))[0]) + 1
         raise SpectrumError(f"{name}: the DOS is {dos[row - 1]} at point {row}", fix="Remove or mend that point")
+    if sigma is not None and (sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any()):
+        raise SpectrumError(
+            f"{name}: errors have shape {sigma.shape}, or hold NaN or negative values",
+            fix=f"Give {len(dos)} standard deviations, one for each point, or none",
+        )
+    sigma = None if sigma is not None and not sigma.any() else sigma  # a column of zeros says nothing
     peak = float(dos.max())
     if peak <= 0:
         raise SpectrumError(f"{name}: the DOS is nowhere positive", fix="Check that the second column is the DOS")
-    _check_negative(energy, dos, name)
+    clipped = np.where(_explained(dos, sigma), dos, np.maximum(dos, 0.0))
+    _check_negative(energy, dos, clipped, name)
     positive = energy >= 0
     if np.count_nonzero(positive) < MIN_POINTS:
         raise SpectrumError(
@@ -241,16 +290,17 @@ def _checked(energy: ArrayLike, dos: ArrayLike, name: str) -> tuple[FloatArray, 
             fix=f"Give {MIN_POINTS} points at least, with energy loss (phonon creation) counted positive",
         )
     _check_elastic(energy[positive], dos[positive], name)
-    clipped = np.maximum(dos, 0.0)
     area = float(np.trapezoid(clipped, energy))
+    if area <= 0:
+        raise SpectrumError(f"{name}: the DOS has no area", fix="Check that the second column is the DOS")
     below = float(np.trapezoid(clipped[~positive], energy[~positive]))
-    if below > IMAGINARY_LIMIT * area:
+    if below > IMAGINARY_LIMIT * area and not _is_even(energy, clipped):
         raise SpectrumError(
             f"{name}: {below / area:.0%} of the DOS lies at negative energies",
-            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E)",
+            why="imaginary modes: the structure is not relaxed or not stable; or the gain side of S(E); or electrons",
             fix="Relax the structure and compute the DOS again; from a measurement give the DOS at positive energies",
         )
-    return energy[positive].copy(), clipped[positive].copy()
+    return energy[positive].copy(), clipped[positive].copy(), None if sigma is None else sigma[positive].copy()
 
 
 def _check_grid(energy: FloatArray, name: str) -> None:
@@ -269,27 +319,50 @@ def _check_grid(energy: FloatArray, name: str) -> None:
         )
 
 
-def _check_negative(energy: FloatArray, dos: FloatArray, name: str) -> None:
-    """Allow values below zero within noise only; a larger dip is a background that was subtracted too far."""
-    lowest = int(dos.argmin())
-    if dos[lowest] >= 0:
-        return
+def _explained(dos: FloatArray, error: FloatArray | None) -> NDArray[np.bool_]:
+    """Tell of each value whether noise could have put it below zero.
+
+    A stated error may be far too small, above all where nothing was counted: that of its neighbours counts, too, and
+    how the points scatter.
+    """
+    sigma = np.zeros(len(dos))
+    if len(dos) >= FEWEST_FOR_NOISE:
+        # Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's.
+        sigma += float(np.median(np.abs(np.diff(dos, 3)))) / 0.6745 / np.sqrt(20.0)
+    if error is not None:
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(error, 8, constant_values=np.nan), 17)
+        sigma = np.maximum.reduce([sigma, error, np.nanmedian(windows, axis=1)])
+    return np.asarray(dos >= -NOISE_SIGMAS * sigma)
+
+
+def _is_even(energy: FloatArray, dos: FloatArray) -> bool:
+    """Tell whether a DOS is the same at negative energies, as the Fourier transform of a correlation is."""
+    reach = min(-float(energy[0]), float(energy[-1]))
+    grid = np.linspace(0.0, reach, 400)
+    right, left = np.interp(grid, energy, dos), np.interp(-grid, energy, dos)
+    return bool(np.abs(right - left).sum() < SYMMETRIC * np.abs(right).sum())
+
+
+def _check_negative(energy: FloatArray, dos: FloatArray, clipped: FloatArray, name: str) -> None:
+    """Refuse large values below zero that no noise explains: a background that was subtracted too far."""
+    cut = clipped - dos
+    lowest = int(cut.argmax())
     area = float(np.trapezoid(np.maximum(dos, 0.0), energy))
-    lost = float(np.trapezoid(np.maximum(-dos, 0.0), energy)) / area
-    if dos[lowest] < -NEGATIVE_LIMIT * dos.max() or lost > NEGATIVE_AREA_LIMIT:
+    lost = float(np.trapezoid(cut, energy)) / area
+    if cut[lowest] > NEGATIVE_LIMIT * dos.max() or lost > NEGATIVE_AREA_LIMIT:
         raise SpectrumError(
             f"{name}: the DOS is negative beyond noise",
             why=f"{dos[lowest] / dos.max():.0%} of the maximum at energy {energy[lowest]:g}, {lost:.0%} of the area",
-            fix="Subtract less background, or cut the energies where noise is all there is",
+            fix="Subtract less background, or cut energies where noise is all there is; give errors if you have them",
         )
 
 
 def _check_elastic(energy: FloatArray, dos: FloatArray, name: str) -> None:
     """Refuse S(E): there the elastic line towers at zero energy, where a DOS vanishes as E^2."""
-    if energy[0] > 0.05 * energy[-1]:
+    total = cumulative(energy, dos)
+    if energy[0] > 0.05 * energy[np.argmax(total >= 0.95 * total[-1])]:
         return  # the grid does not reach down to the elastic line
-    head = float(dos[:2].max())
-    peak = float(dos.max())
+    head, peak = float(dos[0]), float(dos.max())
     lowest = np.minimum.accumulate(dos)
     rises = np.flatnonzero(dos > lowest + 0.05 * peak)  # the first valley ends where the curve rises again
     valley = float(dos[: rises[0]].min() if len(rises) else dos.min())

@@ -14,6 +14,7 @@ from defectnet.benchmark.runner import Benchmark
 from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
+from defectnet.rng import checked_seed
 
 
 def measure(
@@ -47,6 +48,9 @@ def measure(
     Raises:
         DefectNetError: A word is unknown, a model cannot be made or breaks the protocol, or the data cannot be used.
     """
+    checked_seed(seed)
+    if bootstrap < 0:
+        raise ConfigError(f"bootstrap is {bootstrap}", fix="Use a number of resamples, or 0 for no intervals")
     tracks: Sequence[Track] = (KNOWN_CRYSTAL,) if track == KNOWN_CRYSTAL else _choice("track", track, TRACKS)
     conditions = _choice("condition", condition, CONDITIONS)
     entrants = [entrant_named(text) for text in models]  # all of them, before any is measured for minutes

@@ -23,6 +23,7 @@ from defectnet.benchmark.protocol import ALL_TRACKS, KNOWN_CRYSTAL, TrainableEst
 from defectnet.config import Grid
 from defectnet.data.candidates import Track
 from defectnet.errors import ConfigError, DefectNetError
+from defectnet.files import home_expanded
 from defectnet.hub import from_pretrained
 from defectnet.hub.catalogue import list_checkpoints
 from defectnet.models.base import DefectModel
@@ -140,7 +141,7 @@ def entrant_named(text: str) -> Entrant:
     if text in BASELINES:
         baseline = BASELINES[text]
         return _entrant(text, baseline(), "baseline")
-    if "+" in text and not Path(text).expanduser().exists():
+    if "+" in text and not home_expanded(text).exists():
         return _ensemble(text, text.split("+"))
     if text.startswith((".", "/", "~")) or ":" not in text:
         if not text.startswith((".", "/", "~")) and "/" not in text and text not in list_checkpoints():

@@ -110,13 +110,14 @@ def _screen_cells(found: Mapping[str, Any], columns: Sequence[Column]) -> list[s
 
 
 def _rich(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, title in enumerate(["", *titles]):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -17,7 +17,7 @@ from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
 from defectnet.cli.plan import plan
 from defectnet.cli.publish import checkpoints, data_push, push
 from defectnet.cli.training import benchmark, export, finetune, fit, test, validate
-from defectnet.errors import DefectNetError, LabError
+from defectnet.errors import ConfigError, DefectNetError, LabError
 
 __all__ = ["COMMANDS", "DEFAULT_CHECKPOINT", "EXIT_ERROR", "TRAINING", "main"]
 
@@ -25,6 +25,25 @@ TRAINING: dict[str, Callable[..., None]] = {"fit": fit, "validate": validate, "t
 """Commands whose words go to Lightning's own command line as they are."""
 
 EXIT_ERROR = 2
+
+_NO_VALUE = (
+    "null",
+    "Null",
+    "NULL",
+    "~",
+)  # what YAML reads as no value, and would pass for an option that was not given
+
+EXTRAS = {
+    **dict.fromkeys(("ase", "numba", "scipy", "spglib", "threadpoolctl", "vesin"), "sim"),
+    **dict.fromkeys(("chemotools", "lightgbm", "sklearn"), "benchmark"),
+    **dict.fromkeys(("equinox", "jax", "jraph"), "reference"),
+    "h5py": "hdf5",
+    "matplotlib": "plot",
+    "NCrystal": "physics",
+    "parsl": "parsl",
+    "pyarrow": "data",
+}
+"""Package that a command may lack -> the extra that installs it."""
 
 _DESCRIPTION = "Which dopants are in a crystal, and how much: from its phonon density of states."
 
@@ -66,6 +85,10 @@ def _parse_and_run(arguments: list[str]) -> None:
 
         print(f"defectnet {__version__}")
         return
+    for option, value in zip(["", *arguments], arguments, strict=False):
+        name, equals, given = value.partition("=")
+        if (value in _NO_VALUE and option.startswith("--")) or (equals and given in _NO_VALUE):
+            raise ConfigError(f"{name if equals else option} has no value", fix="Leave the option out, or give it one")
     from jsonargparse import ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):
@@ -101,6 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _parse_and_run(words)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]  # what is missing may be a module of it
+        if package not in EXTRAS:
+            raise
+        text = f"this command needs {package}. Install it: pip install 'defectnet[{EXTRAS[package]}]'."
+        print(f"defectnet: {text}", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR) from None
     except (DefectNetError, OSError) as error:
         # One line, but for a table of lab spectra, whose faults are listed one below the other.
         text = str(error) if isinstance(error, LabError) else " ".join(str(error).split())

@@ -21,6 +21,8 @@ def identify(
     pack: str | None = None,
     candidates: str | None = None,
     unit: str | None = None,
+    host_unit: str | None = None,
+    doped_unit: str | None = None,
     kind: str | None = None,
     element: str | None = None,
     edge: float | None = None,
@@ -48,7 +50,9 @@ def identify(
         pack: Host pack: a bundled name, a folder, or org/repo on the Hugging Face Hub.
         candidates: Elements that may be there, such as Al,In, or Al@Ga with a known crystal. Without it every element
             that can be is in question.
-        unit: Energy unit of both files where they do not declare it: meV, THz, cm-1 or eV.
+        unit: Energy unit of both files where they do not declare it: meV, THz, cm-1, eV, rad/ps (2 pi THz) or Hartree.
+        host_unit: The same of the host's file alone.
+        doped_unit: The same of the doped sample's file alone.
         kind: Kind of DOS where the files do not declare it: total, neutron-weighted or projected.
         element: Element that the DOS is projected on, or to select from a file of projected DOS.
         edge: Band edge of the host in meV, where noise or a short file hides it. Without it, it is read from the file.
@@ -73,7 +77,10 @@ def identify(
         parse_formula(formula)
     elif not known:
         raise ConfigError("the host is not named", fix="Give --structure, --pack or --formula")
-    pair = [read_spectrum(path, unit=unit, kind=kind, element=element) for path in (host, doped)]
+    pair = [
+        read_spectrum(path, unit=own or unit, kind=kind, element=element)
+        for path, own in ((host, host_unit), (doped, doped_unit))
+    ]
     names = None if candidates is None else candidates.replace(",", " ").replace(";", " ").split()
     # Only now, so that a wrong file is reported at once: importing torch takes longer than reading.
     if known:

@@ -55,13 +55,14 @@ def checkpoints() -> None:
     from json import loads
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from defectnet.hub.catalogue import PUBLISHED, bundled
 
     table = Table("name", "architecture", box=None, pad_edge=False, header_style="bold")
     for name, folder in bundled().items():
-        table.add_row(name, loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+        table.add_row(escape(name), loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
     for name in sorted(PUBLISHED.keys() - bundled()):
         table.add_row(name, "{} on the Hub, commit {}".format(*PUBLISHED[name]))
     if table.row_count:

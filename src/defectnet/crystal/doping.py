@@ -136,12 +136,14 @@ def split_dopant(text: str) -> tuple[str, str | None]:
     """Read ``Al`` or ``Al@Mg``: a dopant, and the host element that it replaces, if it matters.
 
     Raises:
-        SimulationError: An element is not in the vocabulary.
+        SimulationError: An element is not in the vocabulary, or replaces itself.
     """
     dopant, _, site = (part.strip() for part in text.partition("@"))
     for symbol in (dopant, site) if "@" in text else (dopant,):
         if symbol not in INDEX:
             raise SimulationError(f"dopant {text!r}: {symbol!r} is not in the vocabulary", fix="Write Al or Al@Mg")
+    if dopant == site:
+        raise SimulationError(f"dopant {text!r} replaces itself", fix="Write Al or Al@Mg")
     return dopant, site or None
 
 

@@ -16,6 +16,7 @@ from ase.formula import Formula
 
 from defectnet.elements import VOCABULARY, chemical_system
 from defectnet.errors import SimulationError
+from defectnet.files import is_file_name
 from defectnet.potentials.neighbours import Crystal
 
 
@@ -78,7 +79,7 @@ def json_list(path: Path) -> list[Any] | None:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             content = json.load(file)
-    except (ValueError, lzma.LZMAError, EOFError, OSError) as error:
+    except (ValueError, RecursionError, lzma.LZMAError, EOFError, OSError) as error:
         raise SimulationError(
             f"hosts: {path} is no readable JSON", why=str(error)[:120], fix="Check the file"
         ) from error
@@ -136,7 +137,7 @@ def _check_ids(hosts: Sequence[Host], source: str) -> None:
     for host in hosts:
         if host.id in seen:
             raise SimulationError(f"hosts: {source} has the id {host.id!r} twice", fix="Give each host its own id")
-        if not host.id or not all(c.isalnum() or c in "._-" for c in host.id):
+        if not is_file_name(host.id) or not all(c.isalnum() or c in "._-" for c in host.id):
             raise SimulationError(
                 f"hosts: {source} has the id {host.id!r}", fix="Use letters, digits, dots, dashes and underscores"
             )

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -24,12 +25,15 @@ from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.substitution import KEEP, RADIUS, substitute
 from defectnet.elements import INDEX, SYMBOLS, VOCABULARY, element_index
 from defectnet.errors import SimulationError
-from defectnet.files import replacing
+from defectnet.files import locked, replacing
 from defectnet.potentials.folder import CONFIG
 from defectnet.potentials.potential import Potential, load_potential
 
 EXACT_ATOMS, DISPLACED_ATOMS = 130, 100
 """Most atoms of a supercell, where the potential has exact force constants, and where atoms are displaced."""
+
+TOGETHER = 256
+"""Packs that are in work at a time: each is locked, which takes an open file."""
 
 PLAUSIBLE = 12
 """Number of dopants that ``plausible`` stands for."""
@@ -135,6 +139,7 @@ def make_packs(
 
     Raises:
         SimulationError: A folder holds something else, or a pack of another host, potential or settings.
+        ConfigError: Another process is at work on one.
     """
     if type(workers) is not int or workers < 1:
         raise SimulationError(f"workers is {workers!r}", fix="Use a whole number, 1 or more")
@@ -144,7 +149,20 @@ def make_packs(
         if folders.count(folder) > 1:
             raise SimulationError(f"{folder} is named for two packs", fix="Give each its own folder")
     for build in builds:
-        build.check()
+        with locked(build.folder, "making the pack"):
+            build.check()
+    failed: dict[str, str] = {}
+    for first in range(0, len(builds), TOGETHER):
+        with ExitStack() as locks:
+            some = builds[first : first + TOGETHER]
+            for build in some:
+                locks.enter_context(locked(build.folder, "making the pack"))
+            failed |= _make(some, workers, report)
+    return failed
+
+
+def _make(builds: Sequence[_Build], workers: int, report: Callable[[Progress], None]) -> dict[str, str]:
+    """Make packs that nobody else is at work on."""
     failed: dict[str, str] = {}
     if workers == 1:
         for build in builds:

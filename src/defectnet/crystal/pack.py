@@ -16,6 +16,7 @@ from defectnet.crystal.pairs import as_pairs, expanded, fixing, from_pairs, redu
 from defectnet.crystal.substitution import Substitution, with_sum_rule
 from defectnet.elements import INDEX, NUMBERS, SYMBOLS
 from defectnet.errors import SimulationError
+from defectnet.files import home_expanded
 from defectnet.hub.catalogue import bundled_root
 from defectnet.hub.remote import REPO, Remote, damaged, download
 from defectnet.potentials.folder import CARD, CONFIG, HOST, WEIGHTS, read_config, read_weights, write_folder
@@ -200,7 +201,7 @@ def find_pack(
     if not isinstance(source, (str, Path)):
         raise SimulationError(f"a host pack is a folder, not a {type(source).__name__}", fix="Give a name or a path")
     known = {name.lower(): folder for name, folder in bundled_packs().items()}
-    folder = known.get(str(source).lower(), Path(source).expanduser())
+    folder = known.get(str(source).lower(), home_expanded(source))
     remote = isinstance(source, str) and REPO.fullmatch(source) is not None
     if remote and (revision is not None or force_download or not folder.is_dir()):
         place = Remote(str(source), "model", SimulationError)

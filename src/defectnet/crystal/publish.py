@@ -8,7 +8,7 @@ from typing import Final
 from defectnet.crystal.pack import FILES, HostPack, find_pack
 from defectnet.errors import SimulationError
 from defectnet.hub.card import model_card
-from defectnet.hub.remote import Pushed, Remote, check_writable, publish
+from defectnet.hub.remote import Pushed, Remote, check_writable, own_file, publish
 from defectnet.potentials.folder import CARD
 
 _FRONT: Final = "---\nlicense: cc-by-4.0\ntags: [host-pack, force-constants]\n---\n\n"
@@ -44,7 +44,7 @@ def push_pack(
     card = folder / CARD
     if not card.is_file():
         raise SimulationError(f"{card} is missing", fix="Make the pack again, or write what it is")
-    text = card.read_text(encoding="utf-8")
+    text = own_file(card, SimulationError).read_text(encoding="utf-8")
     files: dict[str, Path | bytes] = {name: folder / name for name in FILES}
     files[CARD] = model_card(text if text.startswith("---\n") else _FRONT + text, repo).encode()
     message = f"{pack.host.id}{f' {tag}' if tag else ''}: host pack of {len(pack.substitutions)} substitutions"

@@ -107,3 +107,16 @@ def blend(row: Row, group: Sequence[Row], chance: float, rng: np.random.Generato
         dopants=np.array(list(concentration), dtype=np.intp),
         concentration=np.array(list(concentration.values()), dtype=np.float32),
     )
+
+
+def pristine(row: Row) -> Row:
+    """Return a row whose sample is the host itself: what differs between the two is how they are measured."""
+    first = row.hosts
+    return replace(
+        row,
+        elements=np.concatenate([row.elements[:first]] * 2),
+        codes=np.concatenate([row.codes[:first]] * 2),
+        areas=np.concatenate([row.areas[:first]] * 2),
+        dopants=row.dopants[:0],
+        concentration=row.concentration[:0],
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.config import Bounded, bounded
-from defectnet.elements import properties
+from defectnet.elements import VOCABULARY, properties
 
 Track = Literal["candidates", "blind", "mixed", "known-crystal"]
 
@@ -19,6 +19,10 @@ TRACKS: Final[tuple[Track, ...]] = ("candidates", "blind")
 
 CONDITIONS: Final = ("clean", "lab")
 """Measurements under which networks are calibrated, baselines learn and all are judged."""
+
+
+OPEN_SHARE: Final = 0.4
+"""Share of lists that may miss dopants, where networks that tell what is not in the list are trained and calibrated."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,20 @@ class TrackSettings(Bounded, called="tracks"):
         likely_share: Share of the distractors drawn by chemical likeness to the host, the rest uniformly.
         familiar_share: Share of the distractors that training draws first, among the dopants of other rows of the same
             host. Without them, to know by heart which dopants go with a host answers most questions about it.
+        open_share: Share of the named rows whose list may be incomplete. At 0, as in the benchmark, all dopants are in
+            every list.
+        missing_all: Share of the open lists that hold no true dopant; from the others each dopant is missing half of
+            the times.
+        twin_share: Share of the distractors drawn by chemical likeness to the true dopants, named or not.
     """
 
     blind_share: float = bounded(0.5, 0.0, 1.0)
     max_distractors: int = bounded(6, 1, 40)
     likely_share: float = bounded(0.5, 0.0, 1.0)
     familiar_share: float = bounded(0.0, 0.0, 1.0)
+    open_share: float = bounded(0.0, 0.0, 1.0)
+    missing_all: float = bounded(0.5, 0.0, 1.0)
+    twin_share: float = bounded(0.0, 0.0, 1.0)
 
 
 def _likeness() -> NDArray[np.float64]:
@@ -61,8 +73,8 @@ def questions(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Draw what a user would ask of each row: about named elements, or about all but the host's (blind).
 
-    Named are the true dopants and some distractors, never an element of the host, and at least one element, also of an
-    undoped control.
+    Named are the true dopants, but for what open lists miss, and some distractors, never an element of the host, and
+    at least one element, also of an undoped control. A dopant that an open list misses is no distractor.
 
     Args:
         hosts: (B, 62) elements of the hosts.
@@ -78,14 +90,18 @@ def questions(
     """
     each = 2 if familiar is None else 4
     uniform = np.empty((len(rngs), 2 + each * settings.max_distractors))
-    for row, rng in zip(uniform, rngs, strict=True):
+    # Numbers of their own, after the others: those of complete lists are what they were without these settings.
+    odd = np.ones((len(rngs), 2 + len(VOCABULARY) + settings.max_distractors))
+    for row, more, rng in zip(uniform, odd, rngs, strict=True):
         rng.random(out=row)
+        if settings.open_share or settings.twin_share:
+            rng.random(out=more)
     given = np.full(len(rngs), track == "candidates") | ((track == "mixed") & (uniform[:, 0] >= settings.blind_share))
     masks = ~hosts
     asked = np.flatnonzero(given)
     if len(asked):
         first = None if familiar is None else familiar[asked]
-        masks[asked] = _candidate_sets(hosts[asked], dopants[asked], settings, uniform[asked, 1:], first)
+        masks[asked] = _candidate_sets(hosts[asked], dopants[asked], settings, uniform[asked, 1:], odd[asked], first)
     return masks, given
 
 
@@ -94,13 +110,21 @@ def _candidate_sets(
     dopants: NDArray[np.bool_],
     settings: TrackSettings,
     uniform: NDArray[np.float64],
+    odd: NDArray[np.float64],
     familiar: NDArray[np.bool_] | None,
 ) -> NDArray[np.bool_]:
-    """Add distractors to (B, 62) true dopants; `uniform` is (B, 1 + 2 or 4 max_distractors)."""
-    masks, rows = dopants.copy(), np.arange(len(hosts))
-    fewest = np.where(dopants.any(axis=1), 0, 1)
-    wanted = fewest + (uniform[:, 0] * (settings.max_distractors + 1 - fewest)).astype(int)
+    """Add distractors to (B, 62) true dopants.
+
+    `uniform` is (B, 1 + 2 or 4 max_distractors), `odd` (B, 2 + 62 + max_distractors) numbers.
+    """
+    rows = np.arange(len(hosts))
+    missing = (odd[:, 1, None] < settings.missing_all) | (odd[:, 2 : 2 + len(VOCABULARY)] < 0.5)
+    masks = dopants & ~(missing & (odd[:, 0, None] < settings.open_share))
     likely = np.where(hosts[:, :, None], LIKENESS, 0.0).max(axis=1)
+    hosts = hosts | dopants  # neither is a distractor
+    fewest = np.where(masks.any(axis=1), 0, 1)
+    twins = np.where(dopants[:, :, None], LIKENESS, 0.0).max(axis=1)
+    wanted = fewest + (uniform[:, 0] * (settings.max_distractors + 1 - fewest)).astype(int)
     for k in range(int(wanted.max())):
         by_likeness = uniform[:, 2 * k + 1, None] < settings.likely_share
         weights = np.where(masks | hosts, 0.0, np.where(by_likeness, likely, 1.0))
@@ -108,6 +132,9 @@ def _candidate_sets(
             known = familiar & ~masks & ~hosts
             first = (uniform[:, 2 * (settings.max_distractors + k) + 1] < settings.familiar_share) & known.any(axis=1)
             weights = np.where(first[:, None], known, weights)
+        twin = (odd[:, 2 + len(VOCABULARY) + k] < settings.twin_share) & dopants.any(axis=1)
+        if twin.any():
+            weights = np.where(twin[:, None], np.where(masks | hosts, 0.0, twins), weights)
         running = np.cumsum(weights, axis=1)
         # Rounding must not lead past the last element that is free.
         target = np.minimum(uniform[:, 2 * k + 2] * running[:, -1], np.nextafter(running[:, -1], 0.0))

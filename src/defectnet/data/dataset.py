@@ -25,7 +25,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from defectnet.batch import Batch, Item, Targets
 from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
-from defectnet.data.blending import blend, by_host, familiar, key
+from defectnet.data.blending import blend, by_host, familiar, key, pristine
 from defectnet.data.candidates import Track, TrackSettings, questions
 from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, projected_pairs, read_rows, shard_files
 from defectnet.data.splits import SPLITS, Split
@@ -143,6 +143,7 @@ class View(Bounded, called="data"):
         tracks: How candidate sets are drawn.
         seed: Set in training: the choices change with (seed, epoch). None in evaluation: they depend on the row alone.
         blend: Share of the rows that training blends with others of their host (`defectnet.data.blending`).
+        undoped: Share of the rows that are shown as two measurements of the host, without its dopants.
         projected: Whether targets hold projected DOS.
     """
 
@@ -153,6 +154,7 @@ class View(Bounded, called="data"):
     seed: int | None = None
     blend: float = bounded(0.0, 0.0, 1.0)
     projected: bool = False
+    undoped: float = bounded(0.0, 0.0, 1.0)
 
     @property
     def needs_others(self) -> bool:
@@ -162,6 +164,11 @@ class View(Bounded, called="data"):
     def collate(self, samples: Sequence[Row], rows: Sequence[int], epoch: int) -> Item:
         """Measure rows of shards and stack them."""
         keys: tuple[str | int, ...] = () if self.seed is None else (self.seed, epoch)
+        if self.undoped:
+            samples = [
+                pristine(sample) if row_rng("undoped", sample.row_id, *keys).random() < self.undoped else sample
+                for sample in samples
+            ]
         pairs = measure_pairs(
             projected_pairs(samples),
             self.measurement,
@@ -260,6 +267,13 @@ class ShardDataset(IterableDataset[Item | LoadFailure]):
     def __len__(self) -> int:
         """Batches in an epoch on this rank, all workers together."""
         return sum(self._batches_of(worker) for worker in range(max(self.stream.workers, 1)))
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """What fixes, with the number of an epoch and of a batch, which rows are in it."""
+        stream = self.stream
+        fixed = {name: getattr(stream, name) for name in ("batch_size", "seed", "buffer_rows", "ranks")}
+        return {"rows": len(self.index)} | (fixed if stream.shuffle else {})
 
     def enter(self, epoch: int, first_batch: int = 0) -> None:
         """Say which epoch the next iteration gives, and from which batch of this rank on."""

@@ -79,15 +79,33 @@ class ShardLoader(DataLoader[Item]):
             self._given = (epoch, given + 1)
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the batches of it that were given out."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, the batches of it that were given out, of how many, and what fixes which rows they held."""
         epoch, given = self._given
-        return {"epoch": epoch, "batches": given}
+        return {"epoch": epoch, "batches": given, "of": len(self), "layout": self._layout}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken; after the last batch, with the next epoch."""
+    @property
+    def _layout(self) -> dict[str, int]:
+        return {"workers": max(self.num_workers, 1), **getattr(self.dataset, "layout", {})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; after the last batch, with the next epoch.
+
+        Raises:
+            ConfigError: In the middle of an epoch, and rows are shared out in another way than before: some would come
+                twice and others not at all.
+        """
         epoch, given = state["epoch"], state["batches"]
-        self._next = (epoch, given) if given < len(self) else (epoch + 1, 0)
+        done = given >= state.get("of", len(self))
+        if given and not done:
+            for name, before in state.get("layout", {}).items():
+                now = self._layout.get(name)
+                if now != before:
+                    raise ConfigError(
+                        f"data: {name} is {now}, the run that goes on in the middle of epoch {epoch} had {before}",
+                        fix=f"Use {before}, or go on from a checkpoint of the end of an epoch",
+                    )
+        self._next = (epoch + 1, 0) if done else (epoch, given)
         self._given = (epoch, given)
 
 
@@ -155,6 +173,7 @@ class SpectraDataModule(LightningDataModule):
         extra: Further data sets, named like `folder`, whose training rows join its own, and how often each of their
             rows comes in an epoch. Validation and test are of `folder` alone.
         blend: Share of the training rows that are blended with others of their host, see `defectnet.data.blending`.
+        undoped: Share of the training rows that are shown without their dopants, as two measurements of the host.
         packs: Share of each training batch that is made from host packs while training, by where the packs are: a
             folder of packs, one pack, or ``bundled``. The rest comes from the shards. Hosts of other splits are left
             out. No row comes twice.
@@ -181,6 +200,7 @@ class SpectraDataModule(LightningDataModule):
         variants: bool = True,
         extra: Mapping[str, int] | None = None,
         blend: float = 0.0,
+        undoped: float = 0.0,
         packs: Mapping[str, float] | None = None,
         pack_settings: PairSettings = PairSettings(),  # noqa: B008
         epoch_rows: int = 100_000,
@@ -193,7 +213,7 @@ class SpectraDataModule(LightningDataModule):
         self.extra = {parse_source(name): weight for name, weight in (extra or {}).items()}
         self.source, self.batch_size, self.grid, self.tracks = parse_source(folder), batch_size, grid, tracks
         self.loader, self.seed, self.variants = loader, seed, variants
-        self.blend = blend
+        self.blend, self.undoped = blend, undoped
         self.train_measurement = measurement_named(train_measurement)
         self.val_measurement = measurement_named(val_measurement)
         self._folder: Path | None = None
@@ -257,6 +277,7 @@ class SpectraDataModule(LightningDataModule):
             seed=self.seed,
             blend=self.blend,
             projected=self.projected,
+            undoped=self.undoped,
         )
         self._train = self._mixed(view) if self.packs else self._loader("train", view, shuffle=True)
         if self._position is not None:
@@ -308,16 +329,27 @@ class SpectraDataModule(LightningDataModule):
         """Return the same as validation, on the test crystals."""
         return [self.evaluation("test", track) for track in self.val_tracks]
 
-    def evaluation(self, split: Split, track: Track, measurement: str | None = None) -> ShardLoader:
+    def evaluation(
+        self,
+        split: Split,
+        track: Track,
+        measurement: str | None = None,
+        *,
+        tracks: TrackSettings | None = None,
+        undoped: bool = False,
+    ) -> ShardLoader:
         """Return fixed batches of a split: a row's noise and distractors depend on the row alone.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             track: ``candidates`` or ``blind``.
             measurement: Name of the condition; by default the one of validation.
+            tracks: How candidate sets are drawn; by default as in training.
+            undoped: Whether all rows are shown without their dopants, as two measurements of the host.
         """
         chosen = measurement_named(measurement) if measurement else self.val_measurement
-        return self._loader(split, View(self.grid, chosen, track, self.tracks), shuffle=False)
+        view = View(self.grid, chosen, track, tracks or self.tracks, undoped=float(undoped))
+        return self._loader(split, view, shuffle=False)
 
     @property
     def _rank(self) -> tuple[int, int]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from defectnet.config import STORAGE_GRID
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, element_index
 from defectnet.errors import ShardError
-from defectnet.files import replacing
+from defectnet.files import is_file_name, read_json, replacing
 from defectnet.measure.forward import ProjectedPairs
 
 SCHEMA_VERSION = 1
@@ -215,6 +215,9 @@ _MORE: dict[str, pa.DataType] = {"source": pa.string(), "stratum": pa.string()}
 FULL_SCHEMA = pa.schema(list((_TYPES | _MORE).items()))
 """The same of a shard that does not hold simulated rows alone; both are read."""
 
+
+MANIFEST = "dataset.json"
+"""File beside the shards that says what the data set is."""
 
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises where a file is damaged; page checksums are OSErrors, a damaged footer can be any of them."""
@@ -423,14 +426,74 @@ def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the notes that were written with a shard, for instance its rejected cells.
 
     Raises:
-        ShardError: As `open_shard`, or the notes are missing.
+        ShardError: As `open_shard`, or the notes are missing or of other types than those that are written.
     """
     with open_shard(path) as file:
         notes = (file.schema_arrow.metadata or {}).get(_EXTRA_KEY)
+    fix = "Simulate the shard again"
     try:
-        return dict(json.loads(notes or b""))
+        found = json.loads(notes or b"")
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"shard {path} carries no readable notes", fix=fix) from error
+    wrong = _first_wrong(found, _NOTES)
+    if wrong is not None:
+        raise ShardError(f"shard {path}: its notes hold {wrong}", fix=fix)
+    return dict(found)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return what ``dataset.json`` of a folder says; empty where there is none.
+
+    Raises:
+        ShardError: It is no JSON object, or a field has another type than those that are written.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path)
     except ValueError as error:
-        raise ShardError(f"shard {path} carries no readable notes", fix="Simulate the shard again") from error
+        raise ShardError(f"{path} is no readable JSON", why=str(error), fix="Restore it") from error
+    wrong = _first_wrong(found, _MANIFEST)
+    if wrong is not None:
+        raise ShardError(f"{path} holds {wrong}", fix="Restore it")
+    return dict(found)
+
+
+def _texts(*keys: str) -> Callable[[Any], bool]:
+    """Return a test whether a value is a list of objects with these texts."""
+    return lambda value: (
+        isinstance(value, list)
+        and all(isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in value)
+    )
+
+
+_Check: TypeAlias = Callable[[Any], bool]
+_SETTINGS: tuple[str, _Check] = "settings that are no object", lambda value: isinstance(value, dict)
+_NOTES: dict[str, tuple[str, _Check]] = {
+    "hosts": (
+        "hosts that are no names",
+        lambda value: isinstance(value, list) and all(isinstance(host, str) for host in value),
+    ),
+    "rejects": ("rejects without id or reason", _texts("id", "reason")),
+    "rows": ("a number of rows that is none", lambda value: type(value) is int and value >= 0),
+    "settings": _SETTINGS,
+}
+_MANIFEST: dict[str, tuple[str, _Check]] = {
+    "settings": _SETTINGS,
+    "packs": ("packs without id or weights_sha256", _texts("id", "weights_sha256")),
+    "preconditioner": (
+        "a preconditioner that is no name",
+        lambda value: value is None or isinstance(value, str),
+    ),
+}
+
+
+def _first_wrong(found: Any, checks: Mapping[str, tuple[str, _Check]]) -> str | None:
+    """Return what is wrong with the first field that fails its check; None where all is well."""
+    if not isinstance(found, dict):
+        return "no JSON object"
+    return next((what for key, (what, holds) in checks.items() if key in found and not holds(found[key])), None)
 
 
 def check_shard(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -443,7 +506,7 @@ def check_shard(path: str | os.PathLike[str]) -> dict[str, Any]:
     rows = sum(1 for _ in read_shard(path))
     if rows != extra.get("rows", rows):
         raise ShardError(f"shard {path} has {rows} rows, {extra['rows']} were written", fix="Simulate the shard again")
-    return extra
+    return extra | {"rows": rows}
 
 
 _BRIEF = [
@@ -451,6 +514,67 @@ _BRIEF = [
     "dopants", "dopant_counts", "atoms", "host_numbers",
 ]  # fmt: skip
 """Columns that make a `Row`, and that are needed to check it."""
+
+
+_POSITIVE, _SHARE = (lambda x: np.isfinite(x) & (x > 0)), (lambda x: (x >= 0) & (x <= 1))
+_FROM_ZERO = lambda x: np.isfinite(x) & (x >= 0)  # noqa: E731  # beside its likes
+_VALUES: dict[str, Callable[[NDArray[Any]], NDArray[np.bool_]]] = {
+    "edge_mev": _POSITIVE,
+    "atoms": _POSITIVE,
+    "qpoints": _POSITIVE,
+    "imaginary_fraction": _SHARE,
+    "overflow": _SHARE,
+    "max_force_ev_per_angstrom": _FROM_ZERO,
+    "seed": _FROM_ZERO,
+    "doped_counts": _POSITIVE,
+    "dopant_counts": _POSITIVE,
+    "sites": _FROM_ZERO,
+    "host_numbers": lambda x: (x > 0) & (x < 128),
+    "host_cell": np.isfinite,
+    "host_frac": np.isfinite,
+}
+"""Which values columns, or what is in their lists, may have."""
+
+_LENGTHS = {"supercell": 9, "host_cell": 9}
+
+
+def check_values(batch: pa.RecordBatch | pa.Table, path: Path) -> None:
+    """Check what can be told of each column alone, of those that are there; nothing may be empty.
+
+    Raises:
+        ShardError: A value is missing, or is none that is ever written.
+    """
+    ids = batch.column("row_id").to_pylist()
+
+    def refuse(wrong: NDArray[np.bool_] | list[bool], what: str) -> None:
+        found = np.flatnonzero(wrong)
+        if len(found):
+            raise ShardError(f"shard {path}, row {ids[found[0]]!r:.60}: {what}", fix="Simulate the shard again")
+
+    for name in batch.schema.names:
+        column = batch.column(name)
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        lists = isinstance(column, pa.ListArray)
+        if column.null_count or (lists and column.flatten().null_count):
+            values = column.to_pylist()
+            refuse([v is None or (isinstance(v, list) and None in v) for v in values], f"{name} is empty")
+        if name in ("row_id", "host_id"):
+            texts = column.to_pylist()
+            refuse([not all(is_file_name(part) for part in text.split("/")) for text in texts], f"{name} is no name")
+            refuse(["/" in text for text in texts] if name == "host_id" else [], "host_id is no name")
+        if name in _LENGTHS:
+            refuse(_lists(column).lengths != _LENGTHS[name], f"{name} has not {_LENGTHS[name]} numbers")
+        if name in _VALUES:
+            found = _lists(column) if lists else None
+            values = column.to_numpy(zero_copy_only=False) if found is None else found.values
+            wrong = np.flatnonzero(~_VALUES[name](values))
+            if len(wrong):
+                row = int(wrong[0]) if found is None else int(found.rows[wrong[0]])
+                refuse(np.arange(len(ids)) == row, f"{name} holds {values[wrong[0]]}")
+    for name, other, times in (("host_frac", "host_numbers", 3), ("site_dopants", "sites", 1)):
+        if {name, other} <= set(batch.schema.names):
+            one, two = (np.array([len(row) for row in batch.column(each).to_pylist()]) for each in (name, other))
+            refuse(one != times * two, f"{name} and {other} differ in length")
 
 
 @dataclass(frozen=True)
@@ -490,11 +614,7 @@ class _Columns:
 
     def __init__(self, batch: pa.RecordBatch, path: Path) -> None:
         self._path, self._ids = path, batch.column("row_id").to_pylist()
-        for name in batch.schema.names:
-            column = batch.column(name)
-            if column.null_count or (isinstance(column, pa.ListArray) and column.flatten().null_count):
-                values = column.to_pylist()
-                self._refuse([v is None or (isinstance(v, list) and None in v) for v in values], f"{name} is empty")
+        check_values(batch, path)
         self.formula: list[str] = batch.column("formula").to_pylist()
         self.edge_mev: list[float] = batch.column("edge_mev").to_pylist()
         self.atoms = batch.column("atoms").to_numpy()

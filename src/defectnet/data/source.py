@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from defectnet.data.shards import check_shard
 from defectnet.errors import ShardError
+from defectnet.files import home_expanded
 
 if TYPE_CHECKING:
     from defectnet.hub.remote import Pushed
@@ -45,7 +46,8 @@ def parse_source(text: str | os.PathLike[str]) -> Path | HubData:
     """Tell what a text names, without guessing and without the network.
 
     ``hf://datasets/org/name[@revision][/folder]`` is on the Hub. So is a text with exactly one slash that is no
-    existing path and does not start with ``.``, ``/`` or ``~``. Everything else is a local folder.
+    existing path and does not start with ``.``, ``/``, ``~`` or ``data/``, the folder of the bundled data sets.
+    Everything else is a local folder.
 
     Raises:
         ShardError: It starts like an address on the Hub and is none.
@@ -57,10 +59,10 @@ def parse_source(text: str | os.PathLike[str]) -> Path | HubData:
             raise ShardError(f"data {name!r} is no address of a data set", fix=_FORMS)
         repo, revision, folder = match.groups()
         return HubData(repo, unquote(revision) if revision else None, folder.strip("/"))
-    local = not isinstance(text, str) or name.startswith((".", "/", "~")) or Path(name).exists()
+    local = not isinstance(text, str) or name.startswith((".", "/", "~", "data/")) or Path(name).exists()
     if not local and re.fullmatch(_NAME, name):
         return HubData(name)
-    return Path(name).expanduser()
+    return home_expanded(name)
 
 
 def fetch(source: Path | HubData, *, local_files_only: bool = False) -> Path:

@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defectnet.data.shards import AS_IS, DAMAGE, Sample, open_shard, read_extra, read_shard, shard_files
+from defectnet.data.shards import (
+    AS_IS,
+    DAMAGE,
+    Sample,
+    check_values,
+    open_shard,
+    read_extra,
+    read_manifest,
+    read_shard,
+    shard_files,
+)
 from defectnet.data.splits import SPLITS
-from defectnet.elements import INDEX, VOCABULARY, properties
+from defectnet.elements import INDEX, VOCABULARY, element_index, properties
 from defectnet.errors import ShardError
 
 if TYPE_CHECKING:
@@ -47,7 +57,6 @@ CLASS_NAMES = (*CLASSES, INTERMETALLIC, ELEMENT)
 _CLASS_OF = {symbol: name for name, symbols in CLASSES.items() for symbol in symbols}
 _ELECTRONEGATIVITY = properties("electronegativity")
 _AGAIN = "Run the same `defectnet simulate` command again"
-_MANIFEST = "dataset.json"
 _NEAREST = 3
 _WORST, _FEWEST_HOSTS = 8, 10  # elements shown with their yield, and of how many hosts it is worth showing
 
@@ -122,9 +131,7 @@ def read_contents(folder: str | Path) -> Contents:
     if not tried:  # a shard from elsewhere need not have notes
         tried = rows.host_id.unique().tolist()
     rejects = [reject for note in notes for reject in note.get("rejects", [])]
-    if not all(isinstance(reject, dict) and {"id", "reason"} <= set(reject) for reject in rejects):
-        raise ShardError(f"data folder {folder}: the notes of a shard list rejects without id or reason", fix=_AGAIN)
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     settings = manifest.get("settings") or notes[0].get("settings")
     wished = _count_or_none(settings.get("spectra_per_host")) if isinstance(settings, dict) else None
     return Contents(folder, shards, manifest, rows, tuple(tried), tuple(rejects), wished)
@@ -154,23 +161,11 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
                 why=(str(error).splitlines() or [""])[0][:160],
                 fix=_AGAIN,
             ) from error
-    empty = [name for name in names if table.column(name).null_count]
-    if empty:
-        raise ShardError(f"shard {path}: {empty[0]} is empty in a row", fix="Simulate the shard again")
+    check_values(table, path)
+    for name in {"host_elements", "dopants"} & set(names):
+        for symbol in table.column(name).combine_chunks().flatten().unique().to_pylist():
+            element_index(symbol, field=f"shard {path}, {name}")
     return table
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ShardError(f"{path} is no readable JSON", why=str(error)[:120], fix="Restore it") from error
-    if not isinstance(found, dict):
-        raise ShardError(f"{path} is no JSON object", fix="Restore it")
-    return found
 
 
 # -- hosts of which there is no row: their chemistry is in the list that the data set was made from -------------
@@ -201,7 +196,7 @@ def read_host_list(path: str | Path) -> dict[str, frozenset[str]]:
     try:
         with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
             return {str(entry["id"]): frozenset(entry["species"]) for entry in json.load(file)}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, lzma.LZMAError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, EOFError, lzma.LZMAError) as error:
         raise ShardError(
             f"{path} is no list of hosts", why=str(error)[:120], fix="Give what `defectnet simulate --hosts` was given"
         ) from error
@@ -483,6 +478,7 @@ def _count(number: int) -> str:
 
 def tables(stats: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """Return the numbers as titles and tables for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     out = []
@@ -492,7 +488,7 @@ def tables(stats: Mapping[str, Any]) -> list[tuple[str, Table]]:
         for k, title in enumerate(section.head):
             table.add_column(title, justify="left" if k < 1 + words else "right", overflow="fold")
         for line in section.lines:
-            table.add_row(*line)
+            table.add_row(*map(escape, line))
         out.append((section.title, table))
     return out
 
@@ -580,6 +576,7 @@ def describe(sample: Sample) -> dict[str, Any]:
 
 def row_table(sample: Sample, shard: Path) -> Table:
     """Return what is known of a row beside its spectra as a table for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     shares = sample.concentrations
@@ -606,5 +603,5 @@ def row_table(sample: Sample, shard: Path) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for title, text in lines.items():
-        table.add_row(title, text)
+        table.add_row(title, escape(text))
     return table

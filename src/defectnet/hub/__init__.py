@@ -104,8 +104,11 @@ def _device(device: str | torch.device) -> torch.device:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device is {device!r}", fix="Use 'cpu', 'cuda', 'cuda:0' or 'mps'") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r} is not there", fix="Use 'cpu', or install torch for your GPU")
-    if place.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device {device!r} is not there", fix="Use 'cpu'")
+    try:
+        torch.zeros(1, device=place).cpu()  # the device meta, for instance, holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = (str(error).splitlines() or ["no word"])[0][:120]
+        raise ConfigError(
+            f"device {str(device)!r} is not there", why=why, fix="Use 'cpu', or install torch for your GPU"
+        ) from error
     return place

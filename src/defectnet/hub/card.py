@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from defectnet.errors import CheckpointError
+from defectnet.models.calibration import DOPED, FALSE_ALARMS, WRONG_LISTS
 
 TAGS: Final = ("defectnet", "materials-science", "phonons", "dopants")
 """What a published checkpoint is found by, beside the tags of its own card."""
@@ -100,7 +101,7 @@ def _read_json(path: Path, fix: str) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read", why=str(error.strerror), fix=fix) from error
-    except ValueError as error:  # JSON and text encoding alike
+    except (ValueError, RecursionError) as error:  # JSON and text encoding alike
         raise CheckpointError(f"{path} is not valid JSON", why=str(error)[:160], fix=fix) from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not an object", fix=fix)
@@ -158,7 +159,15 @@ def checkpoint_card(
     for track in ("candidates", "blind"):
         raw = (calibration.get(f"temperature_{track}", 1.0), calibration.get(f"threshold_{track}", 0.5)) == (1.0, 0.5)
         if not raw:  # a track that the network cannot be asked has no calibration
-            facts[f"threshold, {track}"] = f"{calibration[f'threshold_{track}']:.3f}"
+            few = calibration.get("threshold_few", ()) if track == "candidates" else ()
+            limits = [f"{value:.3f} of {n}" for n, value in enumerate(few, start=1)]
+            more = f"{calibration[f'threshold_{track}']:.3f}" + (" of more" if few else "")
+            facts[f"threshold, {track}"] = ", ".join([*limits, more])
+    if (calibration.get("interval") or {}).get("belts"):
+        facts["thresholds are for"] = (
+            f"an element called present in at most {FALSE_ALARMS:.0%} of undoped samples, and in {WRONG_LISTS:.0%} of "
+            f"those with {100 * DOPED:g} at.% and more whose list holds no true dopant; on the calibration crystals"
+        )
     if calibration.get("interval"):
         facts["interval of a concentration"] = f"{calibration['interval']['coverage']:.0%} on the calibration pairs"
     lines = [*front, "", f"# {name}", "", "Says which elements were substituted into a crystal, and how much of each,"]

@@ -14,7 +14,7 @@ from defectnet.batch import Batch
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.hub.card import STALE, Results, eval_results, model_card, read_results
 from defectnet.hub.io import CARD, CONFIG, GOLDEN, WEIGHTS, load, read_golden, save, verify
-from defectnet.hub.remote import REPO, Pushed, Remote, check_writable, publish
+from defectnet.hub.remote import REPO, Pushed, Remote, check_writable, own_file, publish
 from defectnet.hub.resolve import resolve
 from defectnet.models.base import DefectModel
 
@@ -108,7 +108,7 @@ def _files(folder: Path, repo: str, results: Results | None, dataset: str | None
     card = folder / CARD
     if not card.is_file():
         raise CheckpointError(f"{card} is missing", fix="Say what the checkpoint is for, and how good it is")
-    text = model_card(card.read_text(encoding="utf-8"), repo, results, dataset)
+    text = model_card(own_file(card, CheckpointError).read_text(encoding="utf-8"), repo, results, dataset)
     files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG, WEIGHTS, GOLDEN)}
     files[CARD] = text.encode()
     return files | (eval_results(results, dataset) if results is not None and dataset is not None else {})

@@ -25,6 +25,12 @@ RepoType: TypeAlias = Literal["model", "dataset"]
 REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """``org/repo``, the form of a repository's name."""
 
+READING: Final = 20.0
+"""Seconds of silence after which a request is given up; the client tries some of them again, up to five times."""
+
+WRITING: Final = 120.0
+"""The same where the server has work to do."""
+
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TAG: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
 _LOG_IN: Final = "Log in with `hf auth login`, or set HF_TOKEN"
@@ -112,18 +118,22 @@ def download(
         found = _cached(remote, patterns, revision, cache)
         if found is not None:
             return found
-    with _reading(remote, revision, local_files_only):
-        path = snapshot_download(
-            remote.repo,
-            repo_type=remote.repo_type,
-            revision=revision,
-            cache_dir=cache,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=list(patterns),
+    with _reading(remote, revision, local_files_only), _impatient(READING):
+        path = Path(
+            snapshot_download(
+                remote.repo,
+                repo_type=remote.repo_type,
+                revision=revision,
+                cache_dir=cache,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                allow_patterns=list(patterns),
+            )
         )
-    return Path(path)
+        if not (_COMMIT.fullmatch(path.name) and path.is_dir()):
+            raise ValueError(f"the server calls the commit {path.name!r:.50}, or lists no files of it")
+    return path
 
 
 def _cached(remote: Remote, names: Sequence[str], commit: str, cache: Path | None) -> Path | None:
@@ -142,10 +152,27 @@ def _cached(remote: Remote, names: Sequence[str], commit: str, cache: Path | Non
 
 
 @contextmanager
+def _impatient(seconds: float) -> Iterator[None]:
+    """Give up on a server that says nothing for so long; the Hub's client by itself waits for ever."""
+    from huggingface_hub import get_session
+
+    def limit(request: Any) -> None:  # the client of a session would not do: some requests ask for no limit
+        waits = request.extensions.setdefault("timeout", {})
+        waits |= {name: seconds for name in ("connect", "read", "write", "pool") if waits.get(name) is None}
+
+    client = get_session()
+    before = client.event_hooks
+    client.event_hooks = {**before, "request": [*before["request"], limit]}
+    try:
+        yield
+    finally:
+        client.event_hooks = before
+
+
+@contextmanager
 def _reading(remote: Remote, revision: str | None, local_files_only: bool) -> Iterator[None]:
     """Turn whatever goes wrong with a download into one error."""
     from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever HTTP library the Hub uses
 
     what = remote.label + (f" at revision {revision!r}" if revision else "")
     try:
@@ -160,7 +187,7 @@ def _reading(remote: Remote, revision: str | None, local_files_only: bool) -> It
     except errors.RepositoryNotFoundError as error:
         fix = f"Check the name (there is no local folder {remote.repo} either). If it is private: {_LOG_IN}"
         raise remote.error(f"{what} does not exist or is not public", fix=fix) from error
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except Exception as error:  # a server can answer with anything, and the client does not look
         fix = _FIXES.get(_status(error), "Try again, or give a local folder")
         raise remote.error(f"{what} could not be fetched", why=_reason(error), fix=fix) from error
 
@@ -187,6 +214,8 @@ def _status(error: BaseException | None) -> int:
 def _reason(error: BaseException) -> str:
     """Return the first line of an error that says something, at most 160 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+        return f"its answer makes no sense: {type(error).__name__}: {(lines or ['no word'])[0]}"[:160]
     return (lines or [type(error).__name__])[0][:160]
 
 
@@ -202,6 +231,19 @@ def damaged(folder: Path) -> list[Path]:
         for path, blob in links.items()
         if blob.parent.name == "blobs" and blob.is_file() and _hash(blob, like=blob.name) != blob.name
     ]
+
+
+def own_file(path: Path, error: type[DefectNetError]) -> Path:
+    """Return a file that may be published: one that lies where it is, or a link into the Hub's own cache.
+
+    Raises:
+        DefectNetError: It is a link, or no file: what is published should be what is seen.
+    """
+    cached = path.parent.parent.name == "snapshots" and path.resolve().parent == path.parents[2].resolve() / "blobs"
+    if not path.is_file() or (path.is_symlink() and not cached):
+        what = f"is a link to {path.resolve()}" if path.is_symlink() else "is no file"
+        raise error(f"{path} {what}", fix="Put the file itself there: links are not published")
+    return path
 
 
 def publish(
@@ -230,8 +272,12 @@ def publish(
             deleted in the same commit.
 
     Raises:
-        DefectNetError: Of the remote's class: the name, the token or the tag cannot be used, or the server refused.
+        DefectNetError: Of the remote's class: the name, the token or the tag cannot be used, a file is a link, or the
+            server refused.
     """
+    for path in files.values():
+        if isinstance(path, Path):
+            own_file(path, remote.error)
     if tag is not None and (tag == "main" or not _TAG.fullmatch(tag)):
         raise remote.error(f"tag {tag!r} cannot be used", fix="Use letters, digits, '.', '_' and '-', such as v1.0")
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -271,13 +317,12 @@ def check_writable(remote: Remote, token: str | None) -> None:
 @contextmanager
 def _writing(remote: Remote, what: str = "") -> Iterator[None]:
     """Turn whatever goes wrong between here and the server into one error."""
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
     try:
-        yield
+        with _impatient(WRITING):
+            yield
     except DefectNetError:
         raise
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except Exception as error:  # as in `_reading`
         fix = _FIXES.get(_status(error), "Check the name and the network, then give the same command again")
         raise remote.error(f"{what or remote.label} could not be written", why=_reason(error), fix=fix) from error
 

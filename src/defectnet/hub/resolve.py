@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.errors import CheckpointError
+from defectnet.files import home_expanded, put_back
 from defectnet.hub import catalogue
 from defectnet.hub.remote import REPO, Remote, download
 
@@ -92,9 +93,10 @@ def _refuse(text: str, **settings: str | bool | None) -> None:
 
 
 def _local(text: str) -> tuple[Path, str]:
-    folder = Path(text).expanduser()
+    folder = home_expanded(text)
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file", fix="Give the folder that holds config.json and model.safetensors")
+    put_back(folder)
     if not folder.is_dir():
         raise CheckpointError(f"folder {folder} does not exist", fix="Check the path")
     return folder, folder.resolve().name

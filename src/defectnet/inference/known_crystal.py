@@ -17,7 +17,7 @@ from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_conce
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.posterior import Amplitude, Errors, Likelihood, Posterior, SeenStandard, infer, likely_places
 from defectnet.measure.broadening import FWHM_TO_SIGMA
-from defectnet.measure.curves import cumulative, integrals
+from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
 from defectnet.spectrum import Spectrum
 
@@ -280,7 +280,8 @@ class KnownCrystal:
         Args:
             host: DOS of the pristine crystal.
             doped: DOS of the sample, of the same kind.
-            host_error: Standard deviations at the host's points; by default estimated from how they scatter.
+            host_error: Standard deviations at the host's points; by default those of the spectrum, or, if it has none,
+                estimated from how they scatter.
             doped_error: The same for the sample.
             fwhm_mev: Resolution; fitted to the host's spectrum by default.
             edge_mev: Band edge of the host; read from its spectrum by default.
@@ -537,7 +538,11 @@ def check_pair(
 def _binned(
     spectrum: Spectrum, error: ArrayLike | None, instrument: InstrumentMap, unit_mev: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise."""
+    """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise.
+
+    Errors are those given, or the spectrum's own, or estimated from its scatter.
+    """
+    error = spectrum.error if error is None else error
     energy = spectrum.energy_mev / unit_mev
     dos = np.asarray(spectrum.dos, dtype=np.float64)
     shares = np.diff(integrals(energy, dos, cumulative(energy, dos), instrument.edges).ravel())
@@ -557,10 +562,6 @@ def _binned(
                 f"{spectrum.name}: errors have shape {sigma.shape}, or hold NaN or negative values",
                 fix=f"Give {len(dos)} standard deviations, one for each point",
             )
-    step = np.gradient(energy)
-    place = np.clip(np.searchsorted(instrument.edges, energy) - 1, 0, len(width) - 1)
-    inside = (energy >= instrument.edges[0]) & (energy <= instrument.edges[-1])
-    variance = np.bincount(place[inside], ((sigma * step) ** 2)[inside], len(width)) / width**2
+    variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
     variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
-    curve = shares / area / width
-    return curve, np.diag(variance / area**2)
+    return shares / area / width, np.diag(variance / area**2)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from defectnet.errors import SpectrumError
-from defectnet.io.raw import Raw
+from defectnet.io.raw import Raw, rows
 from defectnet.spectrum import parse_unit
 
 _LABEL = re.compile(r'@\s*(xaxis|yaxis)\s+label\s+"([^"]*)"', re.IGNORECASE)
@@ -39,21 +37,8 @@ def read(text: str, source: str, element: str | None) -> Raw:
     unit = re.search(r"\(([^)]*)\)", labels.get("xaxis", ""))
     if unit is None:
         raise SpectrumError(f"{source}: the x axis names no unit", fix='Restore the line @xaxis label "energy (meV)"')
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip()[0] in "@#&":
-            continue
-        try:
-            rows.append([float(cell) for cell in line.split()])
-        except ValueError as error:
-            raise SpectrumError(
-                f"{source}, line {number}: {line.strip()!r} are not all numbers", fix="Run PHOENIX again"
-            ) from error
-        if len(rows[-1]) != 3:
-            raise SpectrumError(f"{source}, line {number}: {len(rows[-1])} columns, not 3", fix="Run PHOENIX again")
-    if not rows:
-        raise SpectrumError(f"{source} holds no numbers", fix="Run PHOENIX again")
-    values = np.array(rows)
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] not in "@#&"]
+    values = rows(lines, source, fix="Run PHOENIX again", width=3)
     kind = "projected" if "partial" in labels["yaxis"].lower() else None
     declared = parse_unit(unit.group(1), field=f"{source}, x axis")
     return Raw(values[:, 0], values[:, 1], declared, kind, element, error=values[:, 2])

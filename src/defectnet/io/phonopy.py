@@ -1,24 +1,23 @@
 """phonopy's `total_dos.dat` and `projected_dos.dat` (and the older `partial_dos.dat`): frequencies in THz.
 
 Both start with one comment, how the DOS was integrated. The total has one column of DOS, the projected one a column
-for each atom of the primitive cell, without saying which atom is which element.
+for each atom of the primitive cell, without saying which atom is which element. With `--factor` phonopy writes another
+unit and does not say so.
 """
 
 from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from defectnet.errors import SpectrumError
-from defectnet.io.raw import Raw
+from defectnet.io.raw import Raw, rows
 
 _HEADER = re.compile(r"#\s*(Sigma\s*=\s*[-+.\deE]+|Tetrahedron method)\s*$")
 
 
 def matches(text: str) -> bool:
     """Tell whether a text starts with phonopy's comment."""
-    return _HEADER.match(text.lstrip().split("\n", 1)[0]) is not None
+    return _HEADER.match(text.lstrip().split("\n", 1)[0].strip()) is not None
 
 
 def read(text: str, source: str, element: str | None) -> Raw:
@@ -32,26 +31,6 @@ def read(text: str, source: str, element: str | None) -> Raw:
             f"{source}: phonopy does not write which column belongs to {element}",
             fix="Leave element out, or sum the columns of its atoms into a two-column file yourself",
         )
-    rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1)]
-    rows = [(number, cells) for number, cells in rows if cells and not cells[0].startswith("#")]
-    if not rows:
-        raise SpectrumError(f"{source} holds no numbers", fix="Run phonopy again")
-    width = len(rows[0][1])
-    for number, cells in rows:
-        if len(cells) != width or width < 2:
-            raise SpectrumError(
-                f"{source}, line {number}: {len(cells)} columns",
-                why=f"the first line has {width}",
-                fix="Run phonopy again",
-            )
-    values = np.array([_floats(cells, number, source) for number, cells in rows])
-    return Raw(values[:, 0], values[:, 1:].sum(axis=1), unit="THz", kind="total")
-
-
-def _floats(cells: list[str], number: int, source: str) -> list[float]:
-    try:
-        return [float(cell) for cell in cells]
-    except ValueError as error:
-        raise SpectrumError(
-            f"{source}, line {number}: {' '.join(cells)!r} are not all numbers", fix="Run phonopy again"
-        ) from error
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
+    values = rows(lines, source, fix="Run phonopy again")
+    return Raw(values[:, 0], values[:, 1:].sum(axis=1), unit=None, usual_unit="THz", kind="total")

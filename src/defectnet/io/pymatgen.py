@@ -1,4 +1,7 @@
-"""pymatgen's JSON of `PhononDos` and `CompletePhononDos`, as the Materials Project serves it: frequencies in THz."""
+"""pymatgen's JSON of `PhononDos` and `CompletePhononDos`, and documents that hold one: frequencies in THz.
+
+The Materials Project (emmet) and atomate2 write such documents; there the class is not named.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,41 @@ from defectnet.io.raw import Raw, numbers, select_elements
 _CLASSES = ("PhononDos", "CompletePhononDos")
 
 
-def matches(document: dict[str, Any]) -> bool:
-    """Tell whether a JSON object was written by pymatgen."""
-    return "@class" in document
+_KNOWN = (*_CLASSES, "PhononDOS")  # the last is emmet's
+
+_DEEPEST = 4
+"""Levels of a document at which a DOS is looked for."""
 
 
-def read(document: dict[str, Any], source: str, element: str | None) -> Raw:
-    """Read the total DOS, or one element's share from the sites of a `CompletePhononDos`.
+def matches(document: Any) -> bool:
+    """Tell whether a JSON value is of pymatgen's classes, or holds frequencies and densities."""
+    return (isinstance(document, dict) and "@class" in document) or bool(_found(document))
+
+
+def _found(document: Any, depth: int = 0) -> list[dict[str, Any]]:
+    """Return all that has frequencies and densities."""
+    if isinstance(document, dict):
+        if {"frequencies", "densities"} <= document.keys() and document.get("@class", "PhononDOS") in _KNOWN:
+            return [document]
+        parts = list(document.values())
+    else:
+        parts = document if isinstance(document, list) and len(document) < 10 else []
+    return [one for part in parts for one in _found(part, depth + 1)] if depth < _DEEPEST else []
+
+
+def read(document: Any, source: str, element: str | None) -> Raw:
+    """Read the total DOS, or one element's share from the DOS of the sites.
 
     Raises:
-        SpectrumError: It is another class, densities are missing, lengths do not fit, or the element is not there.
+        SpectrumError: There is none or several, densities are missing, lengths do not fit, or the element is not there.
     """
-    name = document["@class"]
-    if name not in _CLASSES:
+    found = [document] if isinstance(document, dict) and document.get("@class") in _CLASSES else _found(document)
+    if len(found) != 1:
         raise SpectrumError(
-            f"{source} holds the class {name!r}", fix=f"Save pymatgen's {' or '.join(_CLASSES)}, with as_dict"
+            f"{source} holds {len(found)} phonon DOS" if found else f"{source} holds the class {document['@class']!r}",
+            fix=f"Save pymatgen's {' or '.join(_CLASSES)}, with as_dict",
         )
+    whole, document = document, found[0]
     frequencies = numbers(document.get("frequencies"), f"{source}: frequencies")
     densities = numbers(document.get("densities"), f"{source}: densities")
     if frequencies.ndim != 1 or densities.shape != frequencies.shape:
@@ -35,8 +57,11 @@ def read(document: dict[str, Any], source: str, element: str | None) -> Raw:
         )
     if element is None:
         return Raw(frequencies, densities, unit="THz", kind="total")
-    sites = numbers(document.get("pdos"), f"{source}: pdos, the DOS of each site, needed for element {element},")
-    species = _site_elements(document, source)
+    sites = numbers(
+        document.get("pdos") or document.get("projected_densities"),
+        f"{source}: pdos, the DOS of each site, needed for element {element},",
+    )
+    species = _site_elements(document if "structure" in document or not isinstance(whole, dict) else whole, source)
     if sites.shape != (len(species), len(frequencies)):
         raise SpectrumError(
             f"{source}: pdos has shape {sites.shape}, for {len(species)} sites and {len(frequencies)} frequencies",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,8 @@ from defectnet.errors import SpectrumError
 
 FloatArray = NDArray[np.float64]
 
+_EXPONENT = re.compile(r"(?<=[\d.])[dD](?=[-+]?\d)|(?<=\d)(?=[-+]\d{3}$)")
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -20,10 +24,12 @@ class Raw:
     Attributes:
         energy: (n,) energies.
         dos: (n,) DOS.
-        unit: Energy unit that the file or its format declares; None if neither does.
+        unit: Energy unit that the file declares; None if it does not.
         kind: Kind of DOS that the file or its format declares; None if neither does.
         element: Element that the DOS is projected on, where the file says so.
         error: (n,) standard deviation of the DOS, where the file has it.
+        remark: What is doubtful of it, for a warning.
+        usual_unit: Unit that the format has where nobody says otherwise; a caller's takes precedence over it.
     """
 
     energy: FloatArray
@@ -32,6 +38,8 @@ class Raw:
     kind: str | None = None
     element: str | None = None
     error: FloatArray | None = None
+    usual_unit: str | None = None
+    remark: str = ""
 
 
 def numbers(values: Any, what: str) -> FloatArray:
@@ -53,8 +61,51 @@ def numbers(values: Any, what: str) -> FloatArray:
         raise SpectrumError(f"{what} does not hold plain numbers", why=str(error), fix=fix) from error
 
 
+def number(text: str) -> float:
+    """Read a number, also as Fortran writes it: ``0.25D+00``, ``0.25-101``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if "_" in text:  # Python's own, in no file
+        raise ValueError(text)
+    try:
+        return float(text)
+    except ValueError:
+        return float(_EXPONENT.sub("e", text.strip()))
+
+
+def rows(lines: Iterable[tuple[int, str]], source: str, *, fix: str, width: int | None = None) -> FloatArray:
+    """Read lines of numbers that blanks separate.
+
+    Args:
+        lines: Numbers of lines in the file, and lines.
+        source: File name, for the error.
+        fix: The way out, for the error.
+        width: Number of columns; that of the first line if None.
+
+    Returns:
+        (n, width) numbers.
+
+    Raises:
+        SpectrumError: There are none, lines differ in length, or a cell is no number.
+    """
+    table: list[list[float]] = []
+    for place, line in lines:
+        try:
+            table.append([number(cell) for cell in line.split()])
+        except ValueError as error:
+            raise SpectrumError(f"{source}, line {place}: {line.strip()!r} are not all numbers", fix=fix) from error
+        width = width or max(len(table[0]), 2)
+        if len(table[-1]) != width:
+            raise SpectrumError(f"{source}, line {place}: {len(table[-1])} columns, not {width}", fix=fix)
+    if not table:
+        raise SpectrumError(f"{source} holds no numbers", fix=fix)
+    return np.array(table)
+
+
 def select_elements(
-    lines: FloatArray, elements: list[str], element: str | None, source: str
+    lines: FloatArray, elements: Sequence[str], element: str | None, source: str
 ) -> tuple[FloatArray, str | None]:
     """Sum the DOS of all atoms, or of one element's atoms.
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
+from typing import Any, Final
 
 from defectnet.elements import element_index
 from defectnet.errors import SpectrumError
-from defectnet.io import euphonic, phoenix, phonopy, pymatgen, table
+from defectnet.io import castep, euphonic, hdf5, mantid, phoenix, phonopy, pymatgen, table
 from defectnet.io.raw import Raw
 from defectnet.spectrum import UNITS, Spectrum, parse_kind, parse_unit
 
-NOISE_SIGMAS = 4.0
-"""Negative values within so many of their standard deviations are noise."""
+TEXT: Final = (
+    (phonopy.matches, phonopy.read),
+    (phoenix.matches, phoenix.read),
+    (castep.matches, castep.read),
+    (euphonic.matches_text, euphonic.read_text),
+    (mantid.matches, mantid.read),
+)
+"""Formats of text, by what tells them; what none of them knows is a table."""
+
+JSON: Final = ((euphonic.matches, euphonic.read), (pymatgen.matches, pymatgen.read))
+
+PACKED: Final[dict[bytes, Callable[..., Any]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+"""First bytes of compressed files, and what unpacks them."""
+
+LARGEST: Final = 1 << 30
+"""Bytes of a file, unpacked: a spectrum is far smaller."""
 
 
 def read_spectrum(
@@ -23,9 +41,7 @@ def read_spectrum(
 ) -> Spectrum:
     """Read a phonon DOS. The format is told from what the file contains, never from its name.
 
-    Known are CSV and text tables of two or three columns, phonopy's ``total_dos.dat`` and ``projected_dos.dat``,
-    Euphonic's ``Spectrum1D`` and ``Spectrum1DCollection`` JSON, pymatgen's ``PhononDos`` and ``CompletePhononDos``
-    JSON, and PHOENIX's ``_dos.dat``.
+    docs/formats.md lists what is known; compressed files (gzip, bzip2, xz) and UTF-16 are read like others.
 
     Args:
         path: The file.
@@ -42,50 +58,78 @@ def read_spectrum(
     kind = None if kind is None else parse_kind(kind)
     if element is not None:
         element_index(element)
-    raw = _parse(_text(Path(path), source), source, element)
-    unit = _agreed(source, "unit", raw.unit, unit)
+    raw = _parse(_bytes(Path(path), source), source, element)
+    unit = _agreed(source, "unit", raw.unit, unit) or raw.usual_unit
     kind = _agreed(source, "kind", raw.kind, kind)
     if unit is None:
         raise SpectrumError(
             f"{source} declares no energy unit",
             fix=f"Say unit=... (--unit), one of {', '.join(UNITS)}, or write the header energy_meV,dos or # unit: meV",
         )
-    dos = raw.dos
-    if raw.error is not None:
-        dos = np.where((dos < 0) & (dos >= -NOISE_SIGMAS * raw.error), 0.0, dos)
-    kind = kind or ("projected" if raw.element else "total")
-    return Spectrum(raw.energy, dos, unit, kind=kind, element=raw.element, source=source)
+    told = kind or ("projected" if raw.element else None)
+    return Spectrum(
+        raw.energy,
+        raw.dos,
+        unit,
+        told or "total",
+        raw.element,
+        source,
+        error=raw.error,
+        kind_told=told is not None,
+        remark=raw.remark if kind is None else "",
+    )
 
 
-def _text(path: Path, source: str) -> str:
-    """Read a file as text; UTF-8 with or without mark, or Latin-1."""
+def _bytes(path: Path, source: str) -> bytes:
+    """Return what a file holds, unpacked."""
     try:
         data = path.read_bytes()
     except OSError as error:
         reasons = {FileNotFoundError: "does not exist", IsADirectoryError: "is a folder"}
         what = reasons.get(type(error), f"cannot be read: {error.strerror}")
         raise SpectrumError(f"file {source} {what}", fix="Give the path of a spectrum's file") from error
+    unpack = next((unpack for magic, unpack in PACKED.items() if data.startswith(magic)), None)
+    if unpack is not None:
+        try:
+            with unpack(io.BytesIO(data)) as file:
+                data = file.read(LARGEST + 1)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise SpectrumError(f"file {source} is damaged", why=str(error), fix="Compress it again") from error
+        if len(data) > LARGEST:
+            raise SpectrumError(f"file {source} unpacks to more than {LARGEST >> 20} MiB", fix="Give a spectrum")
     if not data.strip():
         raise SpectrumError(f"file {source} is empty", fix="Give a file with energies and DOS")
-    if b"\0" in data or data[:4] == b"%PDF":
+    return data
+
+
+def _text(data: bytes, source: str) -> str:
+    """Decode text: UTF-8 or UTF-16 with or without mark, or Latin-1."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif b"\0" in data[:64] and not any(data[1:64:2]):
+        encoding = "utf-16-le"
+    elif b"\0" in data[:64] and not any(data[0:64:2]):
+        encoding = "utf-16-be"
+    elif b"\0" in data or data[:4] in (b"%PDF", b"PK\x03\x04"):
         raise SpectrumError(
             f"file {source} is not text",
-            fix="Export energy and DOS as CSV; HDF5, NeXus, spreadsheets and pictures are not read",
+            fix="Export energy and DOS as CSV; spreadsheets, archives and pictures are not read",
         )
+    else:
+        encoding = "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError:
         return data.decode("latin-1")
 
 
-def _parse(text: str, source: str, element: str | None) -> Raw:
-    if text.lstrip()[0] in "{[":
+def _parse(data: bytes, source: str, element: str | None) -> Raw:
+    if data.startswith(hdf5.MAGIC):
+        return hdf5.read(data, source, element)
+    text = _text(data, source)
+    if text.lstrip()[:1] in ("{", "["):
         return _parse_json(text, source, element)
-    if phonopy.matches(text):
-        return phonopy.read(text, source, element)
-    if phoenix.matches(text):
-        return phoenix.read(text, source, element)
-    return table.read(text, source, element)
+    return next((read for matches, read in TEXT if matches(text)), table.read)(text, source, element)
 
 
 def _parse_json(text: str, source: str, element: str | None) -> Raw:
@@ -93,10 +137,9 @@ def _parse_json(text: str, source: str, element: str | None) -> Raw:
         document = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise SpectrumError(f"{source} is broken JSON", why=str(error), fix="Write the file again") from error
-    if isinstance(document, dict) and euphonic.matches(document):
-        return euphonic.read(document, source, element)
-    if isinstance(document, dict) and pymatgen.matches(document):
-        return pymatgen.read(document, source, element)
+    for matches, read in JSON:
+        if matches(document):
+            return read(document, source, element)
     raise SpectrumError(
         f"{source} is JSON of no known class",
         fix="Give Euphonic's Spectrum1D or Spectrum1DCollection, pymatgen's PhononDos or CompletePhononDos, or a CSV",

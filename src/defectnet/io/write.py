@@ -26,26 +26,27 @@ def write_spectrum(
     Args:
         path: File to write; the folder must exist.
         spectrum: What to write. Its `source` is not kept.
-        error: (n,) standard deviations of the DOS, as a third column.
+        error: (n,) standard deviations of the DOS, as a third column; by default those of the spectrum.
         comments: Lines for a reader, above the declarations; they must not declare anything themselves.
 
     Raises:
         SpectrumError: The file cannot be written.
     """
     path = Path(path)
+    sigma = spectrum.error if error is None else error
     lines = [f"# {line}" for line in comments]
     lines += [f"# unit: {spectrum.unit}", f"# kind: {spectrum.kind}"]
     if spectrum.element is not None:
         lines.append(f"# element: {spectrum.element}")
-    columns = [spectrum.energy.tolist(), spectrum.dos.tolist()] + ([] if error is None else [error.tolist()])
-    lines.append("energy,dos" if error is None else "energy,dos,error")
+    columns = [spectrum.energy.tolist(), spectrum.dos.tolist()] + ([] if sigma is None else [sigma.tolist()])
+    lines.append("energy,dos" if sigma is None else "energy,dos,error")
     lines += [",".join(map(repr, row)) for row in zip(*columns, strict=True)]
     try:
         with replacing(path) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
+    except OSError as wrong:
         raise SpectrumError(
             f"file {path} cannot be written",
-            why=error.strerror or "",
+            why=wrong.strerror or "",
             fix="Check that its folder exists and is writable",
-        ) from error
+        ) from wrong

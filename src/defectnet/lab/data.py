@@ -250,6 +250,11 @@ class _Stream(IterableDataset[Any]):
     def __len__(self) -> int:
         return self.steps
 
+    @property
+    def layout(self) -> dict[str, int]:
+        """What fixes which rows are in a batch of an epoch."""
+        return {"rows": len(self.pairs), "steps": self.steps, "ranks": self.ranks}
+
     def enter(self, epoch: int, first: int) -> None:
         """Begin the next iteration at this batch of this epoch."""
         self.epoch, self.first = epoch, first
@@ -348,7 +353,7 @@ class LabDataModule(LightningDataModule):
         self.val = source.take(aside, tracks) if aside else None
         self._pool: list[Row] | None = None
         self._loader: ShardLoader | None = None
-        self._position: dict[str, int] | None = None
+        self._position: dict[str, Any] | None = None
 
     @property
     def spec(self) -> ModelSpec:

@@ -20,8 +20,9 @@ from defectnet.data.candidates import Track
 from defectnet.data.module import SpectraDataModule
 from defectnet.elements import VOCABULARY, parse_formula
 from defectnet.errors import CheckpointError, ConfigError
-from defectnet.files import file_sha256, replacing
+from defectnet.files import file_sha256, home_expanded, locked, replacing
 from defectnet.hub import load, resolve, save
+from defectnet.hub.io import check_replaceable
 from defectnet.lab.data import EncodedPairs
 from defectnet.lab.jobs import RESPONSES, Job, TrainingSettings, run_jobs, stopped_by_sigterm
 from defectnet.lab.judge import Judgement, ask, join, judge
@@ -92,11 +93,12 @@ def finetune(
     Raises:
         LabError: The table cannot be used, a process of the training ended, or this one was told to (SIGTERM).
         CheckpointError: The checkpoint is not found, or `out` holds something else.
-        ConfigError: A setting has a value that it cannot have.
+        ConfigError: A setting has a value that it cannot have, or another process fine-tunes into `out`.
     """
-    with stopped_by_sigterm():
+    target = check_replaceable(out)
+    with stopped_by_sigterm(), locked(target, "fine-tuning"):
         begin = time.monotonic()
-        study = _prepared(checkpoint, data, out, training, holdout, logger)
+        study = _prepared(checkpoint, data, target, training, holdout, logger)
         if training.method != RESPONSES and study.log.chosen != "none":
             say(f"training is noted in {study.log.folder} ({study.log.chosen})")
         jobs = [study.job(number, part) for number, part in enumerate(study.parts)]
@@ -157,13 +159,12 @@ class _Study:
 def _prepared(
     checkpoint: str | os.PathLike[str],
     data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    target: Path,
     training: TrainingSettings,
     holdout: Holdout,
     logger: str,
 ) -> _Study:
     """Check all that can be checked before any work is done, and only then enter the folder of the runs."""
-    target = _checked_target(out)
     folder, name = resolve(checkpoint)
     source = folder.resolve()
     if target == source:
@@ -184,14 +185,6 @@ def _prepared(
     return study
 
 
-def _checked_target(out: str | os.PathLike[str]) -> Path:
-    """Return the folder to write to, before any work is done for it."""
-    target = Path(out).expanduser().resolve()
-    if target.exists() and not (target / "config.json").is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is no checkpoint", fix="Give a new folder")
-    return target
-
-
 def _check_sizes(pairs: int, parts: Sequence[Sequence[int]], training: TrainingSettings) -> None:
     # A fifth of the samples may be kept aside to stop by, and every device needs one of those, too.
     least = min(pairs - len(part) for part in parts)
@@ -205,7 +198,7 @@ def _check_sizes(pairs: int, parts: Sequence[Sequence[int]], training: TrainingS
 def _with_absolute_replay(training: TrainingSettings) -> TrainingSettings:
     if training.replay is None:
         return training
-    folder = Path(training.replay).expanduser()
+    folder = home_expanded(training.replay)
     if not folder.is_dir():
         raise ConfigError(f"replay folder {folder} does not exist", fix="Give a folder of simulated shards")
     return replace(training, replay=str(folder.resolve()))

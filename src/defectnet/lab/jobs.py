@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
@@ -32,7 +33,7 @@ from safetensors.torch import save as to_bytes
 
 from defectnet.batch import Batch
 from defectnet.config import Grid, Settings, bounded
-from defectnet.data.candidates import TrackSettings
+from defectnet.data.candidates import OPEN_SHARE, TrackSettings
 from defectnet.errors import ConfigError, DefectNetError, LabError
 from defectnet.export import read_run
 from defectnet.files import replacing
@@ -100,7 +101,7 @@ class TrainingSettings(Settings):
     ema: float = bounded(0.0, 0.0, below=1.0)
     replay: str | None = None
     replay_share: float = bounded(0.5, 0.0, below=1.0)
-    seed: int = 0
+    seed: int = bounded(0, 0)
     devices: int = bounded(1, 1)
     accelerator: str = bounded("auto", choices=("auto", "cpu", "gpu"))
     precision: str = bounded("32-true", choices=("32-true", "bf16-mixed"))
@@ -153,7 +154,10 @@ class Job:
         return LabDataModule(
             self.pairs,
             training.batch_size,
-            tracks=TrackSettings(blind_share=0.5 if self.start.asks_blind else 0.0),
+            tracks=TrackSettings(
+                blind_share=0.5 if self.start.asks_blind else 0.0,
+                open_share=OPEN_SHARE if self.start.tells_something_else else 0.0,
+            ),
             replay=Replay(training.replay, training.replay_share) if training.replay else None,
             validation=training.validation,
             seed=training.seed,
@@ -394,17 +398,20 @@ def read_plan(path: Path) -> tuple[list[Job], TrainingLog]:
 
 def _plain_pair(pair: LabPair) -> dict[str, Any]:
     spectra = {
-        role: {**asdict(spectrum), "energy": torch.tensor(spectrum.energy), "dos": torch.tensor(spectrum.dos)}
+        role: {
+            name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+            for name, value in asdict(spectrum).items()
+        }
         for role, spectrum in (("host", pair.host), ("doped", pair.doped))
     }
     return {**vars(pair), **spectra}
 
 
 def _pair(values: dict[str, Any]) -> LabPair:
-    spectra = {
-        role: Spectrum(**{**values[role], **{name: values[role][name].numpy() for name in ("energy", "dos")}})
-        for role in ("host", "doped")
-    }
+    spectra = {}
+    for role in ("host", "doped"):
+        plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values[role].items()}
+        spectra[role] = Spectrum(**plain)
     return LabPair(**{**values, **spectra})
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from defectnet.errors import DefectNetError, LabError, SpectrumError, format_err
 from defectnet.files import file_sha256
 from defectnet.io import read_spectrum
 from defectnet.measure.encode import candidate_mask, encode_pair
+from defectnet.measure.plausible import overlap
 from defectnet.spectrum import UNITS, Spectrum, parse_kind, parse_unit
 
 TABLE: Final = "pairs.csv"
@@ -36,6 +38,10 @@ MIN_SAMPLES: Final = 4
 
 MAX_CONCENTRATION: Final = 0.5
 """Largest concentration, of a dopant and of all together: beyond it the dopant is the host."""
+
+LEAST_CHECKED, LEAST_CHANGE = 0.05, 0.1
+"""Concentration from which on the spectra must differ, by at least this share of it: of simulated pairs none by less
+than 0.67. Less is an amount in per cent."""
 
 MAX_SHOWN: Final = 20
 """So many faults are shown; the rest is counted."""
@@ -185,8 +191,13 @@ def _rows(path: Path, faults: _Faults) -> list[tuple[int, dict[str, str]]]:
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
-            if any(stripped) and not stripped[0].startswith("#"):
+            if not any(stripped):
+                continue
+            if not stripped[0].startswith("#"):
                 lines.append((reader.line_num, stripped))
+            elif lines and len(stripped) == len(lines[0][1]) and re.match(r"#\w", stripped[0]):
+                fix = "Call the sample otherwise; or, if the row is a comment, put a blank behind its #"
+                faults.add(reader.line_num, "", f"{stripped[0]!r} begins a whole row: a sample, or a comment?", fix)
     except csv.Error as error:
         fix = "Close every quotation mark, and double those inside a cell"
         raise LabError(f"{path}, line {reader.line_num} is broken", why=str(error), fix=fix) from error
@@ -283,6 +294,11 @@ def _pair(line: int, row: dict[str, str], files: _Files, faults: _Faults, grid: 
     if host is None or doped is None or hosts is None or dopants is None:
         return None
     if faults.checked(line, "host_file, doped_file", lambda: encode_pair(host, doped, formula, grid=grid)) is None:
+        return None
+    total, changed = sum(dopants.values()), 1.0 - overlap(host, doped)
+    if total >= LEAST_CHECKED and changed < LEAST_CHANGE * total:
+        what = f"{100 * total:.3g} at.% are said to be in it, yet the spectra share all but {changed:.1%} of their area"
+        faults.add(line, "dopants", what, f"Write atomic fractions, not per cent: {total / 100:g} for {total:g} %")
         return None
     return LabPair(
         row["sample"], host, doped, formula, dopants, candidates, 1.0 if weight is None else weight, resolution, line

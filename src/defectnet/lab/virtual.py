@@ -7,6 +7,7 @@ what so many samples would be worth.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from defectnet.config import STORAGE_GRID, Bounded, bounded
 from defectnet.data.shards import AS_IS, Row, Sample, projected_pairs, read_shard, shard_files
 from defectnet.elements import element_index
 from defectnet.errors import ConfigError, LabError, ShardError
-from defectnet.files import replacing
+from defectnet.files import is_file_name, replacing
 from defectnet.lab.table import TABLE
 from defectnet.measure.forward import MeasuredPairs, measure_pairs
 from defectnet.measure.settings import Measurement
@@ -27,6 +28,7 @@ from defectnet.spectrum import KINDS, Spectrum
 
 POINTS: Final = 200  # of a spectrum that ends at `REACH`
 REACH: Final = 2.4  # its end, in units of the host's edge; further where modes lie beyond
+_IDS: Final = "Give shards that `defectnet simulate` wrote"
 _BEYOND: Final = 1e-4  # of the area: so little may be cut off
 
 
@@ -128,7 +130,8 @@ def as_is(folder: Path) -> list[Sample]:
 def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -> int:
     """Measure rows and write the table of pairs with the spectra that it names.
 
-    A host's spectrum is written once, and is that of its first row.
+    A host's spectrum is written once, and is that of its first row. The same call again writes the same; a file of
+    the same name with another content is left alone.
 
     Args:
         folder: Where to; made if needed.
@@ -139,30 +142,43 @@ def write_lab(folder: Path, samples: Iterable[Sample], instrument: Instrument) -
         Number of pairs.
 
     Raises:
-        LabError: As `Instrument.measure`.
+        LabError: As `Instrument.measure`; an id is no name of a file, two rows have one, or the folder holds another
+            file of that name.
         SpectrumError: What is measured of a row is no DOS, by too much noise or by modes at zero energy.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     table = [("sample", "host_file", "doped_file", "formula", "dopants", "resolution_mev")]
+    files: dict[str, str] = {}
     hosts: set[str] = set()
     for sample in samples:
         name, host_file = sample.row_id.replace("/", "-"), f"{sample.host_id}.csv"
+        named = is_file_name(host_file) and is_file_name(name) and f"{name}.csv" not in {*files, host_file}
+        if not named or (host_file in files and host_file not in hosts):
+            raise LabError(f"row {sample.row_id!r:.60} of {sample.host_id!r:.60} names no file of its own", fix=_IDS)
         measured = instrument.measure(sample)
         edge = float(measured.edge_mev[0])
         if host_file not in hosts:
-            _write(folder / host_file, measured.host[0], edge, instrument, f"host of {sample.row_id}")
             hosts.add(host_file)
-        _write(folder / f"{name}.csv", measured.doped[0], edge, instrument, sample.row_id)
+            files[host_file] = _text(measured.host[0], edge, instrument, f"host of {sample.row_id}")
+        files[f"{name}.csv"] = _text(measured.doped[0], edge, instrument, sample.row_id)
         dopants = ";".join(f"{symbol}:{share:.5g}" for symbol, share in sample.concentrations.items())
         resolution = f"{round(instrument.resolution_mev, 1):g}"
         table.append((name, host_file, f"{name}.csv", sample.formula, dopants, resolution))
-    with replacing(folder / TABLE) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(table)
+    files[TABLE] = written.getvalue()  # last: a table names what is there
+    for name, text in files.items():
+        path = folder / name
+        if path.is_symlink() or (path.exists() and path.read_bytes() != text.encode()):
+            raise LabError(f"{path} is there already, and another file", fix="Give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
     return len(table) - 1
 
 
-def _write(path: Path, dos: np.ndarray, edge_mev: float, instrument: Instrument, row: str) -> None:
-    """Write one spectrum on a plain grid in meV, as the instrument reads it."""
+def _text(dos: np.ndarray, edge_mev: float, instrument: Instrument, row: str) -> str:
+    """Return one spectrum on a plain grid in meV, as the instrument reads it, as text of a file."""
     edge = edge_mev * instrument.energy_factor
     energy = STORAGE_GRID.centres * edge
     step = round(REACH * edge / POINTS, 2)
@@ -172,5 +188,4 @@ def _write(path: Path, dos: np.ndarray, edge_mev: float, instrument: Instrument,
     spectrum = spectrum.resampled(plain).normalised()
     head = [f"# kind: {instrument.kind}", *([f"# element: {instrument.element}"] if instrument.element else [])]
     lines = [f"{e:.2f},{1000 * d:.2f}" for e, d in zip(spectrum.energy, spectrum.dos, strict=True)]
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join([*head, "energy_meV,dos", *lines]) + "\n", encoding="utf-8")
+    return "\n".join([*head, "energy_meV,dos", *lines]) + "\n"

@@ -80,6 +80,33 @@ def integrals(energy: FloatArray, dos: Curves, total: FloatArray, at: FloatArray
     return np.asarray(result.reshape(at.shape))
 
 
+def integral_errors(energy: FloatArray, error: FloatArray, edges: FloatArray) -> FloatArray:
+    """Propagate independent errors of points to integrals between edges, exactly: each is a sum of points.
+
+    Args:
+        energy: (n,) increasing energies.
+        error: (n,) standard deviations of the values there.
+        edges: (m + 1,) increasing energies.
+
+    Returns:
+        (m,) standard deviations of the integrals; 0 outside of the points.
+    """
+    inside = edges[(edges > energy[0]) & (edges < energy[-1])]
+    cuts = np.union1d(energy, inside)
+    middle, step = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts)
+    left = np.clip(np.searchsorted(energy, middle) - 1, 0, len(energy) - 2)
+    part = (middle - energy[left]) / (energy[left + 1] - energy[left])
+    place = np.searchsorted(edges, middle) - 1
+    counts = (place >= 0) & (place < len(edges) - 1)
+    # What each point adds to each integral, from the pieces on both of its sides.
+    keys = np.concatenate([place[counts] * len(energy) + left[counts], place[counts] * len(energy) + left[counts] + 1])
+    shares = np.concatenate([((1.0 - part) * step)[counts], (part * step)[counts]])
+    pairs, of = np.unique(keys, return_inverse=True)
+    shares = np.bincount(of, shares, len(pairs))
+    variance = np.bincount(pairs // len(energy), (shares * error[pairs % len(energy)]) ** 2, len(edges) - 1)
+    return np.asarray(np.sqrt(variance))
+
+
 def rebin(
     energy: FloatArray, dos: Curves, edge: FloatArray, grid: Grid, *, total: FloatArray | None = None
 ) -> NDArray[np.float32]:

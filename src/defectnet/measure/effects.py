@@ -139,11 +139,13 @@ def with_noise(dos: Curves, given: Conditions, rngs: Any) -> Curves:
     peak = dos.max(axis=2, keepdims=True)
     # Normal in place of Poisson: the two agree above some tens of counts, and a 3 % noise means 1,000 at the peak.
     counting *= np.sqrt(np.maximum(dos, 0.0) * peak)
-    counting *= given.noise[:, None, None].astype(np.float32) * per_bin
+    # (P, 2, 1): one of the two may have been measured for longer, or in wider bins.
+    apart = np.minimum(np.stack([1.0 / given.noise_ratio, given.noise_ratio], axis=1), 1.0)[..., None]
+    counting *= (given.noise[:, None, None] * apart).astype(np.float32) * per_bin
     counting += dos
     least = np.where(given.floor > 0, -np.inf, np.where(given.noise > 0, 0.0, -np.inf)).astype(np.float32)
     if given.floor.any():
-        constant *= peak * (given.floor[:, None, None].astype(np.float32) * per_bin)
+        constant *= peak * ((given.floor[:, None, None] * apart).astype(np.float32) * per_bin)
         counting += constant
     return np.asarray(np.maximum(counting, least[:, None, None], out=counting))
 
@@ -155,7 +157,7 @@ def cut_off(dos: Curves, low: FloatArray, high: FloatArray, start: FloatArray) -
         dos: (P, 2, N) curves.
         low: (P,) energies below which the curve goes on as energy squared, in units of the edge.
         high: (P,) energies above which there is nothing.
-        start: (P,) energies below which there is nothing.
+        start: (P, 2) energies below which there is nothing.
     """
     first, last = np.searchsorted(_CENTRES, low), np.searchsorted(_CENTRES, high)
     if (last < STORAGE_GRID.bins).any():
@@ -168,5 +170,5 @@ def cut_off(dos: Curves, low: FloatArray, high: FloatArray, start: FloatArray) -
         dos[:, :, :below] = np.where(_BINS[:below] < first[:, None, None], debye, dos[:, :, :below])
     begin = np.searchsorted(_CENTRES, start)
     if begin.any():
-        dos *= (begin[:, None, None] <= _BINS).astype(dos.dtype)
+        dos *= (begin[..., None] <= _BINS).astype(dos.dtype)
     return dos

@@ -35,6 +35,7 @@ FloatArray = NDArray[np.float64]
 
 _CENTRES: Final = STORAGE_GRID.centres
 _COARSE: Final = 4  # bins taken together where projected DOS go onto bins eight times as wide
+_LEAST_AREA: Final = 0.3  # of a spectrum without noise, that is left with noise
 _HIGHEST_FOOT: Final = 0.2  # of the edge: no more than this is continued by Debye's law
 
 
@@ -119,8 +120,16 @@ def measure_pairs(
     curves = with_multiphonon(curves, given.multiphonon)
     curves = with_background(curves, given.background, given.shapes)
     curves = with_elastic(curves, given.elastic, given.fwhm_mev / edge)
-    curves = with_noise(curves, given, rngs)
-    curves = cut_off(curves, np.minimum(given.cut_low_mev / edge, _HIGHEST_FOOT), given.cut_high, given.start)
+    starts = np.stack([given.start, given.doped_start], axis=1)
+    cuts = np.minimum(given.cut_low_mev / edge, _HIGHEST_FOOT), given.cut_high, starts
+    noisy = with_noise(curves, given, rngs)
+    seen = cut_off(noisy.copy() if noisy is curves else noisy, *cuts)
+    # Noise that drowns a spectrum, or a range that begins above it (of a heavy atom between light ones), leaves nothing
+    # to measure: nobody would show the pair, and it is shown without.
+    drowned = np.flatnonzero((seen.sum(axis=2) < _LEAST_AREA * curves.sum(axis=2)).any(axis=1))
+    if len(drowned):
+        seen[drowned] = cut_off(curves[drowned], cuts[0][drowned], cuts[1][drowned], 0.0 * starts[drowned])
+    curves = seen
     total = cumulative(_CENTRES, curves)
     span = np.searchsorted(_CENTRES, given.start), np.searchsorted(_CENTRES, given.cut_high)
     observed = band_edges(_CENTRES, curves[:, 0], total=total[:, 0], span=span, unit_mev=edge)

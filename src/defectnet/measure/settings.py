@@ -30,6 +30,7 @@ _LIMITS: Final = {
     "elastic": (0.0, 0.05),
     "start": (0.0, 0.3),
     "fwhm_ratio": (0.5, 2.0),
+    "noise_ratio": (0.1, 10.0),
 }
 
 
@@ -55,6 +56,10 @@ class Measurement:
         start: Energy, in units of the host's edge, at which the range begins; below it there is nothing.
         scale_mismatch: Largest relative difference between the energy axes of host and doped sample.
         fwhm_ratio: Resolution of the doped sample over that of the host; drawn log-uniformly.
+        noise_ratio: Noise of the doped sample over that of the host, both kinds, of which the louder one is as stated;
+            drawn log-uniformly.
+        start_apart: Share of the pairs whose ranges begin at two energies, drawn apart.
+        fault_share: Share of the pairs that has each of the faults from `floor` on, drawn apart for each fault.
     """
 
     weights: tuple[float, float, float] = (1.0, 0.0, 0.0)
@@ -72,6 +77,9 @@ class Measurement:
     start: tuple[float, float] = (0.0, 0.0)
     scale_mismatch: float = 0.0
     fwhm_ratio: tuple[float, float] = (1.0, 1.0)
+    noise_ratio: tuple[float, float] = (1.0, 1.0)
+    start_apart: float = 0.0
+    fault_share: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(KINDS) or min(self.weights) < 0 or sum(self.weights) <= 0:
@@ -82,7 +90,13 @@ class Measurement:
                 raise ConfigError(
                     f"measurement.{name} is {(low, high)}", fix=f"Give low <= high between {lowest} and {highest}"
                 )
-        for name, most in (("energy_scale", 0.2), ("clean_share", 1.0), ("scale_mismatch", 0.05)):
+        for name, most in (
+            ("energy_scale", 0.2),
+            ("clean_share", 1.0),
+            ("scale_mismatch", 0.05),
+            ("start_apart", 1.0),
+            ("fault_share", 1.0),
+        ):
             if not 0.0 <= getattr(self, name) <= most:
                 raise ConfigError(f"measurement.{name} is {getattr(self, name)}", fix=f"Use 0 to {most:g}")
 
@@ -92,7 +106,7 @@ class Measurement:
         return any(getattr(self, name) != getattr(CLEAN, name) for name in _RAW)
 
 
-_RAW: Final = ("floor", "multiphonon", "elastic", "start", "scale_mismatch", "fwhm_ratio")
+_RAW: Final = ("floor", "multiphonon", "elastic", "start", "scale_mismatch", "fwhm_ratio", "noise_ratio")
 
 CLEAN: Final = Measurement()
 """Benchmark condition: the bare total DOS at 1 meV resolution, without noise."""
@@ -131,9 +145,28 @@ RAW: Final = replace(
     scale_mismatch=0.01,
     fwhm_ratio=(0.8, 1.25),
 )
-"""Training, as `AUGMENT`, with the faults of raw files; no network that is shipped has seen it."""
+"""As `AUGMENT`, with all faults of raw files at once."""
 
-MEASUREMENTS: Final[dict[str, Measurement]] = {"clean": CLEAN, "lab": LAB, "augment": AUGMENT, "raw": RAW}
+TRAIN: Final = replace(
+    RAW,
+    floor=(0.001, 0.03),
+    elastic=(0.0, 0.02),
+    start=(0.0, 0.2),
+    scale_mismatch=0.012,
+    fwhm_ratio=(0.6, 1.67),
+    noise_ratio=(0.25, 4.0),
+    start_apart=0.3,
+    fault_share=0.35,
+)
+"""Training of the networks that are shipped: each fault of raw files in a third of the pairs that are not clean."""
+
+MEASUREMENTS: Final[dict[str, Measurement]] = {
+    "clean": CLEAN,
+    "lab": LAB,
+    "augment": AUGMENT,
+    "raw": RAW,
+    "train": TRAIN,
+}
 """Named settings, as recipes and benchmark tracks call them."""
 
 
@@ -157,6 +190,7 @@ class Conditions:
         element: Uniform number that chooses the element of a projected DOS.
         energy_factor: Energy that the instrument reads over the true one.
         doped_factor: The same of the doped sample over that of the host.
+        doped_start: `start` of the doped sample.
         shapes: (P, 2, 3) uniform numbers, not zero, that choose the shapes of the backgrounds.
     """
 
@@ -175,6 +209,8 @@ class Conditions:
     start: FloatArray
     doped_factor: FloatArray
     fwhm_ratio: FloatArray
+    noise_ratio: FloatArray
+    doped_start: FloatArray
     shapes: FloatArray
 
     @classmethod
@@ -186,7 +222,7 @@ class Conditions:
             rngs: One generator for each pair; it alone decides what is drawn for that pair.
         """
         # Every pair draws the same numbers in the same order, whether its conditions use them or not.
-        uniform, normal, more = np.empty((len(rngs), 16)), np.empty(len(rngs)), np.zeros((len(rngs), len(_RAW)))
+        uniform, normal, more = np.empty((len(rngs), 16)), np.empty(len(rngs)), np.zeros((len(rngs), 2 * len(_RAW) + 2))
         raw = measurement.raw
         for number, rng in enumerate(rngs):
             rng.random(out=uniform[number])
@@ -194,6 +230,7 @@ class Conditions:
             if raw:
                 rng.random(out=more[number])
         clean = uniform[:, 0] < measurement.clean_share
+        without = {name: more[:, len(_RAW) + i] >= measurement.fault_share for i, name in enumerate(_RAW)}
 
         def between(name: str, number: Any, *, log: bool = False) -> FloatArray:
             low, high = getattr(measurement, name)
@@ -202,12 +239,14 @@ class Conditions:
             else:
                 value = low * (high / low) ** number if log and low > 0 else low + (high - low) * number
             usual = getattr(CLEAN, name)[0]
-            return np.asarray(np.where(clean.reshape(-1, *[1] * (number.ndim - 1)), usual, value))
+            none = (clean | without.get(name, False)).reshape(-1, *[1] * (number.ndim - 1))
+            return np.asarray(np.where(none, usual, value))
 
         odds = np.cumsum(measurement.weights) / sum(measurement.weights)
         kind = np.minimum(np.searchsorted(odds, uniform[:, 1], side="right"), np.flatnonzero(measurement.weights)[-1])
         scale = np.where(clean, CLEAN.energy_scale, measurement.energy_scale)
-        mismatch = np.where(clean, CLEAN.scale_mismatch, measurement.scale_mismatch)
+        mismatch = np.where(clean | without["scale_mismatch"], CLEAN.scale_mismatch, measurement.scale_mismatch)
+        start, other = between("start", more[:, 3]), between("start", more[:, -2])
         return cls(
             kind=np.where(clean, 0, kind),
             element=uniform[:, 2],
@@ -221,8 +260,10 @@ class Conditions:
             floor=between("floor", more[:, 0], log=True),
             multiphonon=between("multiphonon", more[:, 1]),
             elastic=between("elastic", more[:, 2]),
-            start=between("start", more[:, 3]),
+            start=start,
             doped_factor=1.0 + mismatch * (2.0 * more[:, 4] - 1.0),
             fwhm_ratio=between("fwhm_ratio", more[:, 5], log=True),
+            noise_ratio=between("noise_ratio", more[:, 6], log=True),
+            doped_start=np.where(more[:, -1] < measurement.start_apart, other, start),
             shapes=1.0 - uniform[:, 10:].reshape(-1, 2, 3),
         )

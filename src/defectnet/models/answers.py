@@ -46,16 +46,17 @@ class Answers(NamedTuple):
         )
 
 
-def answer(model: DefectModel, items: Iterable[Item]) -> Answers:
+def answer(model: DefectModel, items: Iterable[Item], *, precision: int = 64) -> Answers:
     """Ask a network about every batch of a loader and join the answers, in order.
 
     Args:
         model: The network; its calibration is not applied.
         items: Batches with targets, of one loader.
+        precision: As in `DefectModel.predict_batch`.
     """
     parts = []
     for item in items:
-        output = model.predict_batch(item.batch)
+        output = model.predict_batch(item.batch, precision=precision)
         true = Targets(item.targets.true_concentration)
         parts.append(Answers(output, model.expected(output), item.batch, true))
     return Answers.join(parts)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
@@ -15,13 +18,15 @@ from torch import Tensor, nn
 
 from defectnet.batch import Batch, Estimate, Output, Targets
 from defectnet.config import Grid, ModelSpec, Settings
-from defectnet.elements import VOCABULARY, composition
-from defectnet.errors import ConfigError
-from defectnet.measure.encode import encode_pair, stack
+from defectnet.elements import INDEX, VOCABULARY, composition, formula_text
+from defectnet.errors import ConfigError, DefectNetError
+from defectnet.measure.encode import examine_pair, stack
 from defectnet.models.calibration import Calibration, calibrated
 from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
+from defectnet.models.goodness import goodness
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
-from defectnet.prediction import Prediction
+from defectnet.nn.heads import MAX_CONCENTRATION
+from defectnet.prediction import Fit, Prediction
 from defectnet.spectrum import KINDS, Spectrum
 
 ABSENT_LOGIT: Final = -30.0
@@ -33,8 +38,13 @@ NETWORK: Final = "network"
 SAME_COMPOSITION: Final = 0.01
 """Sum of the differences of the atomic fractions below which two formulas are of one host."""
 
-SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ArrayLike]
-"""A file, a `Spectrum`, or a pair of arrays (energy, dos)."""
+MOST_ROWS: Final = 256
+"""Rows that a network is asked at a time: 200 MB."""
+
+_FITTED: Final = 64  # questions whose responses are held at a time, a quarter of a megabyte each
+
+SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, ...] | Any
+"""A file, a `Spectrum`, arrays (energy, dos) or (energy, dos, error), or what else `as_spectrum` takes."""
 
 
 class Query(NamedTuple):
@@ -50,7 +60,7 @@ class Query(NamedTuple):
 
     host: SpectrumLike
     doped: SpectrumLike
-    formula: str
+    formula: str | Any
     candidates: Sequence[str] | None = None
     edge: float | None = None
 
@@ -171,6 +181,11 @@ class DefectModel(nn.Module, Estimator):
         return self(batch), {}
 
     @property
+    def tells_something_else(self) -> bool:
+        """Whether it tells how probable a dopant is that is not in the list (`Output.something_else`)."""
+        return bool(getattr(self.net, "something_else", False))
+
+    @property
     def wants_projected(self) -> bool:
         """Whether `forward_training` learns from projected DOS, too (`Targets.projected`)."""
         return False
@@ -190,7 +205,7 @@ class DefectModel(nn.Module, Estimator):
         self,
         host: SpectrumLike,
         doped: SpectrumLike,
-        formula: str,
+        formula: str | Any,
         *,
         candidates: Sequence[str] | None = None,
         unit: str | None = None,
@@ -200,11 +215,13 @@ class DefectModel(nn.Module, Estimator):
         """Say which elements were substituted in, and how much of each.
 
         Args:
-            host: DOS of the pristine crystal: a file, a `Spectrum`, or arrays (energy, dos).
+            host: DOS of the pristine crystal: a file, a `Spectrum`, arrays (energy, dos) or (energy, dos, error), or
+                what else `defectnet.io.objects.as_spectrum` takes.
             doped: DOS of the doped sample, the same.
-            formula: Formula of the host, for instance ``GaAs``.
+            formula: Formula of the host, for instance ``GaAs``; or a Composition, Structure or Element of pymatgen, or
+                Atoms of ase.
             candidates: Elements that may be there; None asks about every element that is not in the host.
-            unit: Energy unit of files that declare none and of arrays: meV, THz, cm-1 or eV.
+            unit: Energy unit of files that declare none and of arrays: meV, THz, cm-1, eV, rad/ps or Hartree.
             kind: Kind of DOS of files that declare none and of arrays: total, neutron-weighted or projected.
             edge: The host's band edge in meV, where it is known better than its spectrum tells, for instance where
                 noise hides it; None reads it from there.
@@ -224,29 +241,68 @@ class DefectModel(nn.Module, Estimator):
             queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge]]).
             unit: As in `predict`.
             kind: As in `predict`.
+
+        Raises:
+            DefectNetError: As `predict`, naming the query, counted from 0.
         """
         if not queries:
             return []
         asked = [Query(*query) for query in queries]
-        batch = stack(
-            [
-                encode_pair(
-                    _spectrum(query.host, "host", unit, kind),
-                    _spectrum(query.doped, "doped", unit, kind),
-                    query.formula,
-                    grid=self.spec.grid,
-                    candidates=query.candidates,
-                    edge_mev=query.edge,
+        from defectnet.io.objects import as_spectrum  # here, because training needs no readers
+
+        pairs = []
+        for number, query in enumerate(asked):
+            try:
+                pairs.append(
+                    examine_pair(
+                        as_spectrum(query.host, "host", unit=unit, kind=kind),
+                        as_spectrum(query.doped, "doped", unit=unit, kind=kind),
+                        formula_text(query.formula),
+                        grid=self.spec.grid,
+                        candidates=query.candidates,
+                        edge_mev=query.edge,
+                    )
                 )
-                for query in asked
-            ]
-        )
+            except DefectNetError as error:
+                if len(asked) == 1:
+                    raise
+                raise type(error)(f"query {number}: {error.what}", why=error.why, fix=error.fix) from error
+        batch = stack([pair.batch for pair in pairs])
         calibrations = self.calibrations(batch)
         estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
         paths = self.provenance(batch)
+        said = []
+        for i, (query, pair) in enumerate(zip(asked, pairs, strict=True)):
+            formula = formula_text(query.formula)
+            answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
+            told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
+            said.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
         return [
-            self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], query.formula)
-            for i, query in enumerate(asked)
+            answer
+            for i in range(0, len(said), _FITTED)
+            for answer in self._with_fit(batch.rows(slice(i, i + _FITTED)), said[i : i + _FITTED])
+        ]
+
+    def _with_fit(self, batch: Batch, said: Sequence[Prediction]) -> list[Prediction]:
+        """Add how much of each change the elements found account for, with amounts within their intervals."""
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            responses = self.expected_responses(batch.to(device))
+        if responses is None:
+            return list(said)
+        low, high = torch.zeros(2, *batch.candidates.shape, dtype=torch.float64)
+        for i, answer in enumerate(said):
+            for symbol in answer.found:
+                at, k = INDEX[symbol], answer.elements.index(symbol)
+                known = np.isfinite(answer.high[k])
+                low[i, at], high[i, at] = (answer.low[k], answer.high[k]) if known else (0.0, MAX_CONCENTRATION)
+        change = (batch.doped - batch.host).double().cpu()
+        found = goodness(change, responses.double().cpu(), low, high)
+        energy = batch.edge_mev.double().cpu().numpy()[:, None] * self.spec.grid.centres
+        curves = [(x / batch.edge_mev.cpu()[:, None]).numpy() for x in (change, found.predicted)]
+        return [  # of a change that is within its errors there is nothing to explain
+            replace(answer, explained=math.nan if answer.unchanged else round(float(share), 4), fit=Fit(*rows))
+            for answer, share, *rows in zip(said, found.explained, energy, *curves, strict=True)
         ]
 
     @property
@@ -315,41 +371,47 @@ class DefectModel(nn.Module, Estimator):
         """Run the network without gradients and without dropout, in pieces.
 
         Computed in double precision: in single precision the last digits depend on the shape of the batch and on
-        the machine, and an answer should depend on neither. Weights and mode of the network are left as they are.
+        the machine, and an answer should depend on neither. It is a copy of the network that runs: weights and mode
+        of this one are left as they are, so that threads can share it.
 
         Args:
             batch: Any number of rows.
-            batch_size: Rows at a time.
+            batch_size: Rows at a time, `MOST_ROWS` at most: so much memory is needed however many are asked.
             precision: 64, or 32 for two to three times the speed where the last digits do not matter.
 
         Returns:
             Output on the CPU, float32, concentrations cut to 0 to 1; the same for any `batch_size`.
+
+        Raises:
+            ConfigError: A setting cannot be, or a row holds NaN or infinity or no host.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", fix="Use 1 or more")
         if precision not in (32, 64):
             raise ConfigError(f"precision is {precision}", fix="Use 32 or 64")
+        _check_rows(batch, self.spec.grid)
         device = next(self.parameters()).device
         single = precision == 32 or device.type == "mps"  # Apple's GPUs have no doubles
         dtype = torch.float32 if single else torch.float64
-        state = {key: _cast(value, dtype) for key, value in (*self.named_parameters(), *self.named_buffers())}
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                rows = [batch.rows(slice(i, i + batch_size)) for i in range(0, len(batch.host), batch_size)]
-                parts = [self._run(state, Batch(*(_cast(x.to(device), dtype) for x in piece))) for piece in rows]
-        finally:
-            self.train(training)
+        network = _for_answers(self, dtype)
+        size = min(batch_size, MOST_ROWS)
+        parts = []
+        with torch.no_grad():
+            for i in range(0, len(batch.host), size):
+                piece = batch.rows(slice(i, i + size))
+                try:
+                    output: Output = network(Batch(*(_cast(x.to(device), dtype) for x in piece)))
+                except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # not in its __all__
+                    what = f"the network cannot answer rows {i} to {i + len(piece.host) - 1} of the batch"
+                    fix = "Look whether these spectra, or its weights, are of believable size"
+                    raise ConfigError(what, why=" ".join(str(error).split())[:160], fix=fix) from error
+                output = output.map(lambda x: x.float().cpu())
+                amount = output.concentration_if_present.clamp(0.0, 1.0)
+                parts.append(output._replace(concentration_if_present=amount))
         if not parts:
             empty = torch.zeros(0, len(self.spec.elements))
-            return Output(empty, empty)
+            return Output(empty, empty, something_else=torch.zeros(0) if self.tells_something_else else None)
         return Output.join(parts)
-
-    def _run(self, state: dict[str, Tensor], batch: Batch) -> Output:
-        output: Output = torch.func.functional_call(self, state, (batch,))
-        output = output.map(lambda x: x.float().cpu())
-        return output._replace(concentration_if_present=output.concentration_if_present.clamp(0.0, 1.0))
 
     def _prediction(
         self,
@@ -376,7 +438,7 @@ class DefectModel(nn.Module, Estimator):
             high=values(estimate.high),
             expected_concentration=values(estimate.expected_concentration),
             coverage=float("nan") if band is None else band.coverage,
-            threshold=calibration.threshold_candidates if given else calibration.threshold_blind,
+            threshold=calibration.threshold(given, int(chosen.sum())),
             candidates_given=given,
             formula=formula,
             model=self.name,
@@ -385,6 +447,7 @@ class DefectModel(nn.Module, Estimator):
             warnings=tuple(self._warnings(batch, calibration)),
             edge_mev=float(batch.edge_mev[0]),
             further={name: values(x) for name, x in estimate.further.items()},
+            something_else=float("nan") if estimate.something_else is None else float(estimate.something_else[row]),
         )
 
     def _warnings(self, batch: Batch, calibration: Calibration) -> list[str]:
@@ -414,23 +477,49 @@ class DefectModel(nn.Module, Estimator):
         return found
 
 
+def _check_rows(batch: Batch, grid: Grid) -> None:
+    """See that every row can be answered: one that cannot would end all others with it, by an error of algebra.
+
+    Raises:
+        ConfigError: Which row cannot, and why.
+    """
+    if batch.host.shape[1:] != (grid.bins,) or batch.doped.shape != batch.host.shape:
+        raise ConfigError(f"spectra of a batch have shape {tuple(batch.host.shape)}", fix=f"Use {grid.bins} bins")
+    wrong = {
+        f"{name} holds NaN or infinity": ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
+        for name, x in batch._asdict().items()
+    }
+    wrong["composition names no element"] = batch.composition.sum(dim=1) <= 0
+    wrong["the band edge is not positive"] = batch.edge_mev <= 0
+    wrong["kind is none of the known ones"] = (batch.kind < 0) | (batch.kind >= len(KINDS))
+    for what, rows in wrong.items():
+        if rows.any():
+            raise ConfigError(f"row {int(rows.nonzero()[0, 0])} of the batch: {what}", fix="Leave it out, or mend it")
+
+
+def _one_thread() -> None:
+    """Keep a forked process to one thread: those of OpenMP do not survive a fork, and are waited for ever."""
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_one_thread)
+
+
+def _for_answers(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a module with tensors of another type, in evaluation mode; it shares all else with the first.
+
+    `torch.func.functional_call` would put such tensors into the module itself for the time of a call, and threads that
+    share it would find them there.
+    """
+    twin = copy.copy(module)
+    twin.__dict__ |= {
+        "training": False,
+        "_parameters": {name: x if x is None else _cast(x, dtype) for name, x in module._parameters.items()},
+        "_buffers": {name: x if x is None else _cast(x, dtype) for name, x in module._buffers.items()},
+        "_modules": {name: x if x is None else _for_answers(x, dtype) for name, x in module._modules.items()},
+    }
+    return twin
+
+
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype) if x.is_floating_point() else x
-
-
-def _spectrum(source: SpectrumLike, role: str, unit: str | None, kind: str | None) -> Spectrum:
-    """Return any of the three forms of a spectrum as a `Spectrum`."""
-    if isinstance(source, Spectrum):
-        return source
-    if isinstance(source, str | os.PathLike):
-        from defectnet.io import read_spectrum  # here, because training needs no readers
-
-        return read_spectrum(source, unit=unit, kind=kind)
-    if not isinstance(source, tuple | list) or len(source) != 2:
-        raise ConfigError(
-            f"{role} is a {type(source).__name__}", fix="Give a file, a Spectrum, or a pair of arrays (energy, dos)"
-        )
-    if unit is None:
-        raise ConfigError(f"{role} is given as arrays without a unit", fix="Say unit='meV', 'THz', 'cm-1' or 'eV'")
-    energy, dos = (np.asarray(part, dtype=np.float64) for part in source)
-    return Spectrum(energy, dos, unit, kind=kind or "total", source=role)

@@ -1,19 +1,21 @@
 """Calibration: what turns a network's raw answer into what a user sees, how it is fitted, and how it is applied.
 
-Numbers fitted on crystals or samples that were not trained on: temperature, threshold, width of the concentration's
-interval.
+Numbers fitted on crystals or samples that were not trained on: temperature, threshold, intervals of the concentration.
+Thresholds are those of a stated rate of false alarms where there are questions without a true dopant to fit them to,
+and else those of the largest F1.
 
-The interval is split conformal with a normalised score (Lei et al., JASA 113, 1094 (2018)): residuals are divided by
-a width that grows linearly with the predicted concentration, and the quantile of the ratio scales that width. Its
-coverage holds for dopants exchangeable with those of the calibration rows: simulated ones, of unseen crystals.
+Intervals are belts (`defectnet.models.belts`), or, where dopants are few, split conformal with a normalised score (Lei
+et al., JASA 113, 1094 (2018)): residuals are divided by a width that grows linearly with the predicted concentration,
+and the quantile of the ratio scales that width. Coverage holds for dopants exchangeable with those of the calibration
+rows: simulated ones, of unseen crystals.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +25,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from defectnet.batch import Batch, Estimate, Output
 from defectnet.config import Settings, bounded, within
-from defectnet.elements import parse_formula
+from defectnet.elements import VOCABULARY, parse_formula
 from defectnet.errors import ConfigError, FormulaError
 from defectnet.models.answers import Answers
+from defectnet.models.belts import Belt, belt_of, fit_belts
+from defectnet.prediction import UNSURE
 from defectnet.spectrum import KINDS
 
 FloatArray = NDArray[np.float64]
@@ -39,19 +43,54 @@ TEMPERATURES: Final = (0.05, 20.0)
 _AT_BOUND: Final = 0.01  # of the logarithm of a temperature: twice the precision of the search
 
 
+FALSE_ALARMS: Final = 0.05
+"""Stated share of undoped samples of which some element is called present."""
+
+WRONG_LISTS: Final = 0.1
+"""The same of doped samples, of `DOPED` at least in all, whose list holds no true dopant."""
+
+DOPED: Final = 0.03
+
+_FEW: Final = 3  # so many candidates and fewer have a threshold of their own: the fewer, the surer is the surest
+
+_MARGIN: Final = 0.75  # of the stated rates, so that they hold on other crystals than those of the fit
+
+
 @dataclass(frozen=True)
 class Interval(Settings, called="interval"):
-    """A conformal band: `c - (offset + slope c)` to `c + (offset + slope c)`, cut to 0 and 1.
+    """A conformal band: `c - (offset + slope c)` to `c + (offset + slope c)`, cut to 0 and 1; or confidence belts.
 
     Attributes:
         coverage: Share of true concentrations that the band holds on calibration data, 0 to 1.
         offset: Half-width at concentration 0, atomic fraction.
         slope: Growth of the half-width with the concentration.
+        belts: Belts, which take the place of the band for the elements that they are for.
     """
 
     coverage: float = field(metadata=within(above=0.0, below=1.0))
     offset: float = field(metadata=within(0.0, 1.0))
     slope: float = bounded(0.0, 0.0, 100.0)
+    belts: tuple[Belt, ...] = ()
+
+    def ends(
+        self, amount: FloatArray, probability: FloatArray, threshold: float, named: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return lower and upper ends (E,) for one question.
+
+        Args:
+            amount: (E,) concentrations if present.
+            probability: (E,) of the elements in question, zero of all others.
+            threshold: Probability from which an element is called present.
+            named: Whether candidates were named.
+        """
+        half = self.offset + self.slope * amount
+        low, high = np.clip(amount - half, 0.0, 1.0), np.clip(amount + half, 0.0, 1.0)
+        for present in (True, False) if self.belts else ():
+            belt = belt_of(self.belts, named, present, float(probability.sum()))
+            chosen = (probability >= threshold) == present
+            if belt is not None and chosen.any():
+                low[chosen], high[chosen] = belt.ends(amount[chosen])
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -66,6 +105,7 @@ class Calibration(Settings, called="calibration"):
         threshold_candidates: Probability from which an element counts as present where candidates are given.
         threshold_blind: The same where nothing is named.
         interval: Band of the concentration if present; None where it was not fitted.
+        threshold_few: Thresholds of lists of 1, 2 and more candidates; longer lists have `threshold_candidates`.
         hosts: Calibrations of single hosts, which take the place of this one for questions about them.
     """
 
@@ -74,12 +114,22 @@ class Calibration(Settings, called="calibration"):
     threshold_candidates: float = bounded(0.5, above=0.0, below=1.0)
     threshold_blind: float = bounded(0.5, above=0.0, below=1.0)
     interval: Interval | None = None
+    threshold_few: tuple[float, ...] = bounded((), above=0.0, below=1.0)
     hosts: tuple[HostCalibration, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; without `hosts` where there are none, as older versions read them."""
+        """Return plain values; without `hosts` and belts where there are none, as older versions read them."""
         plain = super().to_dict()
-        return plain if self.hosts else {key: value for key, value in plain.items() if key != "hosts"}
+        if self.interval is not None and not self.interval.belts:
+            del plain["interval"]["belts"]
+        return {key: value for key, value in plain.items() if value or key not in ("hosts", "threshold_few")}
+
+    def threshold(self, named: bool, candidates: int) -> float:
+        """Return the probability from which an element counts as present, of so many in question."""
+        if not named:
+            return self.threshold_blind
+        few = self.threshold_few
+        return few[candidates - 1] if 1 <= candidates <= len(few) else self.threshold_candidates
 
     @property
     def at_bounds(self) -> tuple[str, ...]:
@@ -121,27 +171,90 @@ class HostCalibration(Settings, called="calibration.hosts"):
             raise ConfigError(f"calibration.hosts.formula: {error.what}", why=error.why, fix=error.fix) from error
 
 
-def fit_calibration(answers: Mapping[str, Answers], coverage: float = 0.9) -> Calibration:
-    """Fit temperature and threshold of each track, and the interval over all of them.
+def fit_calibration(
+    answers: Mapping[str, Answers], coverage: float = 0.9, nothing: Mapping[str, Sequence[Answers]] | None = None
+) -> Calibration:
+    """Fit temperature and threshold of each track, and the intervals.
 
     Args:
         answers: Answers by track, ``candidates`` and ``blind``; a track that is not there keeps neutral numbers.
         coverage: Nominal coverage of the interval.
+        nothing: By track, answers about undoped samples, and about doped ones whose list holds no true dopant: these
+            give the thresholds. Without them thresholds are those of the largest F1.
 
     Raises:
         ConfigError: There are too few dopants for this coverage.
     """
     numbers: dict[str, Any] = {}
+    belts = list[Belt]()
     predicted, true = list[FloatArray](), list[FloatArray]()
     for track, found in answers.items():
-        asked, present = found.batch.candidates, found.targets.present
-        logits = found.output.identity_logits[asked]
-        temperature = fit_temperature(logits, present[asked])
-        numbers[f"temperature_{track}"] = temperature
-        numbers[f"threshold_{track}"] = best_threshold(torch.sigmoid(logits / temperature), present[asked])
-        predicted.append(found.output.concentration_if_present[present].double().numpy())
-        true.append(found.targets.true_concentration[present].double().numpy())
-    return Calibration(**numbers, interval=fit_interval(np.concatenate(predicted), np.concatenate(true), coverage))
+        asked, present = found.batch.candidates, found.targets.present & found.batch.candidates
+        logits = found.output.identity_logits
+        temperature = fit_temperature(logits[asked], present[asked])
+        probability = torch.sigmoid(logits.double() / temperature)
+        count = asked.sum(dim=1, keepdim=True)
+        if nothing and track in nothing:
+            rows = [_surest(part, temperature) for part in nothing[track]]
+            few = tuple(quiet_threshold(rows, n) for n in range(1, _FEW + 1)) if track == "candidates" else ()
+            threshold = quiet_threshold(rows, _FEW + 1, len(VOCABULARY))
+            limit = torch.tensor([*few, threshold])[(count - 1).clamp(0, len(few))]
+            numbers["threshold_few"] = numbers.get("threshold_few") or few
+        else:
+            threshold = best_threshold(probability[asked], present[asked])
+            limit = torch.full(count.shape, threshold)
+        numbers |= {f"temperature_{track}": temperature, f"threshold_{track}": threshold}
+        amount = found.output.concentration_if_present[present].double().numpy()
+        truth = found.targets.true_concentration[present].double().numpy()
+        predicted.append(amount)
+        true.append(truth)
+        if nothing:
+            counts = (probability * asked).sum(dim=1, keepdim=True), found.targets.present.sum(dim=1, keepdim=True)
+            expected, number = (x.expand_as(asked)[present].numpy() for x in counts)
+            sure = (probability >= limit)[present].numpy()
+            belts += fit_belts(amount, truth, sure, expected, number, track == "candidates", coverage)
+    band = fit_interval(np.concatenate(predicted), np.concatenate(true), coverage)
+    return Calibration(**numbers, interval=replace(band, belts=tuple(belts)))
+
+
+class Surest(NamedTuple):
+    """The most probable element of questions without a true dopant.
+
+    Attributes:
+        probability: (n,) of each question.
+        candidates: (n,) how many elements were in question.
+        rate: Share of questions like these of which an element may be called present.
+    """
+
+    probability: FloatArray
+    candidates: NDArray[np.intp]
+    rate: float
+
+
+def _surest(found: Answers, temperature: float) -> Surest:
+    total = found.targets.true_concentration.sum(dim=1)
+    chosen = (total == 0) | (total >= DOPED)
+    logits = found.output.identity_logits[chosen].amax(dim=1).double()
+    count = found.batch.candidates[chosen].sum(dim=1).numpy()
+    return Surest(torch.sigmoid(logits / temperature).numpy(), count, WRONG_LISTS if total.any() else FALSE_ALARMS)
+
+
+def quiet_threshold(rows: Sequence[Surest], fewest: int, most: int | None = None) -> float:
+    """Return the probability that not more than a share of the questions without a true dopant reach.
+
+    It is not below `UNSURE`: so that what is called present stands out.
+
+    Args:
+        rows: Questions of each kind.
+        fewest: Of so many candidates, at least.
+        most: And at most; the same number if None.
+    """
+    least = UNSURE
+    for probability, candidates, rate in rows:
+        alike = probability[(candidates >= fewest) & (candidates <= (most or fewest))]
+        if len(alike):
+            least = max(least, float(np.quantile(alike, 1.0 - _MARGIN * rate, method="higher")))
+    return float(np.clip(np.nextafter(least, 1.0), 1e-6, 1.0 - 1e-6))
 
 
 def calibrated(
@@ -167,16 +280,21 @@ def calibrated(
     warm = double._replace(
         identity_logits=double.identity_logits / torch.tensor(temperature, dtype=torch.float64).reshape(-1, 1)
     )
-    amount = warm.concentration_if_present
+    amount, probability = warm.concentration_if_present, torch.sigmoid(warm.identity_logits)
     low = high = None
     if any(c.interval is not None for c in calibrations):
-        bands = [
-            (math.nan, math.nan) if c.interval is None else (c.interval.offset, c.interval.slope) for c in calibrations
-        ]
-        offset, slope = torch.tensor(bands, dtype=torch.float64).reshape(-1, 2, 1).unbind(1)
-        half = offset + slope * amount
-        low, high = (amount - half).clamp(0.0, 1.0), (amount + half).clamp(0.0, 1.0)
-    return Estimate(torch.sigmoid(warm.identity_logits), expected(warm), amount, low, high, warm.further)
+        asked, values, sure = (x.cpu().numpy() for x in (batch.candidates, amount, probability))
+        ends = np.full((2, *values.shape), math.nan)
+        for i, (c, named) in enumerate(zip(calibrations, given, strict=True)):
+            if c.interval is not None:
+                ends[:, i] = c.interval.ends(
+                    values[i], sure[i] * asked[i], c.threshold(named, int(asked[i].sum())), named
+                )
+        low, high = torch.from_numpy(ends)
+    other = None
+    if double.something_else is not None:
+        other = torch.sigmoid(double.something_else).masked_fill(~batch.candidates_given.cpu(), math.nan)
+    return Estimate(probability, expected(warm), amount, low, high, warm.further, other)
 
 
 def fit_temperature(logits: Tensor, present: Tensor) -> float:

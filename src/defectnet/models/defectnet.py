@@ -14,14 +14,14 @@ from typing import ClassVar, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d
+from torch.nn.functional import avg_pool1d, binary_cross_entropy_with_logits, pad
 
 from defectnet.batch import Batch, Output, Targets
 from defectnet.config import DefectNetConfig, ModelSpec
 from defectnet.elements import properties
 from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
-from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm
+from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_terms
 from defectnet.nn.attention import DecoderBlock, EncoderBlock
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
 from defectnet.nn.heads import ConcentrationHead, IdentityHead
@@ -130,7 +130,14 @@ class DefectNet(DefectModel):
     net: DefectNetConfig
     config_type: ClassVar[type[DefectNetConfig]] = DefectNetConfig
     loss_weights: Mapping[str, float] = MappingProxyType(
-        {**HURDLE_WEIGHTS, "response": 2.0, "host_share": 1.0, "dopant_dos": 0.5, "host_change": 1.0}
+        {
+            **HURDLE_WEIGHTS,
+            "response": 2.0,
+            "host_share": 1.0,
+            "dopant_dos": 0.5,
+            "host_change": 1.0,
+            "something_else": 1.0,
+        }
     )
 
     centres: Tensor
@@ -161,6 +168,9 @@ class DefectNet(DefectModel):
         self.decoder = nn.ModuleList(DecoderBlock(*size) for _ in range(net.decoder_layers))
         self.identity = IdentityHead(width)
         self.concentration = ConcentrationHead(width)
+        if net.something_else:
+            self.other_query = nn.Parameter(0.02 * torch.randn(width))
+            self.something_else = IdentityHead(width)
 
     def forward(self, batch: Batch) -> Output:
         """Answer for every element of the vocabulary.
@@ -173,6 +183,16 @@ class DefectNet(DefectModel):
             `ABSENT_LOGIT` and concentration 0; mask them before a loss takes a root or a logarithm.
         """
         return self._answer(batch)[0]
+
+    def loss_terms(self, output: Output, batch: Batch, targets: Targets) -> dict[str, LossTerm]:
+        """Add the cross entropy of a dopant that is not in the list, over rows whose candidates are named."""
+        terms = hurdle_terms(output, batch, targets)
+        if output.something_else is not None:
+            missed = (targets.present & ~batch.candidates).any(dim=1)
+            cross = binary_cross_entropy_with_logits(output.something_else, missed.float(), reduction="none")
+            given = batch.candidates_given.float()
+            terms["something_else"] = LossTerm(cross * given, given)
+        return terms
 
     def forward_training(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, LossTerm]]:
         """Answer; the auxiliary losses are those of the responses of the dictionary, and of their parts."""
@@ -198,6 +218,7 @@ class DefectNet(DefectModel):
         tokens = self.encoded(tokens)
         logits = batch.host.new_full(batch.candidates.shape, ABSENT_LOGIT)
         concentration = torch.zeros_like(logits)
+        other = logits.new_full((len(logits),), ABSENT_LOGIT) if self.net.something_else else None
         losses: dict[str, Tensor] = defaultdict(lambda: batch.host.new_zeros(len(logits)))
         for rows, elements in _questions(batch):
             part = batch.rows(rows)
@@ -206,8 +227,14 @@ class DefectNet(DefectModel):
             own = torch.eye(elements.shape[1], dtype=torch.bool, device=x.device)
             asked = part.candidates.gather(1, elements)
             candidates = (asked[:, None, :] | own).unsqueeze(1)  # (b, 1, K, K)
+            if other is not None:
+                x, candidates = self._with_other(part, x, candidates, asked)
             for block in self.decoder:
                 x = block(x, tokens[rows], readable[rows, None, None, :], candidates)
+            if other is not None:
+                said = self.something_else(x[:, -1]).to(logits.dtype)
+                other = other.index_put((rows,), said.masked_fill(~part.candidates_given, ABSENT_LOGIT))
+                x = x[:, :-1]
             at = (rows.unsqueeze(-1), elements)
             # Under autocast the heads answer in half precision, and what they are put into is single.
             answers = (head(x).to(logits.dtype) for head in (self.identity, self.concentration))
@@ -218,7 +245,24 @@ class DefectNet(DefectModel):
             if targets is not None:
                 for name, value in self.impurity.losses(part, elements, targets.rows(rows), explained).items():
                     losses[name] = losses[name].index_put((rows,), value)
-        return Output(logits, concentration), dict(losses)
+        return Output(logits, concentration, something_else=other), dict(losses)
+
+    def _with_other(self, batch: Batch, x: Tensor, readable: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a query for what is not in the list; it reads all candidates, and none of them reads it.
+
+        Args:
+            batch: The rows.
+            x: (b, K, D) queries.
+            readable: (b, 1, K, K) bool, which of them reads which.
+            asked: (b, K) bool, which are candidates.
+
+        Returns:
+            (b, K + 1, D) queries, and (b, 1, K + 1, K + 1) which of them reads which.
+        """
+        seen = self.summary(contrast_summary(batch.host, batch.doped, self.bins, self.spec.grid.width))
+        query = (self.other_query + seen).unsqueeze(1).to(x.dtype)
+        last = pad(asked, (0, 1), value=True)[:, None, None, :]
+        return torch.cat([x, query], dim=1), torch.cat([pad(readable, (0, 1)), last], dim=2)
 
     def _queries(self, batch: Batch, elements: Tensor) -> tuple[Tensor, Explained]:
         """Return the queries (B, K, D) of elements (B, K), and what the dictionary says of them."""

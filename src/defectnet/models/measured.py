@@ -28,6 +28,7 @@ from defectnet.elements import VOCABULARY, properties
 from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, NETWORK, SAME_COMPOSITION, DefectModel, Provenance
 from defectnet.models.calibration import Calibration
+from defectnet.models.goodness import bounded_fit
 from defectnet.models.losses import LossTerm
 from defectnet.models.networks import NETWORKS, named
 from defectnet.spectrum import KINDS
@@ -60,7 +61,6 @@ _SHRINKAGE: Final = 0.2  # of the covariance, towards white noise of its mean va
 _WIDEST: Final = 0.1  # concentration that is expected of a dopant before anything is seen, as a standard deviation
 _SURE: Final = 12.0  # no sample is proof: greatest log-odds
 _UNSEEN: Final = 0.1  # of a sample in which every element counts as seen beforehand: a new one may come
-_SWEEPS: Final = 200
 _NAMED: Final = 6  # so many elements are named in a sentence
 _RATES: Final = {True: 0.35, False: 0.03}
 """Share of elements in question that are there, where candidates are named and where not, in the network's training."""
@@ -221,11 +221,22 @@ class MeasuredResponses(DefectModel):
                 rows = (owner == host).nonzero()[:, 0]
                 logits, concentration = self._answer(host, batch.rows(rows), output.rows(rows))
                 old = output.concentration_if_present
+                other = output.something_else  # whether the network inside told is of no use: responses do not
                 output = output._replace(
+                    something_else=None if other is None else other.index_fill(0, rows, torch.nan),
                     identity_logits=output.identity_logits.index_copy(0, rows, logits.to(output.identity_logits.dtype)),
                     concentration_if_present=old.index_copy(0, rows, concentration.to(old.dtype)),
                 )
         return output
+
+    def expected_responses(self, batch: Batch) -> Tensor | None:
+        """Return the responses that were measured; those of the network inside for other hosts and elements."""
+        expected = self.inner.expected_responses(batch)
+        if expected is None or not self.net.hosts:
+            return expected
+        owner = self.host_of(batch)
+        known = (owner >= 0)[:, None] & (self.counts[owner] > 0)
+        return torch.where(known.unsqueeze(-1), self.responses[owner].to(expected.dtype), expected)
 
     def forward_training(self, batch: Batch, targets: Targets) -> tuple[Output, dict[str, LossTerm]]:
         """Train the network inside, as long as nothing was measured.
@@ -321,7 +332,7 @@ class MeasuredResponses(DefectModel):
         eye = torch.eye(len(known), dtype=basis.dtype, device=basis.device)
         gram = torch.where(both, basis @ basis.T, 0.0) + eye * torch.where(asked, 1e-9, 1.0)[:, None, :]
         overlap = torch.where(asked, seen @ basis.T, 0.0)
-        amount = nonnegative(gram, overlap)
+        amount = bounded_fit(gram, overlap, torch.zeros_like(overlap), torch.inf)
         size = gram.diagonal(dim1=1, dim2=2)
         # Where an amount is held at zero, the optimum of it alone lies below.
         free = amount + (overlap - (gram @ amount[:, :, None])[:, :, 0]) / size
@@ -408,25 +419,3 @@ def same_host(batch: Batch) -> list[Tensor]:
         else:
             groups.append([row])
     return [torch.tensor(group) for group in groups]
-
-
-def nonnegative(gram: Tensor, overlap: Tensor) -> Tensor:
-    """Solve non-negative least squares by coordinate descent.
-
-    Args:
-        gram: (B, K, K) positive definite.
-        overlap: (B, K).
-
-    Returns:
-        (B, K), the x >= 0 with the least x^T gram x / 2 - overlap^T x.
-    """
-    x = torch.zeros_like(overlap)
-    size = gram.diagonal(dim1=1, dim2=2)
-    for _ in range(_SWEEPS):
-        before = x.clone()
-        for k in range(x.shape[1]):
-            rest = overlap[:, k] - (gram[:, k] * x).sum(dim=1) + size[:, k] * x[:, k]
-            x[:, k] = (rest / size[:, k]).clamp_min(0.0)
-        if not (x - before).abs().gt(1e-9).any():
-            break
-    return x

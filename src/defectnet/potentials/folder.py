@@ -7,7 +7,6 @@ Of a student what is kept is what the numbers of the potential are made from, a 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from defectnet.errors import ConfigError, SimulationError
-from defectnet.files import file_sha256, replacing, swap_folder
+from defectnet.files import file_sha256, put_back, read_json, replacing_folder
 from defectnet.hub.catalogue import bundled_root
 from defectnet.potentials.form import StudentConfig
 from defectnet.potentials.nep_file import NEPParameters
@@ -88,16 +87,14 @@ def write_folder(folder: str | Path, state: dict[str, Tensor], entries: dict[str
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
         if held and not {CONFIG} <= held <= {CONFIG, WEIGHTS, CARD}:
             raise SimulationError(f"{folder} exists and holds other files", fix="Give a new folder")
+        if held:
+            read_config(folder)  # other programs keep files of these names
     broken = _first_broken(state)
     if broken:
         fix = "Train again with a lower learning rate, or get the weights again"
         raise SimulationError(f"{folder}: {broken} holds NaN or infinity", fix=fix)
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        with replacing(fresh / WEIGHTS) as temporary:
-            temporary.write_bytes(to_bytes(state))
+    with replacing_folder(folder) as fresh:
+        (fresh / WEIGHTS).write_bytes(to_bytes(state))
         config = {
             "schema_version": SCHEMA_VERSION,
             **entries,
@@ -106,9 +103,6 @@ def write_folder(folder: str | Path, state: dict[str, Tensor], entries: dict[str
         }
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
-        swap_folder(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def load_folder(folder: str | Path) -> tuple[Student, str]:
@@ -202,11 +196,12 @@ def read_config(
         "host pack that `defectnet host make`" if architecture == HOST else "potential that `defectnet.distil export`"
     )
     fix = f"Give a bundled name, or the folder of a {what} wrote"
+    put_back(folder)
     if not path.is_file():
         raise SimulationError(f"{path.parent} holds no {CONFIG}", fix=fix)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = read_json(path)
+    except ValueError as error:
         raise SimulationError(f"{path} is not valid JSON", why=str(error)[:120], fix=AGAIN) from error
     if not isinstance(config, dict):
         raise SimulationError(f"{path} holds a {type(config).__name__}, not an object", fix=AGAIN)

@@ -196,8 +196,15 @@ def usable_device(name: torch.device | str) -> torch.device:
         SimulationError: It has not, or the name is none.
     """
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        place = torch.zeros(1, device=name).device
+        torch.zeros(1, device=place).cpu()  # the device meta holds no numbers
+        return place
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # torch built without CUDA asserts
         raise SimulationError(
             f"device {str(name)!r} cannot be used",
             why=(str(error).splitlines() or ["no message"])[0][:120],

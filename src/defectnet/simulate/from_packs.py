@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.data.packs import PackFile, PackPairs, PairSettings, find_packs
-from defectnet.data.shards import SCHEMA_VERSION, Sample, check_shard, read_extra, write_shard
+from defectnet.data.shards import SCHEMA_VERSION, Sample, check_shard, read_extra, read_manifest, write_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.simulate.executors import Executor
 from defectnet.simulate.rows import read_settings
@@ -154,11 +153,7 @@ def _is_whole(shard: RowShard, pairs: PackPairs) -> bool:
 
 def is_from_packs(folder: str | Path) -> bool:
     """Whether a data set was made from host packs, by its ``dataset.json``."""
-    try:
-        found = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and "packs" in found
+    return "packs" in read_manifest(folder)
 
 
 def pairs_of(folder: str | Path, packs: str | Path) -> PackPairs:
@@ -172,7 +167,7 @@ def pairs_of(folder: str | Path, packs: str | Path) -> PackPairs:
         SimulationError: A pack is missing, or another one than the data set was made from.
     """
     path = Path(folder) / MANIFEST
-    wanted = json.loads(path.read_text(encoding="utf-8"))["packs"]
+    wanted = read_manifest(folder).get("packs", [])
     known = {pack.id: pack for pack in find_packs(packs)}
     for entry in wanted:
         pack = known.get(entry["id"])

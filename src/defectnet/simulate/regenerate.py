@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -17,10 +16,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import Sample, check_shard, decoded, read_shard, shard_files
+from defectnet.data.shards import Sample, check_shard, decoded, read_manifest, read_shard, shard_files
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
+from defectnet.rng import checked_seed
 from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
 from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, read_settings
 from defectnet.simulate.runner import MANIFEST, ToolNames
@@ -153,6 +153,8 @@ def verify(
         SimulationError: Another potential, preconditioner or pack; a row cannot be made again.
     """
     folder = Path(folder)
+    if rows < 1:
+        raise SimulationError(f"rows is {rows}", fix="Use 1 or more")
     if is_from_packs(folder) != (packs is not None):
         raise SimulationError(
             f"{folder} was made from {'host packs' if packs is None else 'a potential, not from host packs'}",
@@ -161,7 +163,7 @@ def verify(
     places = [(path, i) for path in shard_files(folder) for i in range(check_shard(path)["rows"])]
     if not places:
         raise ShardError(f"{folder} holds no rows", fix="Give a folder that `defectnet simulate` wrote")
-    chosen = np.random.default_rng(seed).permutation(len(places))[:rows]
+    chosen = np.random.default_rng(checked_seed(seed)).permutation(len(places))[:rows]
     found = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums split over threads end in other last digits
@@ -195,7 +197,7 @@ def _pack_maker(folder: Path, packs: str | Path) -> Callable[[Sample], Sample]:
 
 def _check_preconditioner(folder: Path, name: str | None) -> None:
     """See that relaxations go the way they went: another one ends elsewhere within the tolerance."""
-    wanted = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("preconditioner")
+    wanted = read_manifest(folder).get("preconditioner")
     if wanted != name:
         raise SimulationError(
             f"{folder} was made with {f'preconditioner {wanted}' if wanted else 'no preconditioner'}, not {name}",

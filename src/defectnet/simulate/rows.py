@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,7 +27,8 @@ from defectnet.crystal.plausible import plausible_dopants
 from defectnet.data.sample import Doping, HostSpectrum, make_sample
 from defectnet.data.shards import AS_IS, Sample
 from defectnet.data.splits import split_of
-from defectnet.errors import SimulationError
+from defectnet.errors import DefectNetError, SimulationError
+from defectnet.files import read_json
 from defectnet.potentials.force_constants import ForceConstants
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.phonons import Modes, band_edge, folded, modes, projected_dos, q_mesh
@@ -59,15 +59,17 @@ def read_settings(kind: type[Kind], path: str | Path) -> Kind:
     Raises:
         SimulationError: The file is not such an object, or names a setting that does not exist.
     """
+    if not Path(path).is_file():
+        raise SimulationError(f"settings {path} cannot be read", why="there is no such file", fix="Check the path")
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         return kind(**values.get("settings", values))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SimulationError(f"settings {path} cannot be read", why=str(error), fix="Check the path") from error
+    except DefectNetError:
+        raise
     except (ValueError, AttributeError, TypeError) as error:
         known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
         raise SimulationError(
-            f"{path} is no JSON object of settings", why=str(error), fix=f"Settings are {known}"
+            f"{path} is no JSON object of settings", why=str(error)[:160], fix=f"Settings are {known}"
         ) from error
 
 

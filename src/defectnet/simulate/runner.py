@@ -21,18 +21,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import SCHEMA_VERSION, check_shard, merge_shards, read_extra, write_shard
+from defectnet.data.shards import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    check_shard,
+    merge_shards,
+    read_extra,
+    read_manifest,
+    write_shard,
+)
 from defectnet.errors import ShardError, SimulationError
-from defectnet.files import replacing
+from defectnet.files import locked, replacing
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import FastPotential, Potential, load_potential
 from defectnet.simulate.batching import BatchedPotential
 from defectnet.simulate.executors import Executor, Failure, LocalExecutor
 from defectnet.simulate.hessians import hessian_file, merge_hessians, read_hessians, write_hessians
 from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulatedCell, SimulationSettings, relax_host
-
-MANIFEST = "dataset.json"
-
 
 HOPELESS = 2
 """After so many rejects and not one row, a host is given up: most are molecular crystals that never relax."""
@@ -208,13 +213,47 @@ def run_shards(
 
     Raises:
         SimulationError: The folder holds other shards, or shards could not be made; the others are made first.
+        ConfigError: Another process is at work on some of them.
     """
-    shards = planned if only is None else planned[only.start : only.stop]
+    only = only or range(len(planned))
+    shards = planned[only.start : only.stop]
     if not shards:
         raise SimulationError(
-            f"no shard is numbered {only.start} to {only.stop - 1}" if only else f"there are no {units}",
+            f"no shard is numbered {only.start} to {only.stop - 1}" if planned else f"there are no {units}",
             fix=f"The data set has shards 0 to {len(planned) - 1}",
         )
+    with _alone(out, only):
+        _run_shards(shards, planned, out, work, whole=whole, executor=executor, deaths=deaths, units=units)
+    return shards
+
+
+@contextmanager
+def _alone(out: Path, only: range) -> Iterator[None]:
+    """Keep other processes, who may make other shards of the folder at the same time, from these."""
+    own = out / f"shards-{only.start}-{only.stop}"
+    with locked(own, "simulating"):
+        # Each shows its range before it looks at those of others, so that of two one at least sees the other.
+        for other in out.glob(".shards-*-*.lock"):
+            name = other.name.removeprefix(".").removesuffix(".lock")
+            first, last = (int(part) for part in name.split("-")[1:])
+            if name != own.name and first < only.stop and only.start < last:
+                with locked(out / name, "simulating"):
+                    pass
+        yield
+
+
+def _run_shards(
+    shards: Sequence[Work],
+    planned: Sequence[Work],
+    out: Path,
+    work: Callable[[Work], Counter[str]],
+    *,
+    whole: Callable[[Work], bool],
+    executor: Executor | None,
+    deaths: int,
+    units: str,
+) -> None:
+    """Do what `run_shards` says, alone."""
     for leftover in (path for shard in shards for path in out.glob(f".{shard.path.name}*.tmp")):
         leftover.unlink()
     todo = [shard for shard in shards if not whole(shard)]
@@ -241,7 +280,6 @@ def run_shards(
             why=f"{name}: {failure.why}",
             fix="Run the same command again: it goes on with what is missing",
         )
-    return shards
 
 
 @dataclass(frozen=True)
@@ -438,15 +476,11 @@ def write_manifest(out: Path, identity: dict[str, Any], free: Sequence[str] = ()
 
     Raises:
         SimulationError: The folder has another one.
+        ShardError: It is not readable.
     """
     path = out / MANIFEST
     if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SimulationError(f"{path} is no JSON", fix="Use an empty --out folder") from error
-        if not isinstance(found, dict):
-            raise SimulationError(f"{path} is no JSON object", fix="Use an empty --out folder")
+        found = read_manifest(out)
         fixed = {key: value for key, value in identity["settings"].items() if key not in free}
         different = _differences(found, {**identity, "settings": fixed})
         if different:

@@ -89,8 +89,10 @@ class DefectTask(LightningModule):
             model = build_model(architecture, spec, net)
         else:
             model = from_pretrained(init_from)
-            same_size = net is None or {**model.net.to_dict(), **net} == model.net.to_dict()
-            if architecture not in (None, type(model).__name__) or not same_size:
+            wanted = {**model.net.to_dict(), **(net or {})}
+            if wanted.get("something_else") and not model.net.to_dict()["something_else"]:
+                model = with_something_else(model)
+            if architecture not in (None, type(model).__name__) or wanted != model.net.to_dict():
                 raise ConfigError(
                     f"model.init_from {init_from!r} is a {type(model).__name__} of another size than model.net",
                     fix="Use the recipe that it was trained with, or leave out model.architecture and model.net",
@@ -231,6 +233,18 @@ class DefectTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the network's config beside its weights, as plain values, in place of pickled hyperparameters."""
         checkpoint[CHECKPOINT_KEY] = self.model.config
+
+
+def with_something_else(model: DefectModel) -> DefectModel:
+    """Return a network with the weights of one that tells nothing beyond the list, and an untrained head for that.
+
+    Args:
+        model: A network whose size has a field `something_else`.
+    """
+    able = type(model).from_config(model.config["spec"], {**model.net.to_dict(), "something_else": True})
+    able.load_state_dict({**able.state_dict(), **model.state_dict()})
+    able.name, able.source, able.training_info = model.name, model.source, model.training_info
+    return able
 
 
 def pretrained(model: DefectModel, spec: ModelSpec | None = None) -> DefectModel:

@@ -1,0 +1,55 @@
+"""The oldest versions that are allowed are those of constraints-lowest.txt, which were installed together."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import lowest_versions
+from defectnet.errors import CheckpointError
+from defectnet.export import read_run
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = ("plot", "data", "sim", "parsl", "physics", "benchmark")
+
+
+def requirements() -> dict[str, str]:
+    """Return what a user may install, and the lower bound of each."""
+    texts = [*PROJECT["dependencies"], *(text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra])]
+    found = {}
+    for text in texts:
+        match = re.match(r"([\w.-]+)(?:\[[\w,]+\])?(?:>=([\w.]+))?", text)
+        assert match
+        if match[1] != "defectnet":
+            assert match[2], f"{text} has no lower bound"
+            assert found.setdefault(match[1], match[2]) == match[2], f"{match[1]} has two lower bounds"
+    return found
+
+
+def test_the_lowest_constraints_are_the_lower_bounds():
+    assert lowest_versions.pinned() == requirements()
+
+
+def test_the_usual_constraints_are_allowed():
+    usual, lowest = lowest_versions.pinned(ROOT / "constraints.txt"), requirements()
+    for name, bound in lowest.items():
+        assert [int(x) for x in re.findall(r"\d+", usual[name])] >= [int(x) for x in re.findall(r"\d+", bound)]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [("torch", "2.5.1"), ("jsonargparse", "4.40.0"), ("pandas", "2.2.0"), ("torchmetrics", "1.4.0")]
+)
+def test_what_is_known_to_be_broken_is_not_allowed(name, broken):
+    assert [int(x) for x in requirements()[name].split(".")] > [int(x) for x in broken.split(".")]
+
+
+def test_a_torch_that_runs_code_while_it_reads_is_not_used(tmp_path, monkeypatch):
+    torch.save({}, tmp_path / "run.ckpt")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
+    with pytest.raises(CheckpointError, match=r"not read with torch 2.5.1.*CVE-2025-32434"):
+        read_run(tmp_path / "run.ckpt")
