@@ -100,8 +100,11 @@ def read_run(checkpoint: str | Path) -> DefectModel:
         why = str(error).partition("\n")[0][:160]
         raise CheckpointError(f"{path} is damaged, or no run", why=why, fix=fix) from error
     config = state.get(CHECKPOINT_KEY) if isinstance(state, dict) else None
-    whole = isinstance(config, dict) and {"architecture", "spec", "net"} <= set(config)
-    if not whole or not isinstance(state.get("state_dict"), dict):
+    if (
+        not isinstance(config, dict)
+        or not {"architecture", "spec", "net"} <= set(config)
+        or not isinstance(state.get("state_dict"), dict)
+    ):
         raise CheckpointError(f"{path} is no training run of defectnet", fix=fix)
     try:
         model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
