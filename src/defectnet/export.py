@@ -88,7 +88,7 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     fix = "Give the .ckpt of a `defectnet fit` run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", fix=fix)
-    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+    if torch.torch_version.TorchVersion(torch.__version__) < "2.6":
         raise CheckpointError(
             f"{path} is not read with torch {torch.__version__}",
             why="before 2.6 a file can run code while it is read (CVE-2025-32434)",
