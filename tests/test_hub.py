@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -219,15 +220,20 @@ def test_bundled_checkpoints_are_listed(zoo):
     assert defectnet.list_checkpoints() == ["tiny-v1"]
 
 
+def snapshot(folder: Path) -> Path:
+    """Return a copy of a checkpoint as the Hub's client keeps it: in a folder that is called by its commit."""
+    return Path(shutil.copytree(folder, folder.parent / "snapshots" / ("0123456789abcdef" * 2 + "01234567")))
+
+
 def test_published_checkpoints_are_their_commit(zoo, monkeypatch):
-    asked = []
+    asked, fetched = [], snapshot(zoo)
 
     def download(repo: str, **settings: object) -> str:
         asked.append((repo, settings["revision"]))
-        return str(zoo)
+        return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    commit = "0123456789abcdef" * 2 + "01234567"
+    commit = fetched.name
     monkeypatch.setitem(PUBLISHED, "tiny-v9", ("lab/tiny", commit))
     monkeypatch.setitem(PUBLISHED, "tiny-v1", ("lab/other", commit))
     assert defectnet.list_checkpoints() == ["tiny-v1", "tiny-v9"]
@@ -254,11 +260,11 @@ def test_only_downloads_can_be_forced(zoo, source):
 
 
 def test_repository(zoo, monkeypatch, caplog):
-    asked = {}
+    asked, fetched = {}, snapshot(zoo)
 
     def download(repo: str, **settings: object) -> str:
         asked.update(settings, repo=repo)
-        return str(zoo)
+        return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     model = from_pretrained("lab/tiny", revision="v1", cache_dir=zoo.parent, local_files_only=True)

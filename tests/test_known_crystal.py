@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from defectnet.crystal.spectra import host_dos
 from defectnet.crystal.structures import read_structure
 from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import DefectNetError
+from defectnet.inference import known_crystal
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
@@ -118,6 +120,16 @@ def test_the_map_of_energies_and_the_resolution_are_found(pack):
     live = found.scale()[(bins[1:] > 0.4) & (bins[1:] < 1.0)]
     assert np.abs(live / np.exp(0.04) - 1.0).max() < 0.01
     assert found.fwhm == pytest.approx(0.06, abs=0.01)
+
+
+def test_errors_of_a_spectrum_are_its_own_unless_others_are_given(pack):
+    _, doped, _ = spectra(pack, {"In": 0.03})
+    instrument, unit = InstrumentMap(np.linspace(0.0, 1.5, 60), 0.0), pack.host.band_edge_mev
+    sigma = 0.01 * doped.dos.max() * np.linspace(1.0, 2.0, len(doped.dos))
+    own = replace(doped, error=sigma)
+    given = known_crystal._binned(doped, sigma, instrument, unit)[1]
+    np.testing.assert_allclose(known_crystal._binned(own, None, instrument, unit)[1], given)
+    np.testing.assert_allclose(known_crystal._binned(own, 2.0 * sigma, instrument, unit)[1], 4.0 * given)
 
 
 def test_bins_hold_all_of_what_lies_in_them():

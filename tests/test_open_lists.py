@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.optimize import lsq_linear
 
 from conftest import TINY_NETS
@@ -19,7 +21,8 @@ from defectnet.data.candidates import LIKENESS, TrackSettings, questions
 from defectnet.data.dataset import View
 from defectnet.data.shards import Row
 from defectnet.elements import multi_hot
-from defectnet.errors import ConfigError
+from defectnet.errors import CheckpointError, ConfigError
+from defectnet.hub import read_golden, save, verify
 from defectnet.measure.forward import ProjectedPairs, measure_pairs
 from defectnet.measure.settings import CLEAN, TRAIN, Conditions, Measurement
 from defectnet.models.base import ABSENT_LOGIT
@@ -183,6 +186,24 @@ def test_it_is_told_where_elements_are_named(pair, random_batch):
     assert torch.equal(found.something_else.isnan(), ~batch.candidates_given)
     assert ((found.something_else > 0) & (found.something_else < 1))[batch.candidates_given].all()
     assert pair[0].estimate(batch).something_else is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * torch.nan, None),  # where it is not told
+        (lambda x: x * torch.inf, "something_else holds NaN or infinity"),
+        (lambda x: x[:, None], "something_else has another shape"),
+    ],
+)
+def test_it_stands_in_golden_files(pair, random_batch, tmp_path, change, message):
+    folder = save(pair[1], tmp_path / "able", golden=random_batch(3), card="# Able", training={})
+    verify(folder)
+    path = folder / "golden.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "output.something_else": change(tensors["output.something_else"]).contiguous()}, path)
+    with nullcontext() if message is None else pytest.raises(CheckpointError, match=message):
+        read_golden(folder)
 
 
 def test_the_third_leg_runs_through_the_command_line(tmp_path, monkeypatch):

@@ -141,6 +141,8 @@ def test_where_nothing_changed_nothing_is_present():
     assert not same.to_frame().present.any()
     assert not any(row["present"] for row in same.to_dict()["elements"])
     assert same.probability[1] == 0.9  # what the network said is kept
+    unlisted = prediction(unchanged="the two spectra do not differ beyond their noise", something_else=0.9)
+    assert unlisted.sentence == "No dopant found in GaAs: the two spectra do not differ beyond their noise."
 
 
 def test_what_else_a_network_says_is_a_column():

@@ -8,7 +8,7 @@ from defectnet.cli.host_screen import packages
 from defectnet.cli.screen import print_json
 
 
-def plan(
+def plan_measurement(
     *,
     dopants: str,
     structure: str | None = None,
