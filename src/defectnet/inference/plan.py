@@ -75,7 +75,7 @@ class Setup(Bounded):
         step_mev: Distance of points; a third of `fwhm_mev` by default.
         reach_mev: Energy at which the spectra end; the highest that is compared by default.
         same_potential: The spectra will be simulated with the pack's own potential.
-        sample_atoms: Atoms of the cell that is simulated then; a measured sample has no end.
+        sample_atoms: Atoms of the cell that is simulated then; None for a measured sample, which has no end.
     """
 
     kind: str = bounded("total", choices=KINDS)
@@ -85,7 +85,7 @@ class Setup(Bounded):
     step_mev: float | None = bounded(None, above=0.0)
     reach_mev: float | None = bounded(None, above=0.0)
     same_potential: bool = False
-    sample_atoms: float = np.inf
+    sample_atoms: int | None = bounded(None, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -363,7 +363,12 @@ class Expected:
         )
         seen = self.compared
         errors = crystal.errors(
-            self.emulator, seen.instrument, seen.noise, seen.pristine, setup.same_potential, setup.sample_atoms
+            self.emulator,
+            seen.instrument,
+            seen.noise,
+            seen.pristine,
+            setup.same_potential,
+            setup.sample_atoms or np.inf,
         )
         self.likelihood = Likelihood(self.emulator, errors, seen.change)
         # The same without the potential's error, which standards reduce.
