@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.data.packs import PackFile, PackPairs, PairSettings, find_packs
-from defectnet.data.shards import SCHEMA_VERSION, Sample, check_shard, read_extra, read_manifest, write_shard
+from defectnet.data.shards import MANIFEST, SCHEMA_VERSION, Sample, check_shard, read_extra, read_manifest, write_shard
 from defectnet.errors import ShardError, SimulationError
 from defectnet.simulate.executors import Executor
 from defectnet.simulate.rows import read_settings
-from defectnet.simulate.runner import DEADLY, MANIFEST, counts, run_shards, write_manifest
+from defectnet.simulate.runner import DEADLY, counts, run_shards, write_manifest
 
 ROWS_PER_SHARD: Final = 256
 

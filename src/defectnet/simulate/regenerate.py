@@ -16,14 +16,14 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import Sample, check_shard, decoded, read_manifest, read_shard, shard_files
+from defectnet.data.shards import MANIFEST, Sample, check_shard, decoded, read_manifest, read_shard, shard_files
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
 from defectnet.rng import checked_seed
 from defectnet.simulate.from_packs import is_from_packs, pairs_of, regenerate_pair
 from defectnet.simulate.rows import HostSimulation, RejectedCell, SimulationSettings, read_settings
-from defectnet.simulate.runner import MANIFEST, ToolNames
+from defectnet.simulate.runner import ToolNames
 
 FORGIVEN: Final = 0.005
 """Total variation of a spectrum that counts as rounding: that of storing it in one byte for each bin."""
