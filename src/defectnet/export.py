@@ -88,7 +88,7 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     fix = "Give the .ckpt of a `defectnet fit` run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", fix=fix)
-    if torch.torch_version.TorchVersion(torch.__version__) < "2.6":
+    if torch.torch_version.TorchVersion(torch.__version__) < "2.6":  # as versions, not as text
         raise CheckpointError(
             f"{path} is not read with torch {torch.__version__}",
             why="before 2.6 a file can run code while it is read (CVE-2025-32434)",
@@ -99,12 +99,9 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     except Exception as error:  # of bytes that are no run, torch's reader raises whatever it stumbles over
         why = str(error).partition("\n")[0][:160]
         raise CheckpointError(f"{path} is damaged, or no run", why=why, fix=fix) from error
-    config = state.get(CHECKPOINT_KEY) if isinstance(state, dict) else None
-    if (
-        not isinstance(config, dict)
-        or not {"architecture", "spec", "net"} <= set(config)
-        or not isinstance(state.get("state_dict"), dict)
-    ):
+    config: Any = state.get(CHECKPOINT_KEY) if isinstance(state, dict) else None
+    whole = isinstance(config, dict) and {"architecture", "spec", "net"} <= set(config)
+    if not whole or not isinstance(state.get("state_dict"), dict):
         raise CheckpointError(f"{path} is no training run of defectnet", fix=fix)
     try:
         model = architecture(config["architecture"]).from_config(config["spec"], config["net"])
