@@ -1,4 +1,4 @@
-# make demo    set up and identify the dopant of the example pair
+# make demo    set up and identify the dopant of the example pair, with a host pack
 # make test    set up and run the tests
 # make lint    ruff and mypy
 # make docs    refresh what README.md shows of checkpoints and of the example
@@ -9,15 +9,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FORMULA := $(shell sed -n 's/.*"formula": "\(.*\)".*/\1/p' examples/answer.json)
+PACK := $(shell sed -n 's/.*"pack": "\(.*\)".*/\1/p' examples/answer.json)
 CANDIDATES := $(shell sed -n 's/.*"candidates": "\(.*\)".*/\1/p' examples/answer.json)
 
 .PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.stamp-plot
+demo: $(VENV)/.stamp-sim,plot
 	@mkdir -p demo
-	@$(BIN)/defectnet identify --host examples/host.csv --doped examples/doped.csv --formula $(FORMULA) \
+	@$(BIN)/defectnet identify --host examples/host.csv --doped examples/doped.csv --pack $(PACK) \
 		--candidates $(CANDIDATES) --plot demo/answer.png
 	@echo
 	@echo "Plot: demo/answer.png. What is truly in the sample: examples/README.md"

@@ -39,10 +39,11 @@ def checkpoint_table() -> str:
     return "\n".join(lines)
 
 
-def example_output() -> str:
-    """Return the example's command and what it prints, as a Markdown code block."""
+def example_output(known: bool) -> str:
+    """Return the example's command and what it prints, as a Markdown code block: with a host pack, or by a network."""
     answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
-    pair = ["--host", "examples/host.csv", "--doped", "examples/doped.csv", "--formula", answer["formula"]]
+    pair = ["--host", "examples/host.csv", "--doped", "examples/doped.csv"]
+    pair += ["--pack", answer["pack"]] if known else ["--formula", answer["formula"]]
     pair += ["--candidates", answer["candidates"]]
     screen = StringIO()
     with redirect_stdout(screen):
@@ -52,8 +53,15 @@ def example_output() -> str:
 
 
 def refresh(text: str) -> str:
-    """Return README.md with its two blocks as they should be."""
-    return into_block(into_block(text, "checkpoints", checkpoint_table()), "example", example_output())
+    """Return README.md with its blocks as they should be."""
+    blocks = {
+        "checkpoints": checkpoint_table(),
+        "example": example_output(known=True),
+        "network": example_output(known=False),
+    }
+    for name, block in blocks.items():
+        text = into_block(text, name, block)
+    return text
 
 
 def card(name: str) -> str:
