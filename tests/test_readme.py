@@ -102,7 +102,8 @@ def test_example_is_the_same_everywhere():
 
 def test_example_is_that_row_of_the_data(tmp_path):
     answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
-    words = ["--data", str(ROOT / "data" / "known-crystal-v1" / "defectnet-nep"), "--row", answer["row"], "--out", str(tmp_path)]
+    data = ROOT / "data" / "known-crystal-v1" / "defectnet-nep"
+    words = ["--data", str(data), "--row", answer["row"], "--out", str(tmp_path)]
     make_example.main(words)
     assert json.loads((tmp_path / "answer.json").read_text(encoding="utf-8")) == answer
     for name in ("host.csv", "doped.csv"):
