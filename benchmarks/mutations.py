@@ -176,8 +176,8 @@ MUTATIONS: list[Mutation] = [
         EFFECTS,
         (
             "as the host's",
-            "np.stack([np.ones_like(given.fwhm_ratio), given.fwhm_ratio], axis=1)",
-            "np.stack([given.fwhm_ratio, given.fwhm_ratio], axis=1)",
+            "fwhm = given.fwhm_ratio[other] * given.fwhm_mev[other]",
+            "fwhm = given.fwhm_mev[other]",
             (f"{M}host_and_doped_sample_may_differ_in_resolution", f"{M}training_shows_the_resolution"),
         ),
     ),

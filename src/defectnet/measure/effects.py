@@ -54,12 +54,13 @@ def element_weights(
 
 def with_resolution(dos: Curves, edge_mev: FloatArray, given: Conditions) -> Curves:
     """Broaden pairs; host and doped sample alike unless their resolutions differ."""
-    if (given.fwhm_ratio == 1.0).all():
-        return broaden(dos, edge_mev, given.fwhm_mev, given.fwhm_growth)
-    both = np.stack([np.ones_like(given.fwhm_ratio), given.fwhm_ratio], axis=1) * given.fwhm_mev[:, None]
-    single = dos.reshape(-1, 1, dos.shape[2])
-    broad = broaden(single, np.repeat(edge_mev, 2), both.ravel(), np.repeat(given.fwhm_growth, 2))
-    return broad.reshape(dos.shape)
+    out = broaden(dos, edge_mev, given.fwhm_mev, given.fwhm_growth)
+    other = np.flatnonzero(given.fwhm_ratio != 1.0)
+    if len(other):
+        # Pairs, of which only the sample is taken: products of other shapes are rounded otherwise on some machines.
+        fwhm = given.fwhm_ratio[other] * given.fwhm_mev[other]
+        out[other, 1] = broaden(dos[other], edge_mev[other], fwhm, given.fwhm_growth[other])[:, 1]
+    return out
 
 
 def with_background(dos: Curves, share: FloatArray, uniform: FloatArray) -> Curves:

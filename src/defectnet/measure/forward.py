@@ -36,6 +36,7 @@ FloatArray = NDArray[np.float64]
 _CENTRES: Final = STORAGE_GRID.centres
 _COARSE: Final = 4  # bins taken together where projected DOS go onto bins eight times as wide
 _LEAST_AREA: Final = 0.3  # of a spectrum without noise, that is left with noise
+_TOGETHER: Final = 4  # rows of projected DOS in one product of matrices
 _HIGHEST_FOOT: Final = 0.2  # of the edge: no more than this is continued by Debye's law
 
 
@@ -168,9 +169,11 @@ def _projected(
     rows = np.diff(pairs.starts, append=len(dos))
     curve = np.repeat(np.arange(len(rows)), rows)
     number = np.arange(len(dos)) - pairs.starts[curve]
-    filled = np.zeros((len(rows), rows.max(), dos.shape[1]), dtype=np.float32)
+    # Products of one shape, whatever it is batched with: others are rounded otherwise on some machines.
+    most = -(-int(rows.max()) // _TOGETHER) * _TOGETHER
+    filled = np.zeros((len(rows), most, dos.shape[1]), dtype=np.float32)
     filled[curve, number] = dos
-    broad = filled.reshape(len(fwhm), -1, dos.shape[1]) @ kernel.transpose(0, 2, 1)
+    broad = filled.reshape(len(fwhm), -1, _TOGETHER, dos.shape[1]) @ kernel.transpose(0, 2, 1)[:, None]
     out = np.zeros((len(rows), len(VOCABULARY), PROJECTED_BINS), dtype=np.float32)
     # Blended rows have an element repeatedly.
     np.add.at(out, (curve, pairs.elements), broad.reshape(*filled.shape[:2], PROJECTED_BINS)[curve, number])
