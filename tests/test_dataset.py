@@ -477,14 +477,18 @@ def test_a_broken_address_is_one_clear_error(text):
         SpectraDataModule(text)
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
 @pytest.mark.parametrize("sub", ["", "sim/v1"])
 def test_data_of_the_hub_give_the_same_rows(folder, tmp_path, monkeypatch, sub):
-    shutil.copytree(folder, tmp_path / sub, dirs_exist_ok=True)
+    fetched = tmp_path / COMMIT  # the Hub's client calls a folder by its commit
+    shutil.copytree(folder, fetched / sub)
     asked = []
 
     def download(repo, **settings):
         asked.append({"repo": repo, **settings})
-        return str(tmp_path)
+        return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     name = "hf://datasets/lab/pairs@v2" + (f"/{sub}" if sub else "")
@@ -497,12 +501,12 @@ def test_data_of_the_hub_give_the_same_rows(folder, tmp_path, monkeypatch, sub):
     assert asked[0]["allow_patterns"] == [begin + "shard-*.parquet", begin + "dataset.json"]
 
 
-def test_only_prepare_data_uses_the_network_under_a_trainer(folder, monkeypatch):
-    asked = []
+def test_only_prepare_data_uses_the_network_under_a_trainer(folder, tmp_path, monkeypatch):
+    asked, fetched = [], shutil.copytree(folder, tmp_path / COMMIT)
 
     def download(repo, **settings):
         asked.append(settings["local_files_only"])
-        return str(folder)
+        return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     module = SpectraDataModule("lab/pairs")
