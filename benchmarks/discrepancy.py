@@ -36,7 +36,7 @@ from defectnet.inference.known_crystal import COARSE, discrepancy_shape
 FloatArray = NDArray[np.float64]
 CONCENTRATION, CELLS, BIN, REACH = 0.04, 6, 0.02, 1.8
 SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4])
-LENGTHS, FACTORS, OWN = (0.03, 0.05, 0.08, 0.12), (0.6, 0.7, 0.8, 0.9), (0.2, 0.35, 0.5)
+LENGTHS, FACTORS, OWN = (0.03, 0.05, 0.08), (0.6, 0.7, 0.8), (0.2, 0.35, 0.5)
 STEPS = 300
 
 
