@@ -235,9 +235,13 @@ def _check_golden(path: Path, found: dict[str, Tensor]) -> None:
         if not rows or not bins or tuple(x.shape) != shape or x.dtype != dtype:
             why = f"{_form(x)}, not {shape} {_short(dtype)} of at least one row"
             raise CheckpointError(f"{path}: {name} has another shape or type", why=why, fix=_AGAIN)
-        told = x[~torch.isnan(x)] if name == _OTHER else x  # NaN where it is not told
-        if not torch.isfinite(told).all():
+        if not torch.isfinite(_told(name, x)).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity", fix=_AGAIN)
+
+
+def _told(name: str, x: Tensor) -> Tensor:
+    """Return the numbers that an output must tell: whether something else is there it may leave open, as NaN."""
+    return x[~torch.isnan(x)] if name == _OTHER else x
 
 
 def _outputs(output: Output) -> dict[str, Tensor]:
@@ -375,7 +379,7 @@ def _write(
             weights[name] = weights[name].half()
     (folder / WEIGHTS).write_bytes(to_bytes(weights))  # `save_file` would shut out all but its owner
     output = model.predict_batch(golden)
-    if not all(torch.isfinite(x).all() for x in _outputs(output).values()):
+    if not all(torch.isfinite(_told(name, x)).all() for name, x in _outputs(output).items()):
         raise CheckpointError("the network answers the sample inputs with NaN or infinity", fix=_EARLIER)
     tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
     tensors |= {name: x.contiguous() for name, x in _outputs(output).items()}
