@@ -177,7 +177,7 @@ PACKS: dict[str, tuple[Damage, str]] = {
     "no table": (without("substitutions"), "substitutions is missing or no list"),
     "table is an object": (field("substitutions", value={}), "substitutions is missing or no list"),
     "energy is a text": (field("energy_ev", value="low"), "energy_ev is missing or no float"),
-    "energy is NaN": (field("energy_ev", value=float("nan")), "energy_ev is nan"),
+    "energy is NaN": (field("energy_ev", value=float("nan")), "config.json is not valid JSON .NaN is not a number"),
     "settings are a list": (field("made_with", value=[]), "made_with is no object"),
     "a row is a text": (field("substitutions", 0, value="In"), r"substitutions\[0\]: dopant is missing"),
     "a row without a site": (without("substitutions", 1, "site"), r"substitutions\[1\]: site is missing or no int"),
@@ -191,7 +191,7 @@ PACKS: dict[str, tuple[Damage, str]] = {
     ),
     "volume is infinite": (
         field("substitutions", 0, "volume_angstrom3", value=float("inf")),
-        "volume_angstrom3 is inf",
+        "config.json is not valid JSON .Infinity is not a number",
     ),
     "replaces another": (field("substitutions", 0, "replaces", value="As"), "In on site 0: there is no As on it"),
     "orientations that cannot be": (field("substitutions", 0, "orientations", value=7), "has no 7 orientations"),
