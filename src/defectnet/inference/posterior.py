@@ -166,6 +166,10 @@ class DiscrepancyPosterior:
     with_amplitude: FloatArray
     amplitude_variance: float
 
+    def corrected(self, mean: FloatArray, taught: FloatArray) -> FloatArray:
+        """Return the (..., D) mean change that is computed as `mean`, at (..., T) concentrations of taught dopants."""
+        return np.asarray(mean * (1.0 + self.amplitude) + taught @ self.error)
+
 
 class Likelihood:
     """Log likelihood of concentrations, projected on the directions in which spectra of the host differ.
@@ -187,8 +191,7 @@ class Likelihood:
         total = sum(part @ part.T for part in signal) + second
         values, vectors = np.linalg.eigh(total)
         count = int(min(DIMENSIONS, (values > 1e-7 * values[-1]).sum()))
-        self.basis = vectors[:, -count:]
-        self.onto = self.basis.T @ self.root  # (D, M)
+        self.onto = vectors[:, -count:].T @ self.root  # (D, M)
         self.measured = self.onto @ change
         project = self.onto
         nuisance = project @ errors.nuisance.T
@@ -198,8 +201,6 @@ class Likelihood:
         self.unknown = project @ errors.other @ project.T
         self.amplitude = errors.amplitude or Amplitude(1.0, 0.0, 0.0)
         self.coefficients = self.amplitude.mean * (emulator.coefficients @ project.T) / emulator.scale[:, None]
-        responses = self.amplitude.mean * (emulator.responses @ project.T)
-        self.own = self.amplitude.own**2 * (responses[:, :, None] * responses[:, None, :])
         self.norm2 = emulator.norms**2
         k = len(emulator.dopants)
         linear, square, cube, pair = np.split(self.coefficients, [k, 2 * k, 3 * k])
@@ -224,10 +225,12 @@ class Likelihood:
         """
         taught, d = self.taught, len(self.fixed)
         size = len(taught) * d + 1
+        responses = self.amplitude.mean * (self.emulator.responses @ self.onto.T)
         prior = np.zeros((size, size))
         for place, k in enumerate(taught):
             block = slice(place * d, (place + 1) * d)
-            prior[block, block] = share * self.norm2[k] * self.shape + self.own[k]
+            own = self.amplitude.own**2 * np.outer(responses[k], responses[k])
+            prior[block, block] = share * self.norm2[k] * self.shape + own
         prior[-1, -1] = self.amplitude.common**2
         found, covariance, log = np.zeros(size), prior, np.log(probability)
         for one in self.errors.standards:
@@ -257,7 +260,7 @@ class Likelihood:
             float(covariance[-1, -1]),
         )
 
-    @property
+    @cached_property
     def _likeliest(self) -> DiscrepancyPosterior | None:
         return max(self.learnt, key=lambda one: one.log_evidence, default=None)
 
@@ -267,9 +270,7 @@ class Likelihood:
     def mean(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., D) projected mean change at (..., K) concentrations, with what standards have taught."""
         mean, learnt = self._computed(concentration), self._likeliest
-        if learnt is None:
-            return mean
-        return np.asarray(mean + concentration[..., self.taught] @ learnt.error + learnt.amplitude * mean)
+        return mean if learnt is None else learnt.corrected(mean, concentration[..., self.taught])
 
     def jacobian(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K, D) derivatives of `mean` by each concentration."""
@@ -288,7 +289,7 @@ class Likelihood:
         c = concentration
         learnt = self._likeliest
         if learnt is not None:
-            return self._taught(learnt, c, self._computed(c), other)[1]
+            return self._taught(learnt, c, self._computed(c), other)
         return np.asarray(self._covariance(c, other) + self.amount(c, share)[:, None, None] * self.shape)
 
     def _covariance(self, c: FloatArray, other: float) -> FloatArray:
@@ -332,28 +333,28 @@ class Likelihood:
         return np.asarray((self.typical if share is None else share) * (c**2 @ self.norm2))
 
     @cached_property
-    def _worlds(self) -> list[tuple[float, float, DiscrepancyPosterior | None]]:
-        """Log weight and share of each size of the potential's error, and what standards say if it is that."""
-        if not self.learnt:
-            return [(float(np.log(p)), share, None) for share, p in self.errors.discrepancy or ((0.0, 1.0),)]
-        logs = np.array([one.log_evidence for one in self.learnt])
-        return [(float(log), one.share, one) for log, one in zip(logs - logsumexp(logs), self.learnt, strict=True)]
+    def _log_weights(self) -> FloatArray:
+        """(W,) log weights of the sizes that the potential's error may have; what standards say is in them."""
+        if self.learnt:
+            logs = np.array([one.log_evidence for one in self.learnt])
+            return np.asarray(logs - logsumexp(logs))
+        return np.log([p for _, p in self.errors.discrepancy or ((0.0, 1.0),)])
 
     def _means(self, c: FloatArray) -> FloatArray:
         """Return the (W or 1, S, D) mean changes at (S, K) concentrations in each of W worlds."""
         mean = self._computed(c)
         if not self.learnt:
             return mean[None]
-        own = c[:, self.taught]
-        return np.stack([mean * (1.0 + one.amplitude) + own @ one.error for one in self.learnt])
+        return np.stack([one.corrected(mean, c[:, self.taught]) for one in self.learnt])
 
     def _covariances(self, c: FloatArray, other: float) -> FloatArray:
         """Return the (W, S, D, D) covariances at (S, K) concentrations in each of W worlds."""
         if self.learnt:
             mean = self._computed(c)
-            return np.stack([self._taught(one, c, mean, other)[1] for one in self.learnt])
+            return np.stack([self._taught(one, c, mean, other) for one in self.learnt])
         common, superposed = self._covariance(c, other), self._superposed(c)
-        amounts = np.stack([superposed + self._shifted(c, share) for _, share, _ in self._worlds])
+        shares = [share for share, _ in self.errors.discrepancy or ((0.0, 1.0),)]
+        amounts = np.stack([superposed + self._shifted(c, share) for share in shares])
         return np.asarray(common + amounts[:, :, None, None] * self.shape)
 
     def factors(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
@@ -371,22 +372,17 @@ class Likelihood:
         else:
             white = _solved(factors, rest[..., None])[..., 0]
         size = np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(-1)
-        weights = np.array([weight for weight, _, _ in self._worlds])[:, None]
-        return np.asarray(weights - self.errors.power * (0.5 * (white**2).sum(-1) + size))
+        return np.asarray(self._log_weights[:, None] - self.errors.power * (0.5 * (white**2).sum(-1) + size))
 
     def log(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
         """Return the (S,) log likelihood at (S, K) concentrations, averaged over shares of discrepancy."""
         logs = self.log_by_world(concentration, self.factors(concentration, other))
         return np.asarray(logsumexp(logs, axis=0))
 
-    def _taught(
-        self, learnt: DiscrepancyPosterior, c: FloatArray, mean: FloatArray, other: float
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return the (S, D) shift of the mean and the (S, D, D) covariance at (S, K) concentrations."""
+    def _taught(self, learnt: DiscrepancyPosterior, c: FloatArray, mean: FloatArray, other: float) -> FloatArray:
+        """Return the (S, D, D) covariance at (S, K) concentrations where standards have taught something."""
         d, own = len(self.fixed), c[:, self.taught]
-        shift = own @ learnt.error + learnt.amplitude * mean
-        out = self.fixed + other**2 * self.unknown
-        out = out + (self.weights(c) @ self.scatter.reshape(-1, d * d)).reshape(-1, d, d)
+        out = self._covariance(c, other)
         rest = c.copy()
         rest[:, self.taught] = 0.0
         amount = self._superposed(c) + self._shifted(rest, learnt.share) + BENT * self._shifted(c - rest, learnt.share)
@@ -397,7 +393,7 @@ class Likelihood:
         both = cross[:, :, None] * mean[:, None, :]
         out += both + both.transpose(0, 2, 1)
         out += learnt.amplitude_variance * mean[:, :, None] * mean[:, None, :]
-        return shift, out
+        return out
 
     def predicted(self, concentration: FloatArray) -> FloatArray:
         """Return the (M,) change that (K,) concentrations make, with what standards have taught."""
