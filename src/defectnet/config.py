@@ -217,7 +217,7 @@ class Grid(Settings, called="grid"):
         reach: Upper end in units of the edge; local modes of light dopants lie above 1.
     """
 
-    bins: int = bounded(256, 16, 4096)
+    bins: int = bounded(256, 16)
     reach: float = bounded(2.56, above=1.0, most=10.0)
 
     @property
@@ -241,6 +241,9 @@ MODEL_GRID = Grid(bins=256, reach=2.56)
 
 STORAGE_GRID = Grid(bins=600, reach=3.0)
 """What shards store: 0.005 of the edge (0.08 meV in a heavy host, 0.8 meV in diamond)."""
+
+MOST_BINS = 4096
+"""Most bins that a network may read: a config says how much memory is taken before weights are looked at."""
 
 PROJECTED_BINS = 64
 """Bins, on the range of a network's grid, of the projected DOS that training may show and of what is compared to it."""
@@ -268,6 +271,8 @@ class ModelSpec(Settings, called="spec"):
                 f"spec.elements: difference from this vocabulary is {different}",
                 fix="Use a checkpoint and a package of the same vocabulary: upgrade the older of the two",
             )
+        if self.grid.bins > MOST_BINS:
+            raise ConfigError(f"grid.bins is {self.grid.bins}", fix=f"Use {MOST_BINS} at most for a network")
         once = self.kinds and len(set(self.kinds)) == len(self.kinds)
         self.require(once, "kinds", "Name one kind of DOS or more, each once")
 
