@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from defectnet.cli.screen import print_json, terminal
+from defectnet.cli.screen import print_json, terminal, words
 
 if TYPE_CHECKING:
     from defectnet.prediction import Prediction
@@ -81,7 +81,7 @@ def identify(
         read_spectrum(path, unit=own or unit, kind=kind, element=element)
         for path, own in ((host, host_unit), (doped, doped_unit))
     ]
-    names = None if candidates is None else candidates.replace(",", " ").replace(";", " ").split()
+    names = None if candidates is None else words(candidates)
     # Only now, so that a wrong file is reported at once: importing torch takes longer than reading.
     if known:
         from defectnet.cli.known import identify_known

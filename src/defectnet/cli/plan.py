@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from defectnet.cli.host_screen import packages
-from defectnet.cli.screen import print_json
+from defectnet.cli.screen import print_json, words
 
 
 def plan_measurement(
@@ -73,7 +73,7 @@ def plan_measurement(
     if structure is None and pack is None:
         raise ConfigError("the host is not named", fix="Give --structure or --pack")
     at = planning.parse_amounts(amounts)
-    names = _words(dopants)
+    names = words(dopants)
     if not names:
         raise ConfigError("--dopants names none", fix="Name some, such as Al@Mg,C@B, or all")
     candidates: Sequence[str] | None = None if names == ["all"] else names
@@ -96,7 +96,3 @@ def plan_measurement(
         print_json({**made.to_dict(), "pack": list(remarks)})
     else:
         print_plan(made, remarks)
-
-
-def _words(text: str) -> list[str]:
-    return text.replace(",", " ").replace(";", " ").split()

@@ -1,4 +1,4 @@
-"""What commands print with."""
+"""What commands print with, and how they read lists."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def terminal() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
+
+
+def words(text: str) -> list[str]:
+    """Return the parts of a list that is written with commas, semicolons or blanks."""
+    return text.replace(",", " ").replace(";", " ").split()
