@@ -42,7 +42,8 @@ which the responses of training and validation crystals in one world are likelie
 such an error would be taken for a smaller concentration."""
 
 AMPLITUDE: Final = Amplitude(mean=0.7, own=0.35, common=0.25)
-"""Factor between true and computed responses, from there, too."""
+"""Factor between true and computed responses, from there, too; between 0.35 and 0.5 for a dopant's own the likelihood is
+flat. The common one is how far the means of hosts lie apart."""
 
 POWER: Final = 0.5
 """To which the likelihood is raised unless the spectra are of the pack's own world: of pairs of training and validation
@@ -217,9 +218,9 @@ def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str
         raise SimulationError("there is no candidate", why=why, fix="Name one, such as Al or Al@Ga")
     out: list[str] = []
     for name in candidates:
-        dopant, at, _ = name.partition("@")
+        dopant = name.partition("@")[0]
         element_index(dopant, field="candidates")
-        found = [one for one in pack.dopants if one == name or (not at and one.partition("@")[0] == dopant)]
+        found = _meant(name, pack.dopants)
         if not found:
             failed = [f.reason for f in pack.failures if f.dopant == dopant]
             raise SimulationError(
@@ -229,6 +230,11 @@ def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str
             )
         out += [one for one in found if one not in out]
     return tuple(out)
+
+
+def _meant(name: str, dopants: Sequence[str]) -> list[str]:
+    """Return which of some dopants ``Al`` (on any site) or ``Al@Ga`` stands for."""
+    return [one for one in dopants if name in (one, one.partition("@")[0])]
 
 
 class KnownCrystal:
@@ -382,7 +388,7 @@ class KnownCrystal:
                 )
         concentration = np.zeros(len(self.dopants))
         for name, amount in standard.dopants.items():
-            asked = [one for one in self.dopants if one == name or one.partition("@")[0] == name]
+            asked = _meant(name, self.dopants)
             if not asked:
                 raise SimulationError(
                     f"standard {standard.doped.name} holds {name}",
