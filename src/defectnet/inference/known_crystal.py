@@ -42,8 +42,8 @@ which the responses of training and validation crystals in one world are likelie
 such an error would be taken for a smaller concentration."""
 
 AMPLITUDE: Final = Amplitude(mean=0.7, own=0.35, common=0.25)
-"""Factor between true and computed responses, from there, too; between 0.35 and 0.5 for a dopant's own the likelihood is
-flat. The common one is how far the means of hosts lie apart."""
+"""Factor between true and computed responses, from there, too: the likelihood is flat between 0.35 and 0.5 for a
+dopant's own. The common one is how far the means of hosts lie apart."""
 
 POWER: Final = 0.5
 """To which the likelihood is raised unless the spectra are of the pack's own world: of pairs of training and validation
