@@ -101,7 +101,7 @@ def many(rows: int, grid: Grid) -> Batch:
         ]
     )
     copies = -(-rows // different)
-    return Batch(*(field.repeat(copies, *[1] * (field.ndim - 1))[:rows] for field in batch))
+    return batch.map(lambda field: field.repeat(copies, *[1] * (field.ndim - 1))[:rows])
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def fitted(arrays):
 
 def unseen(data, track, condition="clean"):
     items = list(data.evaluation("test", track, condition))
-    batch = Batch(*(torch.cat(fields) for fields in zip(*(item.batch for item in items), strict=True)))
+    batch = Batch.join([item.batch for item in items])
     return batch, torch.cat([item.targets.true_concentration for item in items])
 
 
@@ -130,7 +130,7 @@ def test_answers_do_not_depend_on_batch_mates(fitted, data, name):
 
 def test_tracks_may_be_mixed_in_a_batch(fitted, data):
     parts = [unseen(data, track)[0] for track in TRACKS]
-    mixed = Batch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    mixed = Batch.join(parts)
     for name in ("ridge", "lightgbm", "mean"):
         said = fitted(name).estimate(mixed).probability
         torch.testing.assert_close(said, torch.cat([fitted(name).estimate(part).probability for part in parts]))

@@ -126,7 +126,7 @@ def test_a_row_in_training_does_not_depend_on_its_batch_or_on_who_reads_it(folde
         for rank in range(stream.get("ranks", 1)):
             for worker in range(stream.get("workers", 1)):
                 for item in make(folder, view=view, rank=rank, **stream).batches(worker, 1):
-                    fields = (*item.batch, item.targets.true_concentration)
+                    fields = (*item.batch.tensors().values(), item.targets.true_concentration)
                     found |= {row: [x[i] for x in fields] for i, row in enumerate(item.rows.tolist())}
         seen.append(found)
     for row, fields in seen[0].items():

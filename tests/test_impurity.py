@@ -93,7 +93,7 @@ def test_stiffer_springs_and_lighter_atoms_mean_higher_energies():
 
 def dictionary_and(batch: Batch, tiny_model):
     model = tiny_model("DefectNet").double()
-    batch = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
+    batch = batch.map(lambda x: x.double() if x.is_floating_point() else x)
     elements = torch.arange(len(VOCABULARY)).expand(len(batch.host), -1)
     return model.impurity, batch, elements
 

@@ -180,7 +180,7 @@ def test_every_answer_says_which_way_it_came_about_and_why_not_the_better_one(me
     known, other, neutron = pairs(1)[0], pairs(1, formula="ZnTe")[0], pairs(1)[0]
     changed = pairs(1, host=1)[0]
     neutron = neutron._replace(kind=torch.ones(1, dtype=torch.long))
-    batch = Batch(*(torch.cat(columns) for columns in zip(known, other, neutron, changed, strict=True)))
+    batch = Batch.join([known, other, neutron, changed])
     found = measured.provenance(batch)
     assert [part.answered_by for part in found] == ["measured responses", "network", "network", "network"]
     assert found[0].reason == "no pair of this host held Be, Sb: of these the network answers"
@@ -208,7 +208,7 @@ def test_the_calibration_of_a_host_is_that_of_no_other(inner, measured):
 
 def test_two_hosts_are_kept_apart(inner):
     first, second = pairs(8), pairs(8, host=1, seed=5, formula="ZnTe")
-    both = Batch(*(torch.cat(columns) for columns in zip(first[0], second[0], strict=True)))
+    both = Batch.join([first[0], second[0]])
     model = MeasuredResponses.fit(inner, both, Targets(torch.cat([first[1][0], second[1][0]])))
     assert model.net.hosts == 2
     assert model.host_of(both).tolist() == [0] * 8 + [1] * 8
@@ -289,7 +289,7 @@ def test_nonnegative_least_squares_is_that_of_scipy():
 def test_hosts_are_told_apart_by_spectrum_formula_and_kind():
     parts = [pairs(2)[0], pairs(2, host=1)[0], pairs(1, formula="ZnTe")[0], pairs(1)[0]]
     parts[3] = parts[3]._replace(kind=torch.ones(1, dtype=torch.long))
-    batch = Batch(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    batch = Batch.join(parts)
     assert [group.tolist() for group in same_host(batch)] == [[0, 1], [2, 3], [4], [5]]
 
 

@@ -59,7 +59,7 @@ def test_prediction_does_not_depend_on_batch_mates(model, random_batch):
     alone = model.predict_batch(sample)
     for seed, count in ((4, 1), (5, 7), (6, 40)):
         mates = random_batch(count, seed=seed)
-        mixed = Batch(*(torch.cat([a, b, a]) for a, b in zip(mates, sample, strict=True)))
+        mixed = Batch.join([mates, sample, mates])
         assert_close(model.predict_batch(mixed).map(lambda x, at=count: x[at : at + 1]), alone)
 
 

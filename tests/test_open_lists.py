@@ -32,7 +32,7 @@ from defectnet.models.goodness import bounded_fit, goodness
 from defectnet.models.registry import build_model
 from defectnet.prediction import UNSURE, Prediction
 from defectnet.rng import row_rng
-from defectnet.tasks.defect import with_something_else
+from defectnet.tasks.defect import able_to
 from make_shards import toy_folder, toy_sample
 
 ROWS = 400
@@ -145,7 +145,7 @@ def pair():
     """The same network with and without a head for what is not in the list."""
     torch.manual_seed(0)
     plain = build_model("DefectNet", net={**TINY_NETS["DefectNet"], "something_else": False}).eval()
-    return plain, with_something_else(plain).eval()
+    return plain, able_to(plain, ["something_else"]).eval()
 
 
 def test_the_head_changes_nothing_else(pair, random_batch):

@@ -15,6 +15,32 @@ from torch import Tensor
 NOTHING_FURTHER: Final[Mapping[str, Tensor]] = MappingProxyType({})
 
 
+class Computed(NamedTuple):
+    """What host packs say of the crystals of a batch: spectra on the common grid, before any instrument.
+
+    Energies are relative to the *computed* host's edge; C levels of concentration.
+
+    Attributes:
+        host: (B, L) DOS of the host, unit area; zeros where nothing was computed.
+        response: (B, E, C, L) change of the DOS per concentration of each element; zeros where `known` is false.
+        concentration: (B, E, C) at which each was computed; zeros where `known` is false.
+        known: (B, E) bool, elements whose response was computed.
+    """
+
+    host: Tensor
+    response: Tensor
+    concentration: Tensor
+    known: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Computed:
+        """Return it with a function applied to every tensor."""
+        return Computed(*map(function, self))
+
+    def none(self, rows: int) -> Computed:
+        """Return what says nothing of some other rows."""
+        return self.map(lambda x: x.new_zeros(rows, *x.shape[1:]))
+
+
 class Batch(NamedTuple):
     """Pairs of spectra on the common grid: energies relative to the host's edge (see `defectnet.config.Grid`).
 
@@ -26,6 +52,7 @@ class Batch(NamedTuple):
         candidates: (B, E) bool, elements that may be dopants. All true when nothing is named.
         candidates_given: (B,) bool, true when the user named candidates.
         kind: (B,) long, index into `defectnet.spectrum.KINDS`: how the elements' shares are weighted.
+        computed: What host packs say of these crystals; None where none is known.
     """
 
     host: Tensor
@@ -35,14 +62,38 @@ class Batch(NamedTuple):
     candidates: Tensor
     candidates_given: Tensor
     kind: Tensor
+    computed: Computed | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch with a function applied to every tensor."""
+        computed = None if self.computed is None else self.computed.map(function)
+        return Batch(*map(function, self.tensors().values()), computed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all fields but `computed` by name."""
+        return {name: x for name, x in zip(self._fields, self, strict=True) if isinstance(x, Tensor)}
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
-        return Batch(*(field.to(device) for field in self))
+        return self.map(lambda x: x.to(device))
 
     def rows(self, rows: slice | Tensor) -> Batch:
         """Return some rows (a slice, or an index or mask tensor)."""
-        return Batch(*(field[rows] for field in self))
+        return self.map(lambda x: x[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """Put the rows of one batch or more one after the other."""
+        fields = zip(*(part.tensors().values() for part in parts), strict=True)
+        known = next((part.computed for part in parts if part.computed is not None), None)
+        if known is None:
+            return cls(*map(torch.cat, fields))
+        computed = [known.none(len(part.host)) if part.computed is None else part.computed for part in parts]
+        return cls(*map(torch.cat, fields), Computed(*map(torch.cat, zip(*computed, strict=True))))
+
+
+MEASURED: Final = tuple(name for name in Batch._fields if name != "computed")
+"""Fields of a batch that are there in all."""
 
 
 class Targets(NamedTuple):

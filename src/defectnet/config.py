@@ -290,6 +290,7 @@ class DefectNetConfig(Settings, called="net"):
         mlp_ratio: Hidden width of a block's MLP over `d_model`.
         dropout: Share of activations dropped in training.
         something_else: Whether it says how probable a dopant is that is not in the list.
+        computed_responses: Whether it reads what a host pack says of the crystal, where there is one.
     """
 
     retired: ClassVar[Mapping[str, Any]] = {"impurity": True, "correlated": True, "resolved": True}
@@ -302,6 +303,7 @@ class DefectNetConfig(Settings, called="net"):
     mlp_ratio: int = bounded(2, 1, 8)
     dropout: float = bounded(0.1, 0.0, below=1.0)
     something_else: bool = False
+    computed_responses: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

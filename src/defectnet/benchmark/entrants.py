@@ -270,7 +270,7 @@ def ask(entrant: Entrant, batch: Batch) -> Estimate:
         ConfigError: The answer is no Estimate, of another shape, not finite, or outside of 0 to 1.
     """
     with torch.no_grad():
-        answer = call(entrant, "estimate", Batch(*(field.clone() for field in batch)))
+        answer = call(entrant, "estimate", batch.map(torch.clone))
     if not isinstance(answer, Estimate):
         raise ConfigError(f"{entrant.name}: estimate returns a {type(answer).__name__}", fix=_PROTOCOL)
     if (answer.low is None) != (answer.high is None):

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from defectnet.batch import Batch, Estimate, Item, Targets
+from defectnet.batch import Estimate, Item, Targets
 from defectnet.benchmark.bootstrap import Resamples, replicate
 from defectnet.benchmark.curves import curves
 from defectnet.benchmark.entrants import TOLERANCE, Entrant, ask, call, check_alone
@@ -59,7 +59,7 @@ class SharedFitData(FitData):
         if key not in self._kept:
             self._kept[key] = super()._rows(split, track, condition)
         rows = self._kept[key]
-        return Rows(Batch(*(field.clone() for field in rows.batch)), rows.true_concentration.clone())
+        return Rows(rows.batch.map(torch.clone), rows.true_concentration.clone())
 
 
 class Benchmark:

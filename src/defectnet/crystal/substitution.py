@@ -295,7 +295,10 @@ class _Task:
         numbers[self.atom] = number
         self.ideal = Crystal(numbers, host.cell.crystal.cell, host.cell.crystal.positions)
         potential.check(self.ideal)
-        self.site_symmetry = find_operations(self.ideal, 1e-3)
+        found = find_operations(self.ideal, 1e-3)
+        # A crystal that relaxes to within that tolerance of a higher symmetry must not lend it to its substitutions.
+        own = {rotation.tobytes() for rotation in host.operations.fixing(site).rotation}
+        self.site_symmetry = found.only(np.array([turned.tobytes() in own for turned in self._rotations(found)]))
 
     def relax(self, start: Crystal, cell: CellMode, symmetry: Operations) -> Relaxed:
         """Relax a cell and put it on symmetric places; `_settled` says when that fails."""
@@ -378,9 +381,7 @@ class _Task:
         host, cell = self.host, self.host.cell
         site = host.operations.fixing(self.site)
         if len(self.site_symmetry) >= len(site):
-            vectors = host.primitive.cell.T
-            found = np.linalg.inv(vectors) @ relaxed.operations.cartesian @ vectors
-            return fixing(host.operations, self.site, np.round(found).astype(np.int64))
+            return fixing(host.operations, self.site, self._rotations(relaxed.operations))
         reduced = minkowski_reduce(cell.crystal.cell)[0]  # type: ignore[no-untyped-call]
         near = np.flatnonzero(self._distance() < 0.5 * np.linalg.norm(reduced, axis=1).min() - TIE)
         place = np.full(len(cell), -1)
@@ -391,6 +392,12 @@ class _Task:
         local = Operations(site.rotation, site.translation, site.cartesian, image, site.shift)
         kept = kept_by(displacement - displacement.mean(axis=0), local, SYMMETRIC)
         return fixing(host.operations, self.site, kept.rotation)
+
+    def _rotations(self, operations: Operations) -> IntArray:
+        """Return the (G, 3, 3) rotations of operations of the supercell, in coordinates of the primitive cell."""
+        vectors = self.host.primitive.cell.T
+        found = np.linalg.inv(vectors) @ operations.cartesian @ vectors
+        return np.ascontiguousarray(np.round(found), dtype=np.int64)
 
     def _around(self, atoms: IntArray) -> tuple[IntArray, IntArray]:
         """Return the atoms of the primitive cell and the lattice vectors of the images nearest to the site."""

@@ -70,6 +70,7 @@ def questions(
     settings: TrackSettings,
     rngs: Sequence[np.random.Generator],
     familiar: NDArray[np.bool_] | None = None,
+    askable: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Draw what a user would ask of each row: about named elements, or about all but the host's (blind).
 
@@ -83,6 +84,7 @@ def questions(
         settings: How candidate sets are drawn.
         rngs: One generator for each row; it alone decides what is drawn for that row.
         familiar: (B, 62) dopants of other rows of the same hosts, in training.
+        askable: (B, 62) elements that may be distractors where candidates are named; by default all.
 
     Returns:
         (B, 62) masks: all elements but the host's where nothing is named, else the dopants and some distractors, one
@@ -101,7 +103,10 @@ def questions(
     asked = np.flatnonzero(given)
     if len(asked):
         first = None if familiar is None else familiar[asked]
-        masks[asked] = _candidate_sets(hosts[asked], dopants[asked], settings, uniform[asked, 1:], odd[asked], first)
+        free = ~hosts[asked] if askable is None else ~hosts[asked] & askable[asked]
+        masks[asked] = _candidate_sets(
+            hosts[asked], dopants[asked], settings, uniform[asked, 1:], odd[asked], first, free
+        )
     return masks, given
 
 
@@ -112,33 +117,35 @@ def _candidate_sets(
     uniform: NDArray[np.float64],
     odd: NDArray[np.float64],
     familiar: NDArray[np.bool_] | None,
+    free: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
     """Add distractors to (B, 62) true dopants.
 
-    `uniform` is (B, 1 + 2 or 4 max_distractors), `odd` (B, 2 + 62 + max_distractors) numbers.
+    `uniform` is (B, 1 + 2 or 4 max_distractors), `odd` (B, 2 + 62 + max_distractors) numbers; `free` (B, 62)
+    are the elements that may be distractors.
     """
     rows = np.arange(len(hosts))
     missing = (odd[:, 1, None] < settings.missing_all) | (odd[:, 2 : 2 + len(VOCABULARY)] < 0.5)
     masks = dopants & ~(missing & (odd[:, 0, None] < settings.open_share))
     likely = np.where(hosts[:, :, None], LIKENESS, 0.0).max(axis=1)
-    hosts = hosts | dopants  # neither is a distractor
+    taken = ~free | dopants  # neither is a distractor
     fewest = np.where(masks.any(axis=1), 0, 1)
     twins = np.where(dopants[:, :, None], LIKENESS, 0.0).max(axis=1)
     wanted = fewest + (uniform[:, 0] * (settings.max_distractors + 1 - fewest)).astype(int)
     for k in range(int(wanted.max())):
         by_likeness = uniform[:, 2 * k + 1, None] < settings.likely_share
-        weights = np.where(masks | hosts, 0.0, np.where(by_likeness, likely, 1.0))
+        weights = np.where(masks | taken, 0.0, np.where(by_likeness, likely, 1.0))
         if familiar is not None:
-            known = familiar & ~masks & ~hosts
+            known = familiar & ~masks & ~taken
             first = (uniform[:, 2 * (settings.max_distractors + k) + 1] < settings.familiar_share) & known.any(axis=1)
             weights = np.where(first[:, None], known, weights)
         twin = (odd[:, 2 + len(VOCABULARY) + k] < settings.twin_share) & dopants.any(axis=1)
         if twin.any():
-            weights = np.where(twin[:, None], np.where(masks | hosts, 0.0, twins), weights)
+            weights = np.where(twin[:, None], np.where(masks | taken, 0.0, twins), weights)
         running = np.cumsum(weights, axis=1)
         # Rounding must not lead past the last element that is free.
         target = np.minimum(uniform[:, 2 * k + 2] * running[:, -1], np.nextafter(running[:, -1], 0.0))
         chosen = (running <= target[:, None]).sum(axis=1)
-        more = wanted > k
+        more = (wanted > k) & (running[:, -1] > 0.0)
         masks[rows[more], chosen[more]] = True
     return masks

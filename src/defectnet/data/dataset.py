@@ -23,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from defectnet.batch import Batch, Item, Targets
+from defectnet.batch import Batch, Computed, Item, Targets
 from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
+from defectnet.crystal.responses import HostResponses, computed_batch, known_elements
 from defectnet.data.blending import blend, by_host, familiar, key, pristine
 from defectnet.data.candidates import Track, TrackSettings, questions
+from defectnet.data.computed import ResponseTable
 from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, projected_pairs, read_rows, shard_files
 from defectnet.data.splits import SPLITS, Split
 from defectnet.elements import VOCABULARY, composition
@@ -145,6 +147,8 @@ class View(Bounded, called="data"):
         blend: Share of the rows that training blends with others of their host (`defectnet.data.blending`).
         undoped: Share of the rows that are shown as two measurements of the host, without its dopants.
         projected: Whether targets hold projected DOS.
+        responses: Computed responses of some hosts. Distractors of rows that are shown with them are elements that have
+            one: else to have one would tell what is there.
     """
 
     grid: Grid = MODEL_GRID
@@ -155,6 +159,7 @@ class View(Bounded, called="data"):
     blend: float = bounded(0.0, 0.0, 1.0)
     projected: bool = False
     undoped: float = bounded(0.0, 0.0, 1.0)
+    responses: ResponseTable | None = None
 
     @property
     def needs_others(self) -> bool:
@@ -187,7 +192,12 @@ class View(Bounded, called="data"):
             others = np.zeros(hosts.shape, dtype=np.bool_)
             for known, sample in zip(others, samples, strict=True):
                 known[list(sample.familiar)] = True
-        asked, given = questions(hosts, concentration > 0, self.track, self.tracks, rngs, others)
+        askable, chosen, kinds = None, None, pairs.kind.tolist()
+        if self.responses is not None:
+            chosen = self._chosen(samples, kinds, concentration > 0, keys)
+            known = known_elements(chosen)
+            askable = known | ~known.any(axis=1, keepdims=True)
+        asked, given = questions(hosts, concentration > 0, self.track, self.tracks, rngs, others, askable)
         batch = Batch(
             host=torch.from_numpy(pairs.host),
             doped=torch.from_numpy(pairs.doped),
@@ -196,9 +206,44 @@ class View(Bounded, called="data"):
             candidates=torch.from_numpy(asked),
             candidates_given=torch.from_numpy(given),
             kind=torch.from_numpy(pairs.kind.astype(np.int64)),
+            computed=None if chosen is None else self._computed(chosen, samples, kinds, known & given[:, None], keys),
         )
         projected = None if pairs.projected is None else torch.from_numpy(pairs.projected)
         return Item(batch, Targets(torch.from_numpy(concentration), projected), torch.tensor(rows))
+
+    def _chosen(
+        self, samples: Sequence[Row], kinds: Sequence[int], dopants: NDArray[np.bool_], keys: tuple[str | int, ...]
+    ) -> list[HostResponses | None]:
+        """Return the computed responses that each row is shown with; of some rows in training none."""
+        assert self.responses is not None
+        chosen: list[HostResponses | None] = []
+        for sample, kind, true in zip(samples, kinds, dopants, strict=True):
+            rng = None if self.seed is None else row_rng("responses", sample.row_id, *keys)
+            one = self.responses.choose(key(sample)[0], kind, rng)
+            if one is not None and rng is not None:
+                # A dopant without a response among others that have one would be known by that.
+                told = set(np.flatnonzero(true).tolist()) <= set(one.elements)
+                one = one if told and rng.random() < self.responses.disturbance.shown else None
+            chosen.append(one)
+        return chosen
+
+    def _computed(
+        self,
+        chosen: list[HostResponses | None],
+        samples: Sequence[Row],
+        kinds: Sequence[int],
+        known: NDArray[np.bool_],
+        keys: tuple[str | int, ...],
+    ) -> Computed | None:
+        """Return the responses of (B, E) elements, in training without some, and disturbed; None for none at all."""
+        assert self.responses is not None
+        how, rngs = self.responses.disturbance, {}
+        if self.seed is not None:
+            for i in np.flatnonzero(known.any(axis=1)).tolist():
+                rngs[i] = rng = row_rng("disturbance", samples[i].row_id, *keys)
+                known[i] &= rng.random(len(VOCABULARY)) >= how.forgotten
+        disturbed = None if self.seed is None else lambda i, *responses: how(*responses, rngs[i])
+        return computed_batch(chosen, kinds, known, disturbed) if known.any() else None
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from defectnet.batch import Item
+from defectnet.batch import Batch, Item
 from defectnet.data.dataset import LoadFailure, View
 from defectnet.data.packs import PackPairs
 from defectnet.data.shards import Row, in_brief
@@ -147,7 +147,7 @@ class PackLoader(DataLoader[Item]):
 def joined(items: Sequence[Item]) -> Item:
     """Return batches as one."""
     first = items[0]
-    batch = type(first.batch)(*(torch.cat(fields) for fields in zip(*(item.batch for item in items), strict=True)))
+    batch = Batch.join([item.batch for item in items])
     concentration = torch.cat([item.targets.true_concentration for item in items])
     shown = [item.targets.projected for item in items if item.targets.projected is not None]
     targets = type(first.targets)(concentration, torch.cat(shown) if shown else None)

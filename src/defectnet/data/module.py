@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from defectnet.batch import Item
 from defectnet.config import MODEL_GRID, Bounded, Grid, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
+from defectnet.data.computed import Disturbance, ResponseTable
 from defectnet.data.dataset import LoadFailure, ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
 from defectnet.data.packs import PackPairs, PairSettings, find_packs
@@ -179,6 +180,8 @@ class SpectraDataModule(LightningDataModule):
             out. No row comes twice.
         pack_settings: How such pairs are drawn.
         epoch_rows: Rows in an epoch where all are made from packs.
+        responses: Folders of computed responses (`defectnet host responses`), shown beside the rows of their hosts.
+        disturbance: How training shows them.
 
     Attributes:
         projected: Whether training shows projected DOS, too; a `defectnet.tasks.defect.DefectTask` sets it where its
@@ -204,8 +207,11 @@ class SpectraDataModule(LightningDataModule):
         packs: Mapping[str, float] | None = None,
         pack_settings: PairSettings = PairSettings(),  # noqa: B008
         epoch_rows: int = 100_000,
+        responses: list[str] | None = None,
+        disturbance: Disturbance = Disturbance(),  # noqa: B008
     ) -> None:
         super().__init__()
+        self.responses = None if responses is None else ResponseTable.read(responses, disturbance)
         self.packs, self.pack_settings, self.epoch_rows = _checked(packs or {}, epoch_rows), pack_settings, epoch_rows
         for name, weight in (extra or {}).items():
             if not isinstance(weight, int) or weight < 1:
@@ -278,6 +284,7 @@ class SpectraDataModule(LightningDataModule):
             blend=self.blend,
             projected=self.projected,
             undoped=self.undoped,
+            responses=self.responses,
         )
         self._train = self._mixed(view) if self.packs else self._loader("train", view, shuffle=True)
         if self._position is not None:
@@ -348,7 +355,7 @@ class SpectraDataModule(LightningDataModule):
             undoped: Whether all rows are shown without their dopants, as two measurements of the host.
         """
         chosen = measurement_named(measurement) if measurement else self.val_measurement
-        view = View(self.grid, chosen, track, tracks or self.tracks, undoped=float(undoped))
+        view = View(self.grid, chosen, track, tracks or self.tracks, undoped=float(undoped), responses=self.responses)
         return self._loader(split, view, shuffle=False)
 
     @property

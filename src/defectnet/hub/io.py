@@ -21,7 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from defectnet.batch import Batch, Output
+from defectnet.batch import MEASURED, Batch, Output
 from defectnet.elements import INDEX, VOCABULARY, parse_formula
 from defectnet.errors import CheckpointError, ConfigError, FormulaError
 from defectnet.files import file_sha256, home_expanded, put_back, read_json, replacing_folder
@@ -208,13 +208,13 @@ def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is missing or not whole", why=str(error)[:160], fix=_AGAIN) from error
-    wanted = {f"input.{name}" for name in Batch._fields} | set(_OUTPUTS.values())
+    wanted = {f"input.{name}" for name in MEASURED} | set(_OUTPUTS.values())
     further = {name for name in set(found) - wanted if name.startswith(_FURTHER)}
     if set(found) - {_OTHER} != wanted | further:
         odd = ", ".join(sorted((set(found) - {_OTHER}) ^ (wanted | further)))
         raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
     _check_golden(path, found)
-    batch = Batch(*(found[f"input.{name}"] for name in Batch._fields))
+    batch = Batch(*(found[f"input.{name}"] for name in MEASURED))
     logits, concentration = (found[name] for name in _OUTPUTS.values())
     more = {name.removeprefix(_FURTHER): found[name] for name in sorted(further)}
     return batch, Output(logits, concentration, more, found.get(_OTHER))
@@ -381,7 +381,7 @@ def _write(
     output = model.predict_batch(golden)
     if not all(torch.isfinite(_told(name, x)).all() for name, x in _outputs(output).items()):
         raise CheckpointError("the network answers the sample inputs with NaN or infinity", fix=_EARLIER)
-    tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden._asdict().items()}
+    tensors = {f"input.{name}": x.cpu().contiguous() for name, x in golden.tensors().items()}
     tensors |= {name: x.contiguous() for name, x in _outputs(output).items()}
     (folder / GOLDEN).write_bytes(to_bytes(tensors))
     config = {

@@ -101,10 +101,13 @@ class CellSource:
         pack: Host and its substitutions.
         dopants: Names such as ``Al@Ga``.
         atoms: See `CELL_ATOMS`.
+        unstable: See `UNSTABLE`.
     """
 
-    def __init__(self, pack: HostPack, dopants: Sequence[str], *, atoms: int = CELL_ATOMS) -> None:
-        self.pack, self.dopants = pack, tuple(dopants)
+    def __init__(
+        self, pack: HostPack, dopants: Sequence[str], *, atoms: int = CELL_ATOMS, unstable: float = UNSTABLE
+    ) -> None:
+        self.pack, self.dopants, self.unstable = pack, tuple(dopants), unstable
         n, cell = len(pack.host.primitive), pack.host.primitive.cell
         matrices = []
         for size in SIZES:
@@ -152,7 +155,7 @@ class CellSource:
                 continue
             modes = one.modes(occupation, rng)
             beyond = modes.imaginary_fraction - self._host[turn].imaginary_fraction
-            if beyond > UNSTABLE:
+            if beyond > self.unstable:
                 left_out += 1
                 continue
             replaced = one.cell.crystal.numbers[list(occupation.sites)]

@@ -371,7 +371,7 @@ def write_plan(path: Path, jobs: Sequence[Job], log: TrainingLog) -> None:
     plan = {
         "network": {"config": start.config, "weights": start.state_dict(), "name": start.name},
         "pairs": [_plain_pair(pair) for pair, _, _ in table.values()],
-        "batch": [torch.cat(fields) for fields in zip(*batch, strict=True)],
+        "batch": list(Batch.join(batch).tensors().values()),
         "grid": jobs[0].pairs.grid.to_dict(),
         "training": jobs[0].training.to_dict(),
         "log": asdict(log) | {"folder": str(log.folder)},

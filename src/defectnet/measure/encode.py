@@ -302,7 +302,7 @@ def stack(batches: Sequence[Batch]) -> Batch:
     """
     if not batches:
         raise SpectrumError("there are no pairs", fix="Give one pair of spectra at least")
-    return Batch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+    return Batch.join(batches)
 
 
 def symbols(mask: NDArray[np.bool_]) -> tuple[str, ...]:

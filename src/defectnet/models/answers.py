@@ -41,7 +41,7 @@ class Answers(NamedTuple):
         return cls(
             Output.join([part.output for part in parts]),
             torch.cat([part.expected_concentration for part in parts]),
-            Batch(*(torch.cat(fields) for fields in zip(*(part.batch for part in parts), strict=True))),
+            Batch.join([part.batch for part in parts]),
             Targets(torch.cat([part.targets.true_concentration for part in parts])),
         )
 

@@ -400,7 +400,7 @@ class DefectModel(nn.Module, Estimator):
             for i in range(0, len(batch.host), size):
                 piece = batch.rows(slice(i, i + size))
                 try:
-                    output: Output = network(Batch(*(_cast(x.to(device), dtype) for x in piece)))
+                    output: Output = network(piece.map(lambda x: _cast(x.to(device), dtype)))
                 except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # not in its __all__
                     what = f"the network cannot answer rows {i} to {i + len(piece.host) - 1} of the batch"
                     fix = "Look whether these spectra, or its weights, are of believable size"
@@ -487,7 +487,7 @@ def _check_rows(batch: Batch, grid: Grid) -> None:
         raise ConfigError(f"spectra of a batch have shape {tuple(batch.host.shape)}", fix=f"Use {grid.bins} bins")
     wrong = {
         f"{name} holds NaN or infinity": ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
-        for name, x in batch._asdict().items()
+        for name, x in batch.tensors().items()
     }
     wrong["composition names no element"] = batch.composition.sum(dim=1) <= 0
     wrong["the band edge is not positive"] = batch.edge_mev <= 0

@@ -23,6 +23,7 @@ from defectnet.errors import ConfigError
 from defectnet.models.base import ABSENT_LOGIT, DefectModel
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_terms
 from defectnet.nn.attention import DecoderBlock, EncoderBlock
+from defectnet.nn.computed import ComputedFits
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
 from defectnet.nn.heads import ConcentrationHead, IdentityHead
 from defectnet.nn.impurity import Explained, ResponseDictionary
@@ -163,6 +164,7 @@ class DefectNet(DefectModel):
         self.summary = nn.Linear(_SUMMARY, width)
         size = (width, net.heads, net.mlp_ratio, net.dropout)
         self.impurity = ResponseDictionary(grid, descriptors, *size)
+        self.computed = ComputedFits(grid, width) if net.computed_responses else None
         self.encoder = nn.ModuleList(EncoderBlock(*size) for _ in range(net.encoder_layers))
         self.encoded = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(DecoderBlock(*size) for _ in range(net.decoder_layers))
@@ -208,6 +210,8 @@ class DefectNet(DefectModel):
         """Return the responses of the dictionary; see `DefectModel.expected_responses`."""
         everything = torch.arange(batch.candidates.shape[1], device=batch.host.device).expand_as(batch.candidates)
         response: Tensor = self.impurity(batch, everything).response
+        if self.computed is not None and batch.computed is not None:
+            response = self.computed(batch, batch.computed, everything, response)[1]
         return response.repeat_interleave(self.impurity.pool, dim=2)
 
     def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, dict[str, Tensor]]:
@@ -272,7 +276,11 @@ class DefectNet(DefectModel):
         )
         x = x + self.summary(contrast_summary(batch.host, batch.doped, self.bins, width)).unsqueeze(1)
         explained: Explained = self.impurity(batch, elements)
-        return x + explained.features, explained
+        x = x + explained.features
+        if self.computed is not None and batch.computed is not None:
+            with torch.autocast(x.device.type, enabled=False):  # for the fits half precision would not do
+                x = x + self.computed(batch, batch.computed, elements, explained.response)[0]
+        return x, explained
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, D) of spectra, host and whole, and (B, T) bool: false where a host slot is empty."""

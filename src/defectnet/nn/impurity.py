@@ -18,7 +18,7 @@ Local modes above the band, gap modes and resonances come out by themselves.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from defectnet.errors import ConfigError
 from defectnet.nn.attention import CrossBlock, EncoderBlock
 from defectnet.nn.changes import ElementChanges, HostAtoms, HostModes, Parts
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, HostEmbedding, SpectrumEmbedding
+from defectnet.nn.fits import CorrelatedFit, ridge_fits
 from defectnet.spectrum import KINDS
 
 STIFFNESS: Final = (0.35, 0.6, 1.0, 1.6)
@@ -41,8 +42,6 @@ POINTS: Final = 128  # energies at which the response is computed
 BINS: Final = PROJECTED_BINS  # bins in which it is compared
 _ETA: Final = 1.0  # width of a line, in points
 _PATCH: Final = 8  # bins of the host's DOS per token
-_RIDGE: Final = (-7.0, 2.0)  # bounds of the logarithm: below, single precision would not do
-_ERRORS: Final = (-6.0, 2.0)  # the same for variances of errors, in units of the mean square of the change
 
 
 class ImpurityTheory(nn.Module):
@@ -100,64 +99,6 @@ class ImpurityTheory(nn.Module):
         dos = b / (a.square() + b.square()).clamp_min(1e-12) * (mass * (2.0 / math.pi * self.energies))
         pooled: Tensor = avg_pool1d(dos.clamp_min(0.0).flatten(0, 2), POINTS // BINS)
         return pooled.reshape(*dos.shape[:3], BINS)
-
-
-class CorrelatedFit(nn.Module):
-    """Fit of responses to a change whose errors hang together: generalised least squares, a posterior of each amount.
-
-    What responses leave unexplained is not white: modes of the host that are shifted, broadened, or fewer than
-    predicted are wrong over a whole peak at once. The covariance of the errors is that of such changes, each with a
-    variance that is learnt, and of white noise; it is in units of the mean square of the change that is seen, for
-    errors grow with the amount. Amounts are normal with one learnt variance beforehand.
-    """
-
-    features: ClassVar[int] = 6
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_white = nn.Parameter(torch.tensor(-2.0))
-        self.log_shapes = nn.Parameter(torch.tensor([-4.0, -3.0, -4.0]))
-        self.log_prior = nn.Parameter(torch.tensor(4.0))  # of the inverse variance
-
-    def forward(self, response: Tensor, seen: Tensor, shapes: Tensor) -> Tensor:
-        """Fit.
-
-        Args:
-            response: (B, K, N) responses; zeros for what is not in question.
-            seen: (B, N) change of the spectrum.
-            shapes: (B, 3 nodes, N) changes of the host's own modes: more or less, shifted, broadened.
-
-        Returns:
-            (B, K, 6), each of order 1: amount and score of each element alone; mean of all together, mean over its
-            standard deviation, log of the deviation; and log of what no amount explains, the same for all elements.
-        """
-        variance = self.log_shapes.clamp(*_ERRORS).exp().repeat_interleave(shapes.shape[1] // len(self.log_shapes))
-        weighted = shapes * variance.sqrt()[:, None]
-        white = self.log_white.clamp(*_ERRORS).exp() * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
-        power = seen.square().mean(1)[:, None, None] + 1e-4
-        factor = torch.linalg.cholesky(power * (white + weighted.transpose(1, 2) @ weighted))
-        both = torch.cat([response, seen[:, None]], dim=1).transpose(1, 2)
-        whitened = torch.linalg.solve_triangular(factor, both, upper=False)  # (B, N, K + 1)
-        x, d = whitened[..., :-1], whitened[..., -1:]
-        gram, right = x.transpose(1, 2) @ x, (x * d).sum(1)
-        size = gram.diagonal(dim1=1, dim2=2)
-        # The second term: where the change is weak, the first alone would not do in single precision.
-        prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-5 * size.amax(1)
-        root = torch.linalg.cholesky(gram + torch.diag_embed(prior[:, None].expand_as(size)))
-        mean = torch.cholesky_solve(right.unsqueeze(-1), root).squeeze(-1)
-        deviation = torch.cholesky_inverse(root).diagonal(dim1=1, dim2=2).clamp_min(1e-9).sqrt()
-        rest = (d.square().sum((1, 2)) - (right * mean).sum(1)).clamp_min(1e-3)[:, None]
-        return torch.stack(
-            [
-                5.0 * right / (size + 10.0),
-                0.3 * right / (size + 1e-3).sqrt(),
-                8.0 * mean,
-                0.5 * mean / deviation,
-                deviation.log() + 3.0,
-                (0.3 * rest.log1p()).expand_as(mean),
-            ],
-            dim=-1,
-        )
 
 
 class Explained(NamedTuple):
@@ -277,7 +218,8 @@ class ResponseDictionary(nn.Module):
         with torch.autocast(host.device.type, enabled=False):
             response = response.to(host.dtype)
             chosen = response * batch.candidates.gather(1, elements).unsqueeze(-1)
-            overlap, fit = self._fits(chosen, seen, log_gain)
+            fit = torch.cat([ridge_fits(chosen, seen, self.log_ridge), log_gain.unsqueeze(-1)], -1)
+            overlap = (8.0 * chosen * seen).clamp(-6.0, 6.0)
             correlated = self.correlated(chosen, seen.squeeze(1), self.modes(before[:, 0]))
         # Nothing but fits goes on: what an element would do in this host says nothing of whether it is there, and a
         # network that is shown it learns crystals by heart.
@@ -297,22 +239,6 @@ class ResponseDictionary(nn.Module):
         most = max(int((fraction > 0).sum(1).max()), 1)
         gain = self._gain(batch, slots, if_projected=1.0)
         return HostAtoms(slots[:, :most], fraction[:, :most], gain[:, :most], tokens[:, :most])
-
-    def _fits(self, chosen: Tensor, seen: Tensor, log_gain: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where responses overlap with what is seen, (B, K, BINS), and how much of each is seen, (B, K, 5)."""
-        both = (chosen * seen).mean(-1)  # (B, K)
-        gram = chosen @ chosen.transpose(1, 2) / BINS  # (B, K, K)
-        size = gram.diagonal(dim1=1, dim2=2)
-        alone = both / (size + 1e-2)
-        likeness = both / ((size * seen.square().mean(-1)).clamp_min(0.0) + 1e-6).sqrt()
-        together = []
-        for log_ridge in self.log_ridge:
-            matrix = gram + log_ridge.clamp(*_RIDGE).exp() * torch.eye(
-                gram.shape[-1], dtype=gram.dtype, device=gram.device
-            )
-            together.append(torch.cholesky_solve(both.unsqueeze(-1), torch.linalg.cholesky(matrix)).squeeze(-1))
-        fit = torch.stack([5.0 * alone, 2.0 * likeness, *(8.0 * c for c in together), log_gain], -1)
-        return (8.0 * chosen * seen).clamp(-6.0, 6.0), fit
 
     def losses(self, batch: Batch, elements: Tensor, targets: Targets, explained: Explained) -> dict[str, Tensor]:
         """Return how well the responses explain what is seen, (B,) each.

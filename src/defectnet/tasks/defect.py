@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from lightning import LightningModule
@@ -90,8 +90,7 @@ class DefectTask(LightningModule):
         else:
             model = from_pretrained(init_from)
             wanted = {**model.net.to_dict(), **(net or {})}
-            if wanted.get("something_else") and not model.net.to_dict()["something_else"]:
-                model = with_something_else(model)
+            model = able_to(model, [name for name in ABILITIES if wanted.get(name)])
             if architecture not in (None, type(model).__name__) or wanted != model.net.to_dict():
                 raise ConfigError(
                     f"model.init_from {init_from!r} is a {type(model).__name__} of another size than model.net",
@@ -235,13 +234,22 @@ class DefectTask(LightningModule):
         checkpoint[CHECKPOINT_KEY] = self.model.config
 
 
-def with_something_else(model: DefectModel) -> DefectModel:
-    """Return a network with the weights of one that tells nothing beyond the list, and an untrained head for that.
+ABILITIES: Final = ("something_else", "computed_responses")
+"""Fields of a network's size that a leg of training may add to what the one before it had."""
+
+
+def able_to(model: DefectModel, abilities: Sequence[str]) -> DefectModel:
+    """Return a network with the weights of another, and untrained parts for what it is to be able to.
 
     Args:
-        model: A network whose size has a field `something_else`.
+        model: The network.
+        abilities: Among `ABILITIES`. What it has already stays as it is.
     """
-    able = type(model).from_config(model.config["spec"], {**model.net.to_dict(), "something_else": True})
+    size = model.net.to_dict()
+    new = {name: True for name in abilities if size.get(name) is False}
+    if not new:
+        return model
+    able = type(model).from_config(model.config["spec"], {**size, **new})
     able.load_state_dict({**able.state_dict(), **model.state_dict()})
     able.name, able.source, able.training_info = model.name, model.source, model.training_info
     return able

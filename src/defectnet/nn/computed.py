@@ -1,0 +1,130 @@
+"""Computed responses of a known crystal, fitted to the change of a spectrum.
+
+Shape letters: B batch, K elements in question, C levels of concentration, L bins of the grid, N bins of the fits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d
+
+from defectnet.batch import Batch, Computed
+from defectnet.config import PROJECTED_BINS, Grid
+from defectnet.measure.broadening import FWHM_TO_SIGMA
+from defectnet.nn.changes import HostModes
+from defectnet.nn.fits import CorrelatedFit, ridge_fits
+
+LEVELS: Final = 2
+"""C, see `defectnet.crystal.responses.LEVELS`."""
+
+_SCALES: Final = (0.86, 1.14, 29)
+_WIDTHS: Final = (0.0, 0.03, 0.05, 0.08, 0.12, 0.18)
+"""Ratios of measured to computed energies, and FWHM over the edge, under which computed hosts are compared."""
+
+
+class Alignment(nn.Module):
+    """Brings what was computed to the energies and the resolution of what was measured.
+
+    Of a few factors between measured and computed energies and a few widths those are taken under which the computed
+    host is most like the measured one. It has no weights.
+
+    Args:
+        grid: Grid of the spectra.
+    """
+
+    operators: Tensor
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        centres = torch.as_tensor(grid.centres, dtype=torch.float32)
+        edges = torch.linspace(0.0, grid.reach, PROJECTED_BINS + 1)
+        made = []
+        for scale in torch.linspace(*_SCALES):
+            for fwhm in _WIDTHS:
+                sigma = max(fwhm * FWHM_TO_SIGMA, 0.5 * grid.width)
+                above = torch.special.ndtr((edges[:, None] - scale * centres) / sigma)
+                mirrored = torch.special.ndtr((-edges[:, None] - scale * centres) / sigma)  # at zero energy
+                share = above.diff(dim=0) - mirrored.diff(dim=0)
+                made.append(share * (grid.bins * grid.width / PROJECTED_BINS) ** -1 * grid.width)
+        self.register_buffer("operators", torch.stack(made), persistent=False)  # (S, N, L)
+
+    @torch.no_grad()
+    def forward(self, measured: Tensor, computed: Tensor) -> tuple[Tensor, Tensor]:
+        """Find what each row is brought into line by.
+
+        Args:
+            measured: (B, N) host, pooled.
+            computed: (B, L) the same crystal as computed.
+
+        Returns:
+            (B, N, L) operators; and (B,) what they leave of the measured host, squared, over its square.
+        """
+        tried = torch.einsum("snl,bl->bsn", self.operators, computed)
+        left = (tried - measured[:, None]).square().sum(-1)
+        best = left.argmin(1)
+        rest = left.gather(1, best[:, None])[:, 0] / measured.square().sum(-1).clamp_min(1e-6)
+        return self.operators[best], rest
+
+
+class ComputedFits(nn.Module):
+    """What fits of computed responses say of each element.
+
+    Elements without one are fitted with the network's own response beside those that have one.
+
+    Args:
+        grid: Grid of the spectra.
+        width: D.
+    """
+
+    def __init__(self, grid: Grid, width: int) -> None:
+        super().__init__()
+        self.pool = grid.bins // PROJECTED_BINS
+        self.align = Alignment(grid)
+        self.modes = HostModes(grid.reach)
+        self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
+        self.correlated = nn.ModuleList(CorrelatedFit() for _ in range(LEVELS))
+        features = LEVELS * (4 + CorrelatedFit.features) + LEVELS + 2
+        self.read = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+        self.overlap = nn.Linear(PROJECTED_BINS, width, bias=False)
+        # At first nothing changes in what a network says without them.
+        nn.init.zeros_(self.read[-1].weight)
+        nn.init.zeros_(self.read[-1].bias)
+        nn.init.zeros_(self.overlap.weight)
+
+    def forward(self, batch: Batch, computed: Computed, elements: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit.
+
+        Args:
+            batch: Spectra (B, L) and candidates (B, E).
+            computed: What is known of these crystals.
+            elements: (B, K) long, the elements in question.
+            own: (B, K, N) what the network itself expects of each.
+
+        Returns:
+            (B, K, D), zero in rows of which nothing is known; and (B, K, N) responses, those of the network where none
+            was computed.
+        """
+        host, doped = (avg_pool1d(curve.unsqueeze(1), self.pool)[:, 0] for curve in (batch.host, batch.doped))
+        seen = doped - host
+        asked = batch.candidates.gather(1, elements)
+        known = computed.known.gather(1, elements)
+        operator, rest = self.align(host, computed.host)
+        at = elements[:, :, None, None]
+        response = computed.response.gather(1, at.expand(-1, -1, *computed.response.shape[2:]))  # (B, K, C, L)
+        response = torch.einsum("bnl,bkcl->bkcn", operator, response)
+        level = computed.concentration.gather(1, elements[:, :, None].expand(-1, -1, LEVELS))
+        shapes = self.modes(host)
+        said, levels = [], []
+        for c in range(LEVELS):
+            mixed = torch.where(known[..., None], response[:, :, c], own.detach())
+            levels.append(mixed)
+            chosen = mixed * asked[..., None]
+            said += [ridge_fits(chosen, seen[:, None], self.log_ridge), self.correlated[c](chosen, seen, shapes)]
+        one = torch.ones_like(level[..., :1])
+        said += [level.clamp_min(1e-3).log() + 3.0, (rest + 1e-3).log()[:, None, None] * one, known[..., None].to(one)]
+        both = (8.0 * levels[0] * seen[:, None]).clamp(-6.0, 6.0)
+        features = self.read(torch.cat(said, -1).clamp(-20.0, 20.0)) + self.overlap(both)
+        return features * computed.known.any(1)[:, None, None], levels[0]
