@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from conftest import TINY_NETS
 from defectnet.batch import Batch, Computed
+from defectnet.cli import main
 from defectnet.config import MODEL_GRID, STORAGE_GRID
 from defectnet.crystal.responses import LEVELS, load_responses, read_responses, save_responses
 from defectnet.data.candidates import TrackSettings
@@ -233,3 +234,19 @@ def test_a_response_on_another_scale_of_energies_is_brought_into_line(networks):
     raw = (torch.from_numpy(soft.reshape(-1, 4).mean(1)).float() - pooled[0]).norm()
     assert (brought[1] - pooled[0]).norm() < 0.12 * raw
     assert (brought[0] - pooled[0]).norm() < 0.02 * pooled.norm()
+
+
+# the command
+
+
+def test_responses_of_a_folder_of_packs(tmp_path):
+    """They are made by several processes, and what is there is kept."""
+    pack = gallium_arsenide()
+    for name in ("GaAs", "other"):
+        replace(pack, host=replace(pack.host, id=name)).save(tmp_path / "packs" / name)
+    command = ["host", "responses", str(tmp_path / "packs"), "--out", str(tmp_path / "responses")]
+    main([*command, "--workers", "2"])
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "responses").iterdir()}
+    assert sorted(read_responses(tmp_path / "responses")) == ["GaAs", "other"]
+    main(command)
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "responses").iterdir()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,7 @@ def export(
     card: str | None = None,
     coverage: float = 0.9,
     half: bool = False,
+    known: Mapping[str, str] | None = None,
 ) -> Path:
     """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
 
@@ -55,6 +56,8 @@ def export(
         card: Text of README.md; by default a short one that says how it was made.
         coverage: Nominal coverage of the concentration's intervals.
         half: Round the weights to half precision, which halves the file; outputs change in the third or fourth digit.
+        known: Folders of shards, and of the responses of their hosts as another potential computes them: for networks
+            that read computed responses, answers to these questions have a calibration of their own.
 
     Returns:
         The folder; it has been read back and gives the same outputs.
@@ -69,7 +72,11 @@ def export(
         round_to_half(model)
     loader = LoaderSettings(cache_rows=100_000)
     module = SpectraDataModule(str(data), grid=model.spec.grid, loader=loader, extra=dict.fromkeys(extra, 1))
-    model.calibration = calibration = calibrate(model, module, coverage)
+    others = [
+        SpectraDataModule(name, grid=model.spec.grid, loader=loader, responses=[responses])
+        for name, responses in (known or {}).items()
+    ]
+    model.calibration = calibration = calibrate(model, module, coverage, known=others)
     golden = stack([_first_rows(module, track, "lab" if i else "clean") for i, track in enumerate(TRACKS)])
     training = training_record(module, Path(checkpoint))
     about = {**model.config, "calibration": calibration.to_dict(), "training": training}
@@ -115,7 +122,13 @@ def read_run(checkpoint: str | Path) -> DefectModel:
     return model.eval()
 
 
-def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0.9) -> Calibration:
+def calibrate(
+    model: DefectModel,
+    module: SpectraDataModule,
+    coverage: float = 0.9,
+    *,
+    known: Sequence[SpectraDataModule] = (),
+) -> Calibration:
     """Fit temperature and threshold of each track, and the intervals, on the validation split.
 
     Lists are as in training, complete or open. Networks that tell what is not in the list get the thresholds of stated
@@ -126,18 +139,29 @@ def calibrate(model: DefectModel, module: SpectraDataModule, coverage: float = 0
         model: Trained network.
         module: Its data.
         coverage: Nominal coverage of the interval.
+        known: Data with computed responses, for the calibration of answers to questions with them.
     """
+    general = _calibration(model, [module], model.tracks, coverage)
+    if not known:
+        return general
+    return replace(general, computed=_calibration(model, known, TRACKS[:1], coverage))
 
+
+def _calibration(
+    model: DefectModel, modules: Sequence[SpectraDataModule], tracks: Sequence[Track], coverage: float
+) -> Calibration:
     def asked(track: Track, *conditions: str, **settings: Any) -> Answers:
-        loaders = [module.evaluation("val", track, name, **settings) for name in conditions]
-        return Answers.join([answer(model, loader, precision=32) for loader in loaders])
+        loaders = [module.evaluation("val", track, name, **settings) for module in modules for name in conditions]
+        found = Answers.join([answer(model, loader, precision=32) for loader in loaders])
+        known = found.batch.computed
+        return found if known is None else found.rows(known.known.any(dim=1))
 
     lists = TrackSettings(open_share=OPEN_SHARE if model.tells_something_else else 0.0)
-    answers: dict[str, Answers] = {track: asked(track, *CONDITIONS, tracks=lists) for track in model.tracks}
+    answers: dict[str, Answers] = {track: asked(track, *CONDITIONS, tracks=lists) for track in tracks}
     if not model.tells_something_else:
         return fit_calibration(answers, coverage)
     wrong = TrackSettings(open_share=1.0, missing_all=1.0)
-    nothing: dict[str, list[Answers]] = {track: [asked(track, FAULTY, undoped=True)] for track in model.tracks}
+    nothing: dict[str, list[Answers]] = {track: [asked(track, FAULTY, undoped=True)] for track in tracks}
     for most in (wrong.max_distractors, 1):  # of lists with one element there are few among the others
         lists = replace(wrong, max_distractors=most)
         # One after the other: the rate shall hold under each.

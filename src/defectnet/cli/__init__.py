@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from defectnet.cli.data import data_measure, data_show, data_stats, data_verify, simulate
-from defectnet.cli.host import host_list, host_make, host_push, host_show, host_spectra
+from defectnet.cli.host import host_list, host_make, host_push, host_responses, host_show, host_spectra
 from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
 from defectnet.cli.plan import plan_measurement
 from defectnet.cli.publish import checkpoints, data_push, push
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
         "make": host_make,
         "show": host_show,
         "spectra": host_spectra,
+        "responses": host_responses,
         "list": host_list,
         "push": host_push,
     },

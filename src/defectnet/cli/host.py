@@ -159,6 +159,29 @@ def host_spectra(
     print(f"defectnet identify --host {host} --doped {doped} --formula {found.formula}")
 
 
+def host_responses(packs: str, *, out: str, workers: int = 1) -> None:
+    """Compute what each substitution changes of the spectrum: what networks read of a known crystal.
+
+    What is there is kept, so that a run that was stopped goes on. A host takes half a second for each substitution.
+
+    Args:
+        packs: Folder of host packs, one pack, or bundled.
+        out: Folder for one file of each host.
+        workers: Processes; one thread each.
+    """
+    with packages():
+        from defectnet.inference.responses import make_responses
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import track
+
+    made: Any = make_responses(packs, Path(out), workers=workers)
+    for name, failure in track(made, "hosts", total=next(made), console=Console(stderr=True)):
+        if failure:
+            print(f"{name}: left out: {failure}", file=sys.stderr)
+
+
 def host_list() -> None:
     """List the host packs that come with the package."""
     from json import loads

@@ -195,6 +195,7 @@ def export(
     card: str | None = None,
     coverage: float = 0.9,
     half: bool = False,
+    known: dict[str, str] | None = None,
 ) -> None:
     """Calibrate a trained network on the validation crystals and write it as a checkpoint folder.
 
@@ -207,10 +208,12 @@ def export(
         card: Markdown file that becomes the checkpoint's README.md; a short one is written by default.
         coverage: Nominal coverage of the concentrations' intervals.
         half: Keep the weights in half precision, for a file of half the size.
+        known: For networks that read computed responses: folders of shards and, of each, that of the responses of its
+            hosts, such as '{runs/pairs: runs/responses}'.
     """
     from pathlib import Path
 
     from defectnet.export import export as write
 
     text = Path(card).read_text(encoding="utf-8") if card else None
-    print(f"wrote {write(run, out, data, extra=extra or (), card=text, coverage=coverage, half=half)}")
+    print(f"wrote {write(run, out, data, extra=extra or (), card=text, coverage=coverage, half=half, known=known)}")

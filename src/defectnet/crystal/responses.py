@@ -40,7 +40,7 @@ where they do not. Less where the crystal has no room for as many; the first aga
 READABLE: Final = ("total", "neutron-weighted")
 """Kinds of DOS that responses are weighted for; which element others are projected on, a batch does not say."""
 
-_SUFFIX: Final = ".safetensors"
+SUFFIX: Final = ".safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ def read_responses(folder: str | Path) -> dict[str, HostResponses]:
     Raises:
         ShardError: There are none, or a file is damaged.
     """
-    paths = sorted(Path(folder).glob(f"*{_SUFFIX}"))
+    paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
     if not paths:
         raise ShardError(f"{folder} holds no computed responses", fix="Make some with `defectnet host responses`")
     return {one.id: one for one in map(load_responses, paths)}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import MODEL_GRID, STORAGE_GRID
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import guess_charges, likeness_on_site
-from defectnet.crystal.responses import LEVELS, HostResponses
+from defectnet.crystal.responses import LEVELS, SUFFIX, HostResponses, save_responses
+from defectnet.data.packs import find_packs
 from defectnet.elements import INDEX, SYMBOLS
 from defectnet.errors import SimulationError
 from defectnet.inference.emulator import CellSource
@@ -103,3 +108,39 @@ def on_model_grid(dos: FloatArray) -> FloatArray:
     """Return (..., L) DOS on `MODEL_GRID` of (..., 600) on `STORAGE_GRID`; what lies above is left out."""
     bins = MODEL_GRID.bins * _FINER
     return np.asarray(dos[..., :bins].reshape(*dos.shape[:-1], MODEL_GRID.bins, _FINER).mean(-1))
+
+
+def make_responses(
+    packs: str | Path | Sequence[str | Path], out: Path, *, workers: int = 1
+) -> Iterator[int | tuple[str, str]]:
+    """Compute the responses of many packs, a file each; those that are there are kept.
+
+    Args:
+        packs: See `defectnet.data.packs.find_packs`.
+        out: Folder; made if needed.
+        workers: Processes.
+
+    Yields:
+        How many hosts are left to do; then, as each is done, its id and why it has none, or an empty text.
+    """
+    if workers < 1:
+        raise SimulationError(f"workers is {workers}", fix="Use 1 or more")
+    paths = [(one.folder, out / f"{one.id}{SUFFIX}") for one in find_packs(packs)]
+    wanted = [one for one in paths if not one[1].exists()]
+    yield len(wanted)
+    if workers == 1:
+        yield from map(_make, wanted)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_make, one) for one in wanted]):
+            yield future.result()
+
+
+def _make(wanted: tuple[Path, Path]) -> tuple[str, str]:
+    folder, path = wanted
+    with threadpool_limits(1):
+        try:
+            save_responses(path, compute_responses(HostPack.load(folder)))
+        except SimulationError as error:
+            return path.name.removesuffix(SUFFIX), str(error)
+    return path.name.removesuffix(SUFFIX), ""

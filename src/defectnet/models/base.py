@@ -333,9 +333,20 @@ class DefectModel(nn.Module, Estimator):
         return found if self.coverage is not None else found._replace(low=None, high=None)
 
     def calibrations(self, batch: Batch) -> list[Calibration]:
-        """Return the calibration of each question: that of its host, if it has one, or the general one."""
+        """Return the calibration of each question: its host's, that of computed responses, or the general one."""
         general = self.calibration or Calibration()
-        return [general if i < 0 else general.hosts[i].numbers for i in self.calibrated_host(batch)]
+        read = self.reads_computed(batch).tolist()
+        others = [general.computed if known and general.computed is not None else general for known in read]
+        return [
+            other if i < 0 else general.hosts[i].numbers
+            for i, other in zip(self.calibrated_host(batch), others, strict=True)
+        ]
+
+    def reads_computed(self, batch: Batch) -> Tensor:
+        """Return (B,) bool, which questions are answered with computed responses of some of their candidates."""
+        if batch.computed is None or not getattr(self.net, "computed_responses", False):
+            return torch.zeros(len(batch.host), dtype=torch.bool)
+        return (batch.computed.known & batch.candidates).any(dim=1).cpu()
 
     def calibrated_host(self, batch: Batch) -> list[int]:
         """Return which of `Calibration.hosts` each question is about, -1 for none: by formula and kind of DOS."""

@@ -107,6 +107,7 @@ class Calibration(Settings, called="calibration"):
         interval: Band of the concentration if present; None where it was not fitted.
         threshold_few: Thresholds of lists of 1, 2 and more candidates; longer lists have `threshold_candidates`.
         hosts: Calibrations of single hosts, which take the place of this one for questions about them.
+        computed: That of questions with computed responses, which takes the place of this one for them.
     """
 
     temperature_candidates: float = bounded(1.0, 0.01, 100.0)
@@ -116,13 +117,17 @@ class Calibration(Settings, called="calibration"):
     interval: Interval | None = None
     threshold_few: tuple[float, ...] = bounded((), above=0.0, below=1.0)
     hosts: tuple[HostCalibration, ...] = ()
+    computed: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; without `hosts` and belts where there are none, as older versions read them."""
+        """Return plain values, without what is not there: so older versions read them."""
         plain = super().to_dict()
         if self.interval is not None and not self.interval.belts:
             del plain["interval"]["belts"]
-        return {key: value for key, value in plain.items() if value or key not in ("hosts", "threshold_few")}
+        if self.computed is not None:
+            plain["computed"] = self.computed.to_dict()
+        optional = ("hosts", "threshold_few", "computed")
+        return {key: value for key, value in plain.items() if value or key not in optional}
 
     def threshold(self, named: bool, candidates: int) -> float:
         """Return the probability from which an element counts as present, of so many in question."""
