@@ -22,9 +22,10 @@ from defectnet.data.computed import Disturbance, ResponseTable
 from defectnet.data.dataset import View
 from defectnet.data.shards import in_brief, read_shard, shard_files
 from defectnet.elements import VOCABULARY
-from defectnet.errors import ConfigError, ShardError
+from defectnet.errors import ConfigError, ShardError, SpectrumError
 from defectnet.inference.responses import compute_responses, likeliest_sites, on_model_grid
 from defectnet.models.registry import build_model
+from defectnet.spectrum import Spectrum
 from defectnet.tasks.defect import able_to
 from make_shards import toy_folder
 from packs import gallium_arsenide
@@ -234,6 +235,33 @@ def test_a_response_on_another_scale_of_energies_is_brought_into_line(networks):
     raw = (torch.from_numpy(soft.reshape(-1, 4).mean(1)).float() - pooled[0]).norm()
     assert (brought[1] - pooled[0]).norm() < 0.12 * raw
     assert (brought[0] - pooled[0]).norm() < 0.02 * pooled.norm()
+
+
+def test_a_question_with_responses(networks, responses, random_batch):
+    """It says so, asks by default about what the pack holds, and other hosts and other networks are refused."""
+    energy = np.linspace(0.0, 40.0, 400)
+    host = np.exp(-0.5 * ((energy - 20.0) / 6.0) ** 2)
+    doped = host + 0.1 * np.exp(-0.5 * ((energy - 30.0) / 1.0) ** 2)
+    pair = Spectrum(energy, host, "meV"), Spectrum(energy, doped, "meV")
+    plain, _, taught = networks
+    told = taught.predict(*pair, "GaAs", responses=responses)
+    assert set(told.elements) == {"Al", "P"}
+    assert told.answered_by == "network with computed responses"
+    assert "GaAs, computed with defectnet-nep" in str(told)
+    named = taught.predict(*pair, "GaAs", candidates=["P", "Sb"], responses=responses)
+    alone = taught.predict(*pair, "GaAs", candidates=["P", "Sb"])
+    assert alone.answered_by == "network"
+    assert not np.allclose(named.probability, alone.probability)
+    many = taught.predict_many([(*pair, "GaAs", ["P", "Sb"], None, responses), (*pair, "GaAs", ["P", "Sb"])])
+    np.testing.assert_allclose(many[0].probability, named.probability)
+    np.testing.assert_allclose(many[1].probability, alone.probability)
+    with pytest.raises(ConfigError, match="are of GaAs, the host is GaN"):
+        taught.predict(*pair, "GaN", responses=responses)
+    with pytest.raises(ConfigError, match="reads no computed responses"):
+        plain.predict(*pair, "GaAs", responses=responses)
+    seen = [replace(one, kind="projected", element="As") for one in pair]
+    with pytest.raises(SpectrumError, match="projected"):
+        taught.predict(*seen, "GaAs", responses=responses)
 
 
 # the command

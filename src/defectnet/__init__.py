@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from defectnet.crystal.pack import HostPack
     from defectnet.hub import from_pretrained, list_checkpoints
     from defectnet.inference.plan import plan
+    from defectnet.inference.responses import compute_responses
     from defectnet.io import read_spectrum
     from defectnet.prediction import Prediction
     from defectnet.spectrum import Spectrum
@@ -25,6 +26,7 @@ __all__ = [
     "Prediction",
     "Spectrum",
     "__version__",
+    "compute_responses",
     "from_pretrained",
     "list_checkpoints",
     "plan",
@@ -36,6 +38,7 @@ _HOMES = {
     "HostPack": "defectnet.crystal.pack",
     "Prediction": "defectnet.prediction",
     "Spectrum": "defectnet.spectrum",
+    "compute_responses": "defectnet.inference.responses",
     "from_pretrained": "defectnet.hub",
     "list_checkpoints": "defectnet.hub.catalogue",
     "plan": "defectnet.inference.plan",

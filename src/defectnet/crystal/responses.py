@@ -25,7 +25,7 @@ from defectnet.batch import Computed
 from defectnet.config import MODEL_GRID
 from defectnet.crystal.spectra import element_weights
 from defectnet.elements import INDEX, VOCABULARY
-from defectnet.errors import ShardError
+from defectnet.errors import ShardError, SpectrumError
 from defectnet.files import replacing
 from defectnet.spectrum import KINDS
 
@@ -72,6 +72,26 @@ class HostResponses:
     def elements(self) -> tuple[int, ...]:
         """Positions of the dopants in the vocabulary."""
         return tuple(INDEX[name.partition("@")[0]] for name in self.dopants)
+
+    @property
+    def source(self) -> str:
+        """Where they come from."""
+        return f"{self.id}, computed with {self.potential}"
+
+    def computed(self, kind: int) -> Computed:
+        """Return what a network reads of them, of one question.
+
+        Args:
+            kind: Of the spectra, index into `defectnet.spectrum.KINDS`.
+
+        Raises:
+            SpectrumError: The DOS are projected: which element a network's question is about, it does not say.
+        """
+        if KINDS[kind] not in READABLE:
+            raise SpectrumError(
+                f"computed responses are not read beside a {KINDS[kind]} DOS", fix=f"Use {' or '.join(READABLE)} DOS"
+            )
+        return computed_batch([self], [kind], known_elements([self]))
 
     def weighted(self, kind: str) -> tuple[FloatArray, FloatArray]:
         """Return the weighted host (L,), of unit area, and its changes per concentration (K, C, L).

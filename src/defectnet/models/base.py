@@ -9,14 +9,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from defectnet.batch import Batch, Estimate, Output, Targets
+from defectnet.batch import Batch, Computed, Estimate, Output, Targets
 from defectnet.config import Grid, ModelSpec, Settings
 from defectnet.elements import INDEX, VOCABULARY, composition, formula_text
 from defectnet.errors import ConfigError, DefectNetError
@@ -35,6 +35,9 @@ ABSENT_LOGIT: Final = -30.0
 NETWORK: Final = "network"
 """What `Provenance.answered_by` says of a network's own answer."""
 
+NETWORK_WITH_RESPONSES: Final = "network with computed responses"
+"""The same where it read those of the crystal."""
+
 SAME_COMPOSITION: Final = 0.01
 """Sum of the differences of the atomic fractions below which two formulas are of one host."""
 
@@ -47,6 +50,21 @@ SpectrumLike: TypeAlias = str | os.PathLike[str] | Spectrum | tuple[ArrayLike, .
 """A file, a `Spectrum`, arrays (energy, dos) or (energy, dos, error), or what else `as_spectrum` takes."""
 
 
+class Responses(Protocol):
+    """Computed responses of a host, such as `defectnet.crystal.responses.HostResponses`."""
+
+    @property
+    def formula(self) -> str:
+        """Of the host."""
+
+    @property
+    def source(self) -> str:
+        """Where they come from, for the answer."""
+
+    def computed(self, kind: int) -> Computed:
+        """Return what a network reads of them: of one question, whose spectra are of a kind of DOS."""
+
+
 class Query(NamedTuple):
     """One question, for `DefectModel.predict_many`.
 
@@ -56,6 +74,7 @@ class Query(NamedTuple):
         formula: Formula of the host.
         candidates: Elements that may be dopants; None asks about all.
         edge: The host's band edge in meV; None reads it from its spectrum.
+        responses: What a host pack says of the crystal; None where nothing is computed.
     """
 
     host: SpectrumLike
@@ -63,13 +82,14 @@ class Query(NamedTuple):
     formula: str | Any
     candidates: Sequence[str] | None = None
     edge: float | None = None
+    responses: Responses | None = None
 
 
 class Provenance(NamedTuple):
     """Which way an answer came about.
 
     Attributes:
-        answered_by: ``network`` or ``measured responses``.
+        answered_by: ``network``, ``network with computed responses`` or ``measured responses``.
         reason: Why it was not the better one, or what it holds for; a sentence without a full stop, or empty.
     """
 
@@ -211,6 +231,7 @@ class DefectModel(nn.Module, Estimator):
         unit: str | None = None,
         kind: str | None = None,
         edge: float | None = None,
+        responses: Responses | None = None,
     ) -> Prediction:
         """Say which elements were substituted in, and how much of each.
 
@@ -225,12 +246,15 @@ class DefectModel(nn.Module, Estimator):
             kind: Kind of DOS of files that declare none and of arrays: total, neutron-weighted or projected.
             edge: The host's band edge in meV, where it is known better than its spectrum tells, for instance where
                 noise hides it; None reads it from there.
+            responses: What a host pack says of the crystal, `defectnet.compute_responses(pack)`, for networks that read
+                it; without `candidates`, all elements that it holds are in question.
 
         Raises:
             SpectrumError: A spectrum or its file cannot be used, or the two do not belong together.
             FormulaError: The formula or a candidate cannot be used.
         """
-        return self.predict_many([Query(host, doped, formula, candidates, edge)], unit=unit, kind=kind)[0]
+        query = Query(host, doped, formula, candidates, edge, responses)
+        return self.predict_many([query], unit=unit, kind=kind)[0]
 
     def predict_many(
         self, queries: Sequence[Query], *, unit: str | None = None, kind: str | None = None
@@ -238,7 +262,7 @@ class DefectModel(nn.Module, Estimator):
         """Answer many questions at once; each answer is what `predict` gives alone.
 
         Args:
-            queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge]]).
+            queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge[, responses]]]).
             unit: As in `predict`.
             kind: As in `predict`.
 
@@ -267,7 +291,7 @@ class DefectModel(nn.Module, Estimator):
                 if len(asked) == 1:
                     raise
                 raise type(error)(f"query {number}: {error.what}", why=error.why, fix=error.fix) from error
-        batch = stack([pair.batch for pair in pairs])
+        batch = stack([self._with_responses(pair.batch, query) for pair, query in zip(pairs, asked, strict=True)])
         calibrations = self.calibrations(batch)
         estimate = calibrated(self.predict_batch(batch), batch, calibrations, self.expected)
         paths = self.provenance(batch)
@@ -276,12 +300,36 @@ class DefectModel(nn.Module, Estimator):
             formula = formula_text(query.formula)
             answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
             told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
+            if query.responses is not None:
+                told |= {"answered_by": NETWORK_WITH_RESPONSES, "reason": query.responses.source}
             said.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
         return [
             answer
             for i in range(0, len(said), _FITTED)
             for answer in self._with_fit(batch.rows(slice(i, i + _FITTED)), said[i : i + _FITTED])
         ]
+
+    def _with_responses(self, batch: Batch, query: Query) -> Batch:
+        """Add the computed responses of a question to a batch of one.
+
+        Raises:
+            ConfigError: The network reads none, or they are of another host or not for this kind of DOS.
+        """
+        found = query.responses
+        if found is None:
+            return batch
+        if not getattr(self.net, "computed_responses", False):
+            raise ConfigError(f"{self.name} reads no computed responses", fix="Leave out responses, or take another")
+        shares = torch.as_tensor(composition(found.formula), dtype=batch.composition.dtype)
+        if float((batch.composition[0] - shares).abs().sum()) >= SAME_COMPOSITION:
+            raise ConfigError(
+                f"the responses are of {found.formula}, the host is {formula_text(query.formula)}",
+                fix="Compute those of this host",
+            )
+        computed = found.computed(int(batch.kind[0]))
+        if query.candidates is None:  # with those of a few elements no blind question is answered
+            batch = batch._replace(candidates=computed.known, candidates_given=torch.ones(1, dtype=torch.bool))
+        return batch._replace(computed=computed)
 
     def _with_fit(self, batch: Batch, said: Sequence[Prediction]) -> list[Prediction]:
         """Add how much of each change the elements found account for, with amounts within their intervals."""
