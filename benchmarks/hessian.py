@@ -25,7 +25,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from defectnet.crystal.doping import Recipe, build
+from defectnet.crystal.doping import DopantMix, build
 from defectnet.crystal.hosts import host_from_atoms
 from defectnet.errors import DefectNetError, SimulationError
 from defectnet.potentials.neighbours import Crystal
@@ -34,7 +34,7 @@ from defectnet.potentials.potential import FastPotential, fetch_potential, load_
 from defectnet.potentials.relax import relax
 from defectnet.potentials.supercells import supercell_matrix
 
-RECIPE = Recipe(("Ge", "C", "B"), (0.5, 0.25, 0.25), 0.04, ("Si", "Si", "Si"))
+MIX = DopantMix(("Ge", "C", "B"), (0.5, 0.25, 0.25), 0.04, ("Si", "Si", "Si"))
 LATTICE_ANGSTROM = 5.43
 
 
@@ -55,7 +55,7 @@ def doped_silicon(atoms: int, seed: int) -> Crystal:
     """Return a cubic cell with about `atoms` atoms, 4 % of them Ge, C and B, before relaxation."""
     host = host_from_atoms(bulk("Si", "diamond", a=LATTICE_ANGSTROM), "silicon")
     matrix = supercell_matrix(host.crystal.cell, len(host.crystal), atoms, (atoms, atoms))
-    return build(host.crystal, RECIPE, np.random.default_rng(seed), matrix).crystal
+    return build(host.crystal, MIX, np.random.default_rng(seed), matrix).crystal
 
 
 def measure(potential: FastPotential, atoms: int, seed: int) -> tuple[dict[str, Any], Crystal, np.ndarray]:

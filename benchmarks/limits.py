@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.crystal.doping import Recipe, build, likeness
+from defectnet.crystal.doping import DopantMix, build, likeness
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import Sample, read_shard, shard_files, write_shard
 from defectnet.elements import VOCABULARY
@@ -61,9 +61,9 @@ def simulate(options: argparse.Namespace) -> None:
             for placement in range(options.placements):
                 row = f"{name}/{element}-{placement}"
                 rng = row_generator(settings.seed, row)
-                recipe = Recipe((element,), (1.0,), options.concentration, (site,))
+                mix = DopantMix((element,), (1.0,), options.concentration, (site,))
                 try:
-                    cell = build(simulation.relaxed, recipe, rng, simulation.regular)
+                    cell = build(simulation.relaxed, mix, rng, simulation.regular)
                     samples += simulation.vibrate(row, cell).samples
                 except RejectedCell as reason:
                     rejected.append(str(reason))

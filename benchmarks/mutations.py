@@ -703,7 +703,7 @@ def passes(root: Path, tests: Sequence[str]) -> bool:
     files = sorted({test.partition("::")[0] for test in tests})
     names = [test.partition("::")[2] for test in tests]
     chosen = ["-k", " or ".join(names)] if all(names) else []
-    words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}", *files, *chosen]
+    words = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={root}", *files, *chosen]
     with tempfile.TemporaryFile("w+") as told:
         child = os.fork()
         if child == 0:

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from defectnet.crystal.doping import Recipe, build
+from defectnet.crystal.doping import DopantMix, build
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import Sample
 from defectnet.lab.virtual import Instrument, write_lab
@@ -38,8 +38,8 @@ def simulate(potential: Potential, host_id: str, atoms: str) -> list[Sample]:
     samples = []
     for number, share in enumerate(CONCENTRATIONS):
         row_id = f"{host_id}-{dopant}/{number:02d}"
-        recipe = Recipe((dopant,), (1.0,), share, (replaced,)) if share else Recipe((), (), 0.0, ())
-        cell = build(world.relaxed, recipe, row_generator(0, row_id), world.regular)
+        mix = DopantMix((dopant,), (1.0,), share, (replaced,)) if share else DopantMix((), (), 0.0, ())
+        cell = build(world.relaxed, mix, row_generator(0, row_id), world.regular)
         samples.append(world.vibrate(row_id, cell).samples[0])
     return samples
 

@@ -23,7 +23,7 @@ import spglib
 from numpy.typing import NDArray
 
 from defectnet.config import Bounded, bounded
-from defectnet.crystal.doping import build, draw_recipe
+from defectnet.crystal.doping import build, draw_mix
 from defectnet.crystal.hosts import Host, read_hosts
 from defectnet.data.splits import split_of
 from defectnet.distil.__main__ import HOSTS
@@ -184,7 +184,7 @@ def label_one(
     if doped:
         inside = {VOCABULARY[i] for i in np.flatnonzero(np.isin(NUMBERS, host.crystal.numbers))}
         light = [symbol for symbol in settings.light_dopants if symbol not in inside]
-        recipe = draw_recipe(
+        mix = draw_mix(
             host.crystal,
             rng,
             most=4,
@@ -193,7 +193,7 @@ def label_one(
             controls=0.0,
             dopants=light if rng.random() < settings.light else (),
         )
-        crystal = build(host.crystal, recipe, rng, matrix).crystal
+        crystal = build(host.crystal, mix, rng, matrix).crystal
     else:
         crystal = supercell(host.crystal, matrix)
         crystal = crystal.moved(rng.normal(0.0, 0.02, (len(crystal), 3)))

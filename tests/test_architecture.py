@@ -48,32 +48,48 @@ def own(tmp_path_factory):
     return root
 
 
-def run(own: Path, *words: str) -> str:
-    """Run the command of the copy in a process of its own."""
+COMMANDS = """
+import contextlib, io, json, pathlib, sys
+from defectnet.cli import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main([next(pathlib.Path().rglob(word[1:])).as_posix() if word.startswith("?") else word for word in words])
+    print(json.dumps(said.getvalue()))
+"""
+
+
+def run(own: Path, *commands: list[str]) -> list[str]:
+    """Run commands of the copy in one process, which imports it; return what each says.
+
+    A word such as ?*.ckpt is the file that a command before has written.
+    """
     environment = os.environ | {"PYTHONPATH": str(own), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "defectnet.cli", *words], cwd=own, env=environment, capture_output=True, text=True
-    )
+    words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(words, cwd=own, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_network_in_two_files_goes_all_the_way(own):
     data = str(ROOT / "tests" / "data" / "pilot-mini")
-    run(own, "fit", "-c", "mean-shift.yaml", f"--data.folder={data}")
+    asked = ["--formula", "CdTe", "--candidates", "Zn,Se", "--json"]
+    rows = ["--track", "candidates", "--condition", "clean", "--bootstrap", "0", "--data", data, "--json"]
+    tuned = ["--data", str(ROOT / "examples" / "lab"), "--checkpoint", "./mean-shift", "--out", "tuned", "--json"]
+    *_, identified, measured, report = run(
+        own,
+        ["fit", "-c", "mean-shift.yaml", f"--data.folder={data}"],
+        ["export", "--run", "?*.ckpt", "--data", data, "--out", "mean-shift", "--coverage", "0.5"],
+        ["identify", "--checkpoint", "./mean-shift", *PAIR, *asked],
+        ["benchmark", "--model", "./mean-shift", *rows],
+        ["finetune", *tuned],  # measured responses, with this network inside
+    )
     noted = next(own.rglob("metrics.csv")).read_text(encoding="utf-8")
     assert "train/loss_spread" in noted  # its own term of the loss
-    ckpt = next(own.rglob("*.ckpt"))
-    run(own, "export", "--run", str(ckpt), "--data", data, "--out", "mean-shift", "--coverage", "0.5")
-    words = ["--formula", "CdTe", "--candidates", "Zn,Se", "--json"]
-    said = json.loads(run(own, "identify", "--checkpoint", "./mean-shift", *PAIR, *words))
-    assert {element["element"] for element in said["elements"]} == {"Zn", "Se"}
-    assert all(element["spread"] > 0 for element in said["elements"])  # its own output
-    words = ["--track", "candidates", "--condition", "clean", "--bootstrap", "0", "--data", data, "--json"]
-    result = json.loads(run(own, "benchmark", "--model", "./mean-shift", *words))[0]
-    assert result["notes"]["architecture"] == "MeanShift"
-    tuned = ["--data", str(ROOT / "examples" / "lab"), "--checkpoint", "./mean-shift", "--out", "tuned", "--json"]
-    report = json.loads(run(own, "finetune", *tuned))  # measured responses, with this network inside
+    elements = json.loads(identified)["elements"]
+    assert {element["element"] for element in elements} == {"Zn", "Se"}
+    assert all(element["spread"] > 0 for element in elements)  # its own output
+    assert json.loads(measured)[0]["notes"]["architecture"] == "MeanShift"
+    report = json.loads(report)
     assert (
         report["held_out"]["after"]["candidates/mae"]["value"] < report["held_out"]["before"]["candidates/mae"]["value"]
     )

@@ -78,26 +78,30 @@ def test_null_is_no_value(work, checkpoint, capsys, words):
 
 HIDDEN = """
 import sys
-for name in {hidden}: sys.modules[name] = None
 from defectnet.cli import main
-for words in {commands}:
+for hidden, words, _ in {commands}:
+    sys.modules[hidden] = None
     try: main(words)
     except SystemExit: pass
+    del sys.modules[hidden]
 """
 
 
 def test_a_missing_package_says_what_to_install(tmp_path):
-    commands = {
-        "data": [["data", "stats", "x"], ["fit", "--help"], ["finetune", "--data", "x", "--out", "y"]],
-        "sim": [["simulate", "--hosts", "x", "--potential", "defectnet-nep", "--out", str(tmp_path / "y")]],
-        "benchmark": [["benchmark", "--model", "ridge"]],
-    }
-    code = HIDDEN.format(hidden=["pyarrow", "ase"], commands=[words for many in commands.values() for words in many])
+    commands = [
+        ("pyarrow", ["data", "stats", "x"], "data"),
+        ("pyarrow", ["fit", "--help"], "data"),
+        ("pyarrow", ["finetune", "--data", "x", "--out", "y"], "data"),
+        ("ase", ["simulate", "--hosts", "x", "--potential", "defectnet-nep", "--out", str(tmp_path / "y")], "sim"),
+        ("ase", ["host", "list"], "sim"),
+        ("sklearn", ["benchmark", "--model", "ridge"], "benchmark"),
+    ]
+    code = HIDDEN.format(commands=commands)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr
-    for line, extra in zip(lines, [extra for extra, many in commands.items() for _ in many], strict=True):
-        assert f"pip install 'defectnet[{extra}]'" in line
+    for line, (package, _, extra) in zip(lines, commands, strict=True):
+        assert line == f"defectnet: this command needs {package}. Install it: pip install 'defectnet[{extra}]'."
 
 
 def test_json_agrees_with_python(work, checkpoint, capsys):

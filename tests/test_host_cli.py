@@ -292,13 +292,6 @@ def test_a_wrong_spectrum_is_one_line(pack, tmp_path, capsys, words, message):
     assert not (tmp_path / "f.csv").exists()
 
 
-def test_what_is_not_installed_is_said():
-    code = "import sys; sys.modules['ase'] = None; from defectnet import cli; cli.main(['host', 'list'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr == "defectnet: host packs need ase. Install it: pip install 'defectnet[sim]'.\n"
-
-
 # -- the Hub -----------------------------------------------------------------------------------------------------------
 
 

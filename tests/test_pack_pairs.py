@@ -411,10 +411,10 @@ def test_a_changed_row_is_found(undisturbed, folder, tmp_path):
 
 def test_the_command_line(undisturbed, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LocalExecutor, "run", _Here.run)  # its processes: the test of workers above
-    recipe = tmp_path / "settings.json"
-    recipe.write_text(json.dumps(SETTINGS.to_dict()))
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(SETTINGS.to_dict()))
     out = tmp_path / "out"
-    words = ["simulate", "--from", str(folder), "--rows", "6", "--settings", str(recipe), "--out", str(out)]
+    words = ["simulate", "--from", str(folder), "--rows", "6", "--settings", str(path), "--out", str(out)]
     main(words)
     assert capsys.readouterr().out.startswith(f"6 rows in {out}")
     first = next(iter(read_shard(undisturbed[0] / "shard-00000.parquet")))

@@ -17,7 +17,7 @@ from pymatgen.core import Element
 import pack_order
 from defectnet.crystal.doping import likeness, split_dopant
 from defectnet.crystal.hosts import read_hosts
-from defectnet.crystal.plausible import guess_charges, ions, likeness_on_site, plausible_dopants, rank_substitutions
+from defectnet.crystal.plausible import guess_charges, ions, likeness_on_site, plausible_dopants
 from defectnet.crystal.structures import read_structure, spacegroup
 from defectnet.data.splits import split_of
 from defectnet.elements import INDEX, VOCABULARY
@@ -117,17 +117,13 @@ def test_metals_stay_away_from_anions():
     charges = {"Mg": 2, "O": -2}
     assert likeness_on_site("Ca", "O", charges) == 0.0
     assert likeness_on_site("F", "Mg", charges) < 0.01
-    for one in rank_substitutions(composed("MgO"))[:30]:
-        assert (one.replaced == "O") == (one.dopant in {"N", "F", "S", "Cl", "C", "Se", "P", "Br"})
+    for dopant, replaced in map(split_dopant, plausible_dopants(composed("MgO"), 30)):
+        assert (replaced == "O") == (dopant in {"N", "F", "S", "Cl", "C", "Se", "P", "Br"})
 
 
 def test_ranking():
-    ranked = rank_substitutions(composed("GaAs"))
-    assert len(ranked) == 60 * 2
-    scores = [one.score for one in ranked]
-    assert scores == sorted(scores, reverse=True)
-    assert str(ranked[0]) == "Al@Ga"
     everything = plausible_dopants(composed("GaAs"), 100)
+    assert everything[0] == "Al@Ga"
     assert len(everything) == len({one.split("@")[0] for one in everything}) == 60
     assert all(split_dopant(one)[1] in ("Ga", "As") for one in everything)
     assert everything[:5] == plausible_dopants(composed("GaAs"), 5)

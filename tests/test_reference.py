@@ -10,7 +10,7 @@ from calorine.calculators import CPUNEP
 
 import hessian as benchmark
 from crystals import host, layered
-from defectnet.crystal.doping import Recipe, build, draw_recipe
+from defectnet.crystal.doping import DopantMix, build, draw_mix
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import load_potential
@@ -26,7 +26,7 @@ SETTINGS = SimulationSettings(seed=3, smallest=13, largest=19)
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """A potential of few elements: CPUNEP reads its file anew for every structure."""
-    row = draw_recipe(host(layered("AlCu")).crystal, row_generator(SETTINGS.seed, "host/0001"))
+    row = draw_mix(host(layered("AlCu")).crystal, row_generator(SETTINGS.seed, "host/0001"))
     symbols = sorted({"Al", "Cu", "Ti", "B", *row.dopants})
     return write_morse_nep(tmp_path_factory.mktemp("nep") / "morse.txt", symbols)
 
@@ -44,8 +44,8 @@ def relaxed(fast):
 @pytest.fixture(scope="module")
 def cell(fast):
     """A relaxed doped cell."""
-    recipe = Recipe(("Ti", "B"), (0.5, 0.5), 0.2, ("Al", "Cu"))
-    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), np.diag([2, 2, 2])).crystal
+    mix = DopantMix(("Ti", "B"), (0.5, 0.5), 0.2, ("Al", "Cu"))
+    start = build(host(layered("AlCu")).crystal, mix, np.random.default_rng(1), np.diag([2, 2, 2])).crystal
     return relax(fast, start).crystal
 
 

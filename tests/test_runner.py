@@ -52,9 +52,9 @@ def start(inputs, out, workers):
     """Start the command in a session of its own; its progress comes on stderr, one line a shard."""
     hosts, potential = inputs
     words = ["--hosts", str(hosts), "--potential", str(potential), "--out", str(out), "--workers", str(workers)]
-    recipe = out.with_name("settings.json")
-    recipe.write_text(json.dumps(SETTINGS.to_dict()))
-    words += ["--settings", str(recipe)]
+    settings = out.with_name("settings.json")
+    settings.write_text(json.dumps(SETTINGS.to_dict()))
+    words += ["--settings", str(settings)]
     return subprocess.Popen(
         [sys.executable, "-m", "defectnet.cli", "simulate", *words],
         stdout=subprocess.PIPE,

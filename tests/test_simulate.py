@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from crystals import cubic, entry, host, layered, write_hosts
 from defectnet import cli
 from defectnet.config import STORAGE_GRID
-from defectnet.crystal.doping import HIGHEST, LOWEST, Recipe, build, draw_recipe, likeness
+from defectnet.crystal.doping import HIGHEST, LOWEST, DopantMix, build, draw_mix, likeness
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import read_extra, read_shard, write_shard
 from defectnet.data.splits import split_of
@@ -65,11 +65,11 @@ def distance(first, second):
 # -- doping ----------------------------------------------------------------------------------------------------
 
 
-def test_recipes():
+def test_mixes():
     crystal = host(cubic("Al", "Ni")).crystal
-    recipes = [draw_recipe(crystal, np.random.default_rng(seed)) for seed in range(1500)]
-    counts = np.array([len(recipe.dopants) for recipe in recipes])
-    totals = np.array([recipe.total for recipe in recipes if recipe.dopants])
+    mixes = [draw_mix(crystal, np.random.default_rng(seed)) for seed in range(1500)]
+    counts = np.array([len(mix.dopants) for mix in mixes])
+    totals = np.array([mix.total for mix in mixes if mix.dopants])
     assert 0.01 < (counts == 0).mean() < 0.035  # controls
     assert set(counts) == set(range(7))
     assert 0.27 < (counts == 1).mean() < 0.36
@@ -79,31 +79,31 @@ def test_recipes():
         alone = totals[counts[counts > 0] == count]
         lowest = count * LOWEST
         assert np.log(alone / lowest).mean() == pytest.approx(0.5 * np.log(HIGHEST / lowest), rel=0.1)
-    seen = {symbol for recipe in recipes for symbol in recipe.dopants}
+    seen = {symbol for mix in mixes for symbol in mix.dopants}
     assert seen == set(VOCABULARY) - {"Al", "Ni"}
-    for recipe in recipes:
-        assert len(set(recipe.dopants)) == len(recipe.dopants) == len(recipe.shares) == len(recipe.replaced)
-        assert not recipe.dopants or sum(recipe.shares) == pytest.approx(1.0)
-        assert set(recipe.replaced) <= {"Al", "Ni"}
-    assert draw_recipe(crystal, np.random.default_rng(5)) == recipes[5]
+    for mix in mixes:
+        assert len(set(mix.dopants)) == len(mix.dopants) == len(mix.shares) == len(mix.replaced)
+        assert not mix.dopants or sum(mix.shares) == pytest.approx(1.0)
+        assert set(mix.replaced) <= {"Al", "Ni"}
+    assert draw_mix(crystal, np.random.default_rng(5)) == mixes[5]
 
 
 def test_named_dopants_are_the_only_ones():
     crystal = host(cubic("Al", "Ni")).crystal
     named = ("Cu@Ni", "Fe", "Ni", "Mg@Zn")  # an element of the host and a site that it has not are passed over
-    recipes = [
-        draw_recipe(crystal, np.random.default_rng(seed), dopants=named, controls=0.0, highest=0.1, lowest=0.02)
+    mixes = [
+        draw_mix(crystal, np.random.default_rng(seed), dopants=named, controls=0.0, highest=0.1, lowest=0.02)
         for seed in range(300)
     ]
-    drawn = [symbol for recipe in recipes for symbol in recipe.dopants]
+    drawn = [symbol for mix in mixes for symbol in mix.dopants]
     assert set(drawn) == {"Cu", "Fe"}
     assert 0.4 < drawn.count("Cu") / len(drawn) < 0.6
-    assert {len(recipe.dopants) for recipe in recipes} == {1, 2}
-    replaced = {(d, r) for recipe in recipes for d, r in zip(recipe.dopants, recipe.replaced, strict=True)}
+    assert {len(mix.dopants) for mix in mixes} == {1, 2}
+    replaced = {(d, r) for mix in mixes for d, r in zip(mix.dopants, mix.replaced, strict=True)}
     assert replaced == {("Cu", "Ni"), ("Fe", "Al"), ("Fe", "Ni")}
-    assert 0.02 <= min(recipe.total for recipe in recipes) < max(recipe.total for recipe in recipes) <= 0.1
+    assert 0.02 <= min(mix.total for mix in mixes) < max(mix.total for mix in mixes) <= 0.1
     with pytest.raises(SimulationError, match="none of the dopants Ni"):
-        draw_recipe(crystal, np.random.default_rng(0), dopants=("Ni",))
+        draw_mix(crystal, np.random.default_rng(0), dopants=("Ni",))
 
 
 def test_settings_of_the_first_data_sets_are_described_as_they_were(tmp_path):
@@ -134,10 +134,10 @@ def test_likeness_knows_chemistry():
 def test_cells(name, total):
     hosts = {"cubic": cubic("Al", "Ni"), "primitive": bulk("Si", "diamond", a=5.43)}
     crystal = host(hosts.get(name, layered("AlCu"))).crystal
-    recipe = Recipe(("Be", "Ti"), (0.7, 0.3), total, ("Si" if name == "primitive" else "Al",) * 2)
+    mix = DopantMix(("Be", "Ti"), (0.7, 0.3), total, ("Si" if name == "primitive" else "Al",) * 2)
     for seed in range(8):
         matrix = supercell_matrix(crystal.cell, len(crystal), 90, (60, 130))
-        cell = build(crystal, recipe, np.random.default_rng(seed), matrix)
+        cell = build(crystal, mix, np.random.default_rng(seed), matrix)
         assert 60 <= len(cell.crystal) <= 130
         assert len(cell.crystal) == len(crystal) * round(np.linalg.det(cell.supercell))
         assert len(set(cell.sites.tolist())) == len(cell.sites) == len(cell.symbols)
@@ -148,12 +148,12 @@ def test_cells(name, total):
         changed = np.flatnonzero(cell.crystal.numbers != pristine.numbers)
         assert np.array_equal(np.sort(cell.sites), changed)
         assert [int(z) for z in cell.crystal.numbers[cell.sites]] == [NUMBERS[INDEX[s]] for s in cell.symbols]
-        preferred = int((pristine.numbers == NUMBERS[INDEX[recipe.replaced[0]]]).sum())
-        on_preferred = pristine.numbers[cell.sites] == NUMBERS[INDEX[recipe.replaced[0]]]
+        preferred = int((pristine.numbers == NUMBERS[INDEX[mix.replaced[0]]]).sum())
+        on_preferred = pristine.numbers[cell.sites] == NUMBERS[INDEX[mix.replaced[0]]]
         assert on_preferred.sum() == min(preferred, len(cell.sites))
         rattle = cell.crystal.positions - pristine.positions
         assert 0.005 < rattle.std() < 0.015
-        again = build(crystal, recipe, np.random.default_rng(seed), matrix)
+        again = build(crystal, mix, np.random.default_rng(seed), matrix)
         assert np.array_equal(again.crystal.positions, cell.crystal.positions)
         assert again.symbols == cell.symbols
 
@@ -161,12 +161,12 @@ def test_cells(name, total):
 def test_clustered_dopants_sit_side_by_side():
     crystal = host(layered("AlCu")).crystal
     matrix = supercell_matrix(crystal.cell, len(crystal), 120, (100, 140))
-    recipe = Recipe(("Be", "Ti"), (0.5, 0.5), 0.04, ("Al", "Cu"))
+    mix = DopantMix(("Be", "Ti"), (0.5, 0.5), 0.04, ("Al", "Cu"))
     near = {}
     for placement in ("random", "clustered"):
         distances = []
         for seed in range(12):
-            cell = build(crystal, dataclasses.replace(recipe, placement=placement), np.random.default_rng(seed), matrix)
+            cell = build(crystal, dataclasses.replace(mix, placement=placement), np.random.default_rng(seed), matrix)
             assert cell.placement == placement
             assert set(cell.symbols) == {"Be", "Ti"}
             atoms = Atoms(cell.crystal.numbers, positions=cell.crystal.positions, cell=cell.crystal.cell, pbc=True)
@@ -174,12 +174,14 @@ def test_clustered_dopants_sit_side_by_side():
             distances.append(np.sort(between, axis=1)[:, 1].mean())  # to the nearest other dopant
         near[placement] = np.mean(distances)
     assert near["clustered"] < 0.8 * near["random"]
-    alone = build(crystal, Recipe(("Be",), (1.0,), 0.005, ("Al",), "clustered"), np.random.default_rng(0), matrix)
+    alone = build(crystal, DopantMix(("Be",), (1.0,), 0.005, ("Al",), "clustered"), np.random.default_rng(0), matrix)
     assert (len(alone.sites), alone.placement) == (1, "random")
 
 
 def test_a_control_has_no_dopant():
-    cell = build(host(layered("AlCu")).crystal, Recipe((), (), 0.0, ()), np.random.default_rng(0), np.diag([2, 2, 2]))
+    cell = build(
+        host(layered("AlCu")).crystal, DopantMix((), (), 0.0, ()), np.random.default_rng(0), np.diag([2, 2, 2])
+    )
     assert cell.symbols == ()
     assert len(cell.sites) == 0
 
@@ -200,8 +202,8 @@ def test_supercells_are_compact(skew):
 
 @pytest.mark.parametrize("mode", ["fixed", "volume", "full"])
 def test_relaxation(mode, potential):
-    recipe = Recipe(("Cs", "B"), (0.5, 0.5), 0.15, ("Al", "Cu"))
-    start = build(host(layered("AlCu")).crystal, recipe, np.random.default_rng(1), np.diag([3, 3, 2])).crystal
+    mix = DopantMix(("Cs", "B"), (0.5, 0.5), 0.15, ("Al", "Cu"))
+    start = build(host(layered("AlCu")).crystal, mix, np.random.default_rng(1), np.diag([3, 3, 2])).crystal
     start = Crystal(
         start.numbers, start.cell, start.positions + np.random.default_rng(2).normal(0, 0.05, (len(start), 3))
     )
@@ -313,7 +315,7 @@ def simulation(potential, relaxed, settings=SETTINGS, name="host"):
 
 
 def test_control_cells_come_out_as_undoped(potential, relaxed, monkeypatch):
-    monkeypatch.setattr(rows, "draw_recipe", lambda *_, **__: Recipe((), (), 0.0, ()))
+    monkeypatch.setattr(rows, "draw_mix", lambda *_, **__: DopantMix((), (), 0.0, ()))
     settings = dataclasses.replace(SETTINGS, smallest=30, largest=60, stiffness_share=1.0)
     for number in range(3):
         pristine, *stiffened = simulation(potential, relaxed, settings).row(number).samples
@@ -330,10 +332,10 @@ def test_control_cells_come_out_as_undoped(potential, relaxed, monkeypatch):
 
 def _number_with_dopants(relaxed):
     for number in range(100):
-        recipe = draw_recipe(relaxed, row_generator(SETTINGS.seed, f"host/{number:04d}"))
-        if recipe.total > 0.15:
+        mix = draw_mix(relaxed, row_generator(SETTINGS.seed, f"host/{number:04d}"))
+        if mix.total > 0.15:
             return number
-    raise AssertionError("no such recipe")
+    raise AssertionError("no such mix")
 
 
 def test_rows_are_a_function_of_the_seed(potential, relaxed):

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.crystal.doping import build, draw_recipe
+from defectnet.crystal.doping import build, draw_mix
 from defectnet.crystal.hosts import Host
 from defectnet.data.splits import split_of
 from defectnet.errors import SimulationError
@@ -122,8 +122,8 @@ def _start(host: Host, kind: Kind) -> Start | None:
     except SimulationError:
         return None
     rng = row_generator(SEED, host.id)
-    recipe = draw_recipe(host.crystal, rng, most=3, lowest=0.02)
-    cell = build(host.crystal, recipe, rng, matrix)
+    mix = draw_mix(host.crystal, rng, most=3, lowest=0.02)
+    cell = build(host.crystal, mix, rng, matrix)
     return Start(f"{host.id}/doped", kind, cell.crystal) if len(cell.sites) else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from defectnet.crystal.doping import build, draw_recipe
+from defectnet.crystal.doping import build, draw_mix
 from defectnet.crystal.hosts import Host
 from defectnet.errors import SimulationError
 from defectnet.potentials.potential import Potential
@@ -67,8 +67,8 @@ def choose_cells(hosts: Sequence[Host], count: int = CELLS) -> list[Start]:
         except SimulationError:
             continue
         rng = row_generator(SEED, host.id)
-        recipe = draw_recipe(host.crystal, rng, lowest=1.0 / wanted, highest=HIGHEST, controls=0.0)
-        found.append(Start(host.id, "doped", build(host.crystal, recipe, rng, matrix).crystal))
+        mix = draw_mix(host.crystal, rng, lowest=1.0 / wanted, highest=HIGHEST, controls=0.0)
+        found.append(Start(host.id, "doped", build(host.crystal, mix, rng, matrix).crystal))
     return found
 
 

@@ -88,13 +88,7 @@ def plot_row(sample: Sample, path: str | Path | None = None) -> Figure:
 
     Args:
         sample: The row.
-        path: As in `plot_pair`.
-
-    Returns:
-        The figure, independent of pyplot's state.
-
-    Raises:
-        ConfigError: As `plot_pair`.
+        path: As in `plot_pair`, like what is returned and raised.
     """
     with _drawn((8.0, 4.8), path) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1.0))
@@ -107,13 +101,7 @@ def plot_pack(pack: HostPack, path: str | Path | None = None) -> Figure:
 
     Args:
         pack: Host and substitutions.
-        path: As in `plot_pair`.
-
-    Returns:
-        The figure, independent of pyplot's state.
-
-    Raises:
-        ConfigError: As `plot_pair`.
+        path: As in `plot_pair`, like what is returned and raised.
     """
     sites = list(dict.fromkeys(pack.replaced(int(site)) for site in pack.host.sites))
     colours = {symbol: SITE_COLOURS[k % len(SITE_COLOURS)] for k, symbol in enumerate(sites)}
@@ -129,13 +117,7 @@ def plot_known(answer: KnownCrystalAnswer, path: str | Path | None = None) -> Fi
 
     Args:
         answer: From `KnownCrystal.identify`.
-        path: As in `plot_pair`.
-
-    Returns:
-        The figure, independent of pyplot's state.
-
-    Raises:
-        ConfigError: As `plot_pair`.
+        path: As in `plot_pair`, like what is returned and raised.
     """
     with _drawn((9.2, 5.6), path) as figure:
         grid = figure.add_gridspec(3, 2, width_ratios=(2.0, 1.0), height_ratios=(1.4, 1.4, 0.8))
@@ -180,15 +162,8 @@ def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
     axes.set_yticks(place, [f"{p.elements[i]}  {p.probability[i]:.0%}" for i in order])
     axes.set(xlabel="at.%", title=f"Dopants, {p.coverage:.0%}", ylim=(-0.7, max(len(order), 4) - 0.3))
     axes.set_xlim(left=0.0)
-    axes.annotate(
-        f"something else: {p.other:.0%}",
-        (1.0, 0.0),
-        (-2, 4),
-        "axes fraction",
-        "offset points",
-        ha="right",
-        fontsize=8.0,
-    )
+    text = f"something else: {p.other:.0%}"
+    axes.annotate(text, (1.0, 0.0), (-2, 4), "axes fraction", "offset points", ha="right", fontsize=8.0)
 
 
 def plot_plan(plan: Plan, path: str | Path | None = None) -> Figure:
@@ -198,13 +173,7 @@ def plot_plan(plan: Plan, path: str | Path | None = None) -> Figure:
 
     Args:
         plan: From `defectnet.plan`.
-        path: As in `plot_pair`.
-
-    Returns:
-        The figure, independent of pyplot's state.
-
-    Raises:
-        ConfigError: As `plot_pair`.
+        path: As in `plot_pair`, like what is returned and raised.
     """
     setup = plan.setup
     seen = setup.kind if setup.element is None else f"{setup.element}-{setup.kind}"
@@ -377,15 +346,18 @@ def _draw_limit_table(axes: Axes, plan: Plan) -> None:
         axes.text(x, y - (0.17 if site else 0.0), symbol, ha="center", va="center", fontsize=9.0, color=ink)
         if np.isfinite(value):
             axes.text(x, y + 0.22, _concentration(value, 2), ha="center", va="center", fontsize=6.8, color=ink)
-    axes.set_xlim(0.4, 17.6)
-    axes.set_ylim(6.6, 1.4)
-    axes.set_aspect("equal")
-    axes.axis("off")
+    _frame_table(axes)
     inset = axes.inset_axes((0.26, 0.9, 0.4, 0.035))  # where the table is empty
     bar = axes.figure.colorbar(ScalarMappable(norm, colours), cax=inset, orientation="horizontal")
     bar.set_label("detection limit (at.%)", fontsize=8.5)
     _plain_ticks(bar.ax.xaxis)
     axes.set_title("Limit: 90 % power, 5 % false alarms; best site; host outlined")
+
+
+def _frame_table(axes: Axes) -> None:
+    """Frame a periodic table, whose elements stand at their group and period."""
+    axes.set(xlim=(0.4, 17.6), ylim=(6.6, 1.4), aspect="equal")
+    axes.axis("off")
 
 
 def _plain_ticks(axis: Any) -> None:
@@ -405,8 +377,7 @@ def _draw_host(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
     energy, curves = STORAGE_GRID.centres * edge, dos / edge
     axes.stackplot(energy, curves, colors=[colours[s] for s in elements], labels=elements, alpha=0.75, linewidth=0)
     axes.plot(energy, curves.sum(0), color="0.25", linewidth=0.9)
-    axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
-    _mark_edge(axes, edge)
+    _mark_edge(edge, axes)
     axes.set_xlim(0.0, 1.3 * edge)
     axes.set_ylim(0.0, 1.12 * float(curves.sum(0).max()))
     axes.set_xlabel(f"Energy (meV); Gaussian of {BROADENING * edge:.1f} meV FWHM")
@@ -452,10 +423,7 @@ def _draw_table(axes: Axes, pack: HostPack, colours: dict[str, str]) -> None:
     if off:
         handles.append(axes.plot([], [], "o", color="black", markersize=3.5, linestyle="", label="off its site")[0])
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), fontsize=8, ncols=6)
-    axes.set_xlim(0.4, 17.6)
-    axes.set_ylim(6.6, 1.4)
-    axes.set_aspect("equal")
-    axes.axis("off")
+    _frame_table(axes)
     axes.set_title(f"{len(pack.substitutions)} substitutions; host outlined")
 
 
@@ -471,14 +439,8 @@ def plot_doped(found: DopedSpectrum, path: str | Path | None = None, *, kind: st
 
     Args:
         found: What `HostPack.spectrum` returns.
-        path: As in `plot_pair`.
+        path: As in `plot_pair`, like what is returned and raised.
         kind: total or neutron-weighted.
-
-    Returns:
-        The figure, independent of pyplot's state.
-
-    Raises:
-        ConfigError: As `plot_pair`.
     """
     with _drawn((7.0, 4.6), path) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1.0))
@@ -494,9 +456,7 @@ def _draw_doped(top: Axes, bottom: Axes, found: DopedSpectrum, kind: Any) -> Non
     top.fill_between(energy, doped.dos - error, doped.dos + error, color=DOPED_COLOUR, alpha=0.3, linewidth=0)
     reached = ", ".join(f"{symbol} {100 * share:.2f}" for symbol, share in found.concentrations.items())
     top.plot(energy, doped.dos, color=DOPED_COLOUR, linewidth=1.2, label=f"{reached} at.%" if reached else "no dopants")
-    for axes in (top, bottom):
-        axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
-    _mark_edge(top, edge)
+    _mark_edge(edge, top, bottom)
     top.set_ylabel("DOS (meV$^{-1}$)")
     top.set_ylim(0.0, 1.12 * max(float(host.dos.max()), float(doped.dos.max())))
     top.legend(loc="upper left", fontsize=8, borderaxespad=0.2, handlelength=1.4)
@@ -543,9 +503,7 @@ def _draw_row(top: Axes, bottom: Axes, sample: Sample) -> None:
     top.plot(energy, totals[0], color=HOST_COLOUR, linewidth=1.2, label=f"host, {sample.formula}")
     label = "doped" if dopants else "no dopants"
     top.plot(energy, totals[1], color=DOPED_COLOUR, linewidth=1.2, label=label)
-    for axes in (top, bottom):
-        axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
-    _mark_edge(top, edge)
+    _mark_edge(edge, top, bottom)
     top.set_ylabel("Total DOS (meV$^{-1}$)")
     top.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in totals))
     beside: Any = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 8, "handlelength": 1.4}
@@ -575,17 +533,12 @@ def _broadened(dos: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return np.asarray(broaden(dos[None, None].astype(np.float32), one, BROADENING * one, one)[0, 0])
 
 
-def _mark_edge(axes: Axes, edge: float) -> None:
-    axes.annotate(
-        f"host's edge\n{edge:.1f} meV",
-        (edge, 1.0),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(4, -2),
-        textcoords="offset points",
-        va="top",
-        fontsize=7.5,
-        color="0.35",
-    )
+def _mark_edge(edge: float, top: Axes, *others: Axes) -> None:
+    """Draw a line at the host's edge, which the topmost axes name."""
+    for axes in (top, *others):
+        axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
+    beside: Any = {"xycoords": top.get_xaxis_transform(), "textcoords": "offset points", "va": "top"}
+    top.annotate(f"host's edge\n{edge:.1f} meV", (edge, 1.0), (4, -2), **beside, fontsize=7.5, color="0.35")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -628,9 +581,7 @@ def _draw_spectra(top: Axes, bottom: Axes, host: Spectrum, doped: Spectrum, pred
     top.fill_between(energy, curves[0], color=HOST_COLOUR, alpha=0.13, linewidth=0)
     top.plot(energy, curves[0], color=HOST_COLOUR, linewidth=1.2, label=f"host, {prediction.formula}")
     top.plot(energy, curves[1], color=DOPED_COLOUR, linewidth=1.2, label="doped")
-    for axes in (top, bottom):
-        axes.axvline(edge, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)))
-    _mark_edge(top, edge)
+    _mark_edge(edge, top, bottom)
     top.set_ylabel("DOS (meV$^{-1}$)")
     top.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in curves))
     top.tick_params(labelbottom=False)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectnet.cli.screen import print_json, terminal
-
-if TYPE_CHECKING:
-    from collections import Counter
-    from pathlib import Path
-
-    from defectnet.simulate.executors import Executor
 
 
 def simulate(
@@ -69,12 +63,16 @@ def simulate(
 
     from defectnet.errors import SimulationError
     from defectnet.simulate.executors import make_executor
+    from defectnet.simulate.rows import SimulationSettings, atom_range, read_settings
     from defectnet.simulate.runner import shard_range
 
     workforce = make_executor(
         executor, workers=workers, folder=Path(out), memory_gib=memory_gib, parsl_config=parsl_config
     )
     only = None if shards is None else shard_range(shards)
+    sizes: dict[str, Any] = {}
+    if atoms is not None and settings is None:
+        sizes["smallest"], sizes["largest"] = atom_range(atoms)
     if from_ is not None:
         foreign = {
             "hosts": hosts is not None,
@@ -89,22 +87,30 @@ def simulate(
         given = [name for name, there in foreign.items() if there]
         if given:
             raise SimulationError(f"--from and --{given[0]} are both given", fix="A data set is of packs or of hosts")
-        totals = _simulate_packs(from_, Path(out), rows, atoms, seed, settings, workforce, only)
+        from defectnet.data.packs import PairSettings
+        from defectnet.simulate.from_packs import simulate_packs
+
+        pairs = PairSettings(seed=seed, **sizes) if settings is None else read_settings(PairSettings, settings)
+        totals = simulate_packs(from_, Path(out), rows, pairs, executor=workforce, only=only)
     else:
         if hosts is None or potential is None:
             raise SimulationError(
                 f"--{'hosts' if hosts is None else 'potential'} is missing",
                 fix="Give --hosts and --potential, or host packs with --from",
             )
-        totals = _simulate_hosts(
-            hosts,
+        from defectnet.crystal.hosts import read_hosts
+        from defectnet.simulate.runner import simulate as run
+
+        if settings is None:
+            named = tuple(part.strip() for part in (dopants or "").split(",") if part.strip())
+            chosen = SimulationSettings(seed=seed, spectra_per_host=spectra_per_host, dopants=named, **sizes)
+        else:
+            chosen = read_settings(SimulationSettings, settings)
+        totals = run(
+            read_hosts(hosts),
             potential,
             Path(out),
-            spectra_per_host=spectra_per_host,
-            atoms=atoms or "100-250",
-            dopants=dopants,
-            seed=seed,
-            settings=settings,
+            chosen,
             preconditioner=preconditioner,
             device=device,
             batch=batch,
@@ -115,57 +121,6 @@ def simulate(
     print(f"{totals.pop('rows')} rows in {out}")
     for reason, count in totals.most_common():
         print(f"  {count} rejected: {reason}")
-
-
-def _simulate_packs(
-    packs: str,
-    out: Path,
-    rows: int,
-    atoms: str | None,
-    seed: int,
-    settings: str | None,
-    executor: Executor,
-    only: range | None,
-) -> Counter[str]:
-    from defectnet.data.packs import PairSettings
-    from defectnet.simulate.from_packs import simulate_packs
-    from defectnet.simulate.rows import atom_range, read_settings
-
-    if settings is not None:
-        chosen = read_settings(PairSettings, settings)
-    elif atoms is None:
-        chosen = PairSettings(seed=seed)
-    else:
-        smallest, largest = atom_range(atoms)
-        chosen = PairSettings(seed=seed, smallest=smallest, largest=largest)
-    return simulate_packs(packs, out, rows, chosen, executor=executor, only=only)
-
-
-def _simulate_hosts(
-    hosts: str,
-    potential: str,
-    out: Path,
-    *,
-    spectra_per_host: int,
-    atoms: str,
-    dopants: str | None,
-    seed: int,
-    settings: str | None,
-    **options: Any,
-) -> Counter[str]:
-    from defectnet.crystal.hosts import read_hosts
-    from defectnet.simulate.rows import SimulationSettings, atom_range, read_settings
-    from defectnet.simulate.runner import simulate as run
-
-    if settings is None:
-        smallest, largest = atom_range(atoms)
-        named = () if dopants is None else tuple(part.strip() for part in dopants.split(",") if part.strip())
-        chosen = SimulationSettings(
-            seed=seed, spectra_per_host=spectra_per_host, smallest=smallest, largest=largest, dopants=named
-        )
-    else:
-        chosen = read_settings(SimulationSettings, settings)
-    return run(read_hosts(hosts), potential, out, chosen, **options)
 
 
 def data_stats(folder: str, *, hosts: str | None = None, into: str | None = None, json: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from defectnet.cli.host_screen import Watch, about, load, packages, say_made, substitutions
+from defectnet.cli.host_screen import Watch, about, load, say_made, substitutions
 from defectnet.cli.screen import print_json, terminal
 
 
@@ -36,13 +36,12 @@ def host_make(
         starts: Rattled starts of a substitution that may leave its site.
         device: Where the potential is evaluated: cpu or cuda.
     """
-    with packages():
-        from defectnet.crystal.make import MakeSettings, make_packs
-        from defectnet.crystal.pack import HostPack
-        from defectnet.crystal.requests import read_requests
     from concurrent.futures.process import BrokenProcessPool
     from pathlib import Path
 
+    from defectnet.crystal.make import MakeSettings, make_packs
+    from defectnet.crystal.pack import HostPack
+    from defectnet.crystal.requests import read_requests
     from defectnet.errors import SimulationError
 
     requests = read_requests(structure, [part.strip() for part in dopants.split(",") if part.strip()])
@@ -169,12 +168,12 @@ def host_responses(packs: str, *, out: str, workers: int = 1) -> None:
         out: Folder for one file of each host.
         workers: Processes; one thread each.
     """
-    with packages():
-        from defectnet.inference.responses import make_responses
     from pathlib import Path
 
     from rich.console import Console
     from rich.progress import track
+
+    from defectnet.inference.responses import make_responses
 
     made: Any = make_responses(packs, Path(out), workers=workers)
     for name, failure in track(made, "hosts", total=next(made), console=Console(stderr=True)):
@@ -188,8 +187,8 @@ def host_list() -> None:
 
     from rich.table import Table
 
-    with packages():
-        from defectnet.crystal.pack import bundled_packs
+    from defectnet.crystal.pack import bundled_packs
+
     table = Table("name", "formula", "potential", "substitutions", box=None, pad_edge=False, header_style="bold")
     for name, folder in bundled_packs().items():
         config = loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -214,6 +213,6 @@ def host_push(
         private: Make the repository private if it is not there.
         message: Of the commit.
     """
-    with packages():
-        from defectnet.crystal.publish import push_pack
+    from defectnet.crystal.publish import push_pack
+
     print(push_pack(pack, repo, tag=tag, private=private, commit_message=message))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,21 +22,9 @@ if TYPE_CHECKING:
 
 def load(pack: str, revision: str | None) -> HostPack:
     """Load a pack; see `HostPack.load`."""
-    with packages():
-        from defectnet.crystal.pack import HostPack
+    from defectnet.crystal.pack import HostPack
+
     return HostPack.load(pack, revision=revision)
-
-
-@contextmanager
-def packages() -> Iterator[None]:
-    """Say which extra is missing, where an import fails for want of one."""
-    from defectnet.errors import ConfigError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]  # what is missing may be a module of it
-        raise ConfigError(f"host packs need {package}", fix="Install it: pip install 'defectnet[sim]'") from error
 
 
 def say_made(pack: HostPack, folder: Path) -> None:

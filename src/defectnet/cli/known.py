@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from defectnet.cli.host_screen import Watch, packages
+from defectnet.cli.host_screen import Watch
 from defectnet.cli.screen import print_json, terminal
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def identify_known(
     json: bool,
 ) -> None:
     """Answer, and print it; arguments as those of `defectnet.cli.identify.identify`."""
-    with packages():
-        from defectnet.inference.known_crystal import KnownCrystal, check_pair
-        from defectnet.inference.parting import part
-    samples = () if standards is None else _standards(standards)
     from rich.console import Console
     from rich.progress import Progress as Bar
 
+    from defectnet.inference.known_crystal import KnownCrystal, check_pair
+    from defectnet.inference.parting import part
+
+    samples = () if standards is None else _standards(standards)
     found, candidates, remarks = pack_for(structure, pack, candidates, potential, minutes, formula)
     check_pair(found, host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev)  # before cells are made
     with Bar(console=Console(stderr=True), transient=True) as bar:

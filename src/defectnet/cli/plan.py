@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defectnet.cli.host_screen import packages
 from defectnet.cli.screen import print_json, words
 
 
@@ -50,16 +49,14 @@ def plan_measurement(
         plot: File to draw the plan to: .png, .pdf or .svg. A periodic table where there are many dopants.
         json: Print JSON and nothing else.
     """
-    from defectnet.errors import ConfigError
-
-    with packages():
-        from defectnet.inference import plan as planning
-        from defectnet.inference.known_crystal import KnownCrystal
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     from defectnet.cli.known import pack_for
     from defectnet.cli.plan_screen import print_plan
+    from defectnet.errors import ConfigError
+    from defectnet.inference import plan as planning
+    from defectnet.inference.known_crystal import KnownCrystal
 
     setup = planning.Setup(
         kind=kind,

@@ -151,14 +151,7 @@ def benchmark(
         out: Folder for one JSON file of each model.
         json: Print JSON and nothing else.
     """
-    try:
-        from defectnet.benchmark.command import measure
-    except ImportError as error:
-        from defectnet.errors import ConfigError
-
-        raise ConfigError(
-            "the benchmark needs more packages", why=str(error), fix="Install them: pip install 'defectnet[benchmark]'"
-        ) from error
+    from defectnet.benchmark.command import measure
 
     results = measure(
         model,

@@ -39,7 +39,7 @@ does not give the answer away."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DopantMix:
     """What is to be substituted, before a supercell is chosen.
 
     Attributes:
@@ -65,7 +65,7 @@ class DopedCell:
         crystal: The unrelaxed doped cell.
         supercell: (3, 3) integers that made it.
         sites: (n,) substituted sites; symbols: the element on each.
-        placement: As in the recipe; a single atom is always ``random``.
+        placement: As in the mix; a single atom is always ``random``.
     """
 
     crystal: Crystal
@@ -75,7 +75,7 @@ class DopedCell:
     placement: Placement
 
 
-def draw_recipe(
+def draw_mix(
     host: Crystal,
     rng: np.random.Generator,
     *,
@@ -85,7 +85,7 @@ def draw_recipe(
     clustered: float = 0.0,
     controls: float = CONTROLS,
     dopants: Sequence[str] = (),
-) -> Recipe:
+) -> DopantMix:
     """Draw dopants, their shares and their total concentration for a host.
 
     Args:
@@ -105,7 +105,7 @@ def draw_recipe(
     host_symbols = _symbols(host)
     sites = _allowed(dopants, host_symbols)
     if rng.random() < controls:
-        return Recipe((), (), 0.0, ())
+        return DopantMix((), (), 0.0, ())
     chances = np.array(NUMBER_WEIGHTS[: min(most, len(sites))])
     count = int(rng.choice(len(chances), p=chances / chances.sum())) + 1
     similarity = likeness(host_symbols)
@@ -123,7 +123,7 @@ def draw_recipe(
             continue
         row = similarity[index] if by_likeness else np.sqrt(similarity[index])
         replaced.append(host_symbols[int(rng.choice(len(host_symbols), p=row / row.sum()))])
-    return Recipe(
+    return DopantMix(
         tuple(VOCABULARY[i] for i in chosen),
         tuple(float(s) for s in shares),
         total,
@@ -176,31 +176,31 @@ def likeness(host_symbols: tuple[str, ...]) -> FloatArray:
     return np.asarray(np.exp(-0.5 * (d_radius**2 + d_chi**2)) + 1e-3)
 
 
-def build(host: Crystal, recipe: Recipe, rng: np.random.Generator, matrix: NDArray[np.int64]) -> DopedCell:
+def build(host: Crystal, mix: DopantMix, rng: np.random.Generator, matrix: NDArray[np.int64]) -> DopedCell:
     """Make the supercell, substitute, and rattle a little so that no force vanishes by symmetry."""
     pristine = supercell(host, matrix)
-    sites, symbols = _substitute(pristine, recipe, rng)
+    sites, symbols = _substitute(pristine, mix, rng)
     numbers = pristine.numbers.copy()
     numbers[sites] = [NUMBERS[INDEX[symbol]] for symbol in symbols]
     rattle = rng.normal(0.0, 0.01, (len(pristine), 3))
-    placement = recipe.placement if len(sites) > 1 else "random"
+    placement = mix.placement if len(sites) > 1 else "random"
     return DopedCell(Crystal(numbers, pristine.cell, pristine.positions + rattle), matrix, sites, symbols, placement)
 
 
 def _substitute(
-    pristine: Crystal, recipe: Recipe, rng: np.random.Generator
+    pristine: Crystal, mix: DopantMix, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Choose sites: each dopant on its preferred host element; others only when those are used up."""
-    atoms, count = len(pristine), len(recipe.dopants)
+    atoms, count = len(pristine), len(mix.dopants)
     if not count:
         return np.zeros(0, dtype=np.int64), ()
-    total = int(np.clip(round(recipe.total * atoms), count, max(count, int(HIGHEST * atoms))))
-    extra = rng.multinomial(total - count, recipe.shares)
-    order = site_order(pristine, recipe.placement, total, rng)
+    total = int(np.clip(round(mix.total * atoms), count, max(count, int(HIGHEST * atoms))))
+    extra = rng.multinomial(total - count, mix.shares)
+    order = site_order(pristine, mix.placement, total, rng)
     free = np.ones(atoms, dtype=bool)
     sites: list[int] = []
     symbols: list[str] = []
-    for symbol, replaced, more in zip(recipe.dopants, recipe.replaced, extra, strict=True):
+    for symbol, replaced, more in zip(mix.dopants, mix.replaced, extra, strict=True):
         wished = int(more) + 1
         candidates = order[free[order]]
         preferred = pristine.numbers[candidates] == NUMBERS[INDEX[replaced]]

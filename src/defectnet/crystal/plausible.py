@@ -149,23 +149,6 @@ def _ordered(charges: tuple[int, ...]) -> bool:
     return negative == sorted(negative)
 
 
-def rank_substitutions(host: Crystal) -> list[RankedSubstitution]:
-    """Rank every element of the vocabulary on every element of a host.
-
-    Args:
-        host: The crystal; only its composition counts.
-
-    Returns:
-        All pairs of an element that is not in the host and one that is, the most plausible first.
-
-    Raises:
-        SimulationError: The host holds an element outside the vocabulary.
-    """
-    composition = _composition(host)
-    outside = [symbol for symbol in VOCABULARY if symbol not in composition]
-    return _crowded([one for symbol in outside for one in _substitutions(symbol, composition)])
-
-
 def plausible_dopants(host: Crystal, count: int) -> tuple[str, ...]:
     """Return the most plausible dopants of a host as ``Al@Ga``, each once, on the site where it fits best.
 

@@ -50,18 +50,8 @@ def push_checkpoint(
     Raises:
         CheckpointError: The checkpoint is not whole, the metrics are not of it, or the server refused.
     """
-    folder, name = resolve(source)
-    return _push(
-        folder,
-        name,
-        repo,
-        tag=tag,
-        private=private,
-        token=token,
-        commit_message=commit_message,
-        metrics=metrics,
-        dataset=dataset,
-    )
+    how: dict[str, Any] = {"tag": tag, "private": private, "token": token, "commit_message": commit_message}
+    return _push(*resolve(source), repo, **how, metrics=metrics, dataset=dataset)
 
 
 def _push(

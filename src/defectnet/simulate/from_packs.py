@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.data.packs import PackFile, PackPairs, PairSettings, find_packs
-from defectnet.data.shards import MANIFEST, SCHEMA_VERSION, Sample, check_shard, read_extra, read_manifest, write_shard
-from defectnet.errors import ShardError, SimulationError
+from defectnet.data.shards import MANIFEST, SCHEMA_VERSION, Sample, read_extra, read_manifest, write_shard
+from defectnet.errors import SimulationError
 from defectnet.simulate.executors import Executor
 from defectnet.simulate.rows import read_settings
-from defectnet.simulate.runner import DEADLY, counts, run_shards, write_manifest
+from defectnet.simulate.runner import DEADLY, counts, run_shards, whole_shard, write_manifest
 
 ROWS_PER_SHARD: Final = 256
 
@@ -87,7 +86,7 @@ def simulate_packs(
         planned,
         out,
         RowWork(pairs.packs, settings),
-        whole=lambda shard: _is_whole(shard, pairs),
+        whole=lambda shard: whole_shard(shard.path, _notes(shard, pairs)) is not None,
         executor=executor,
         only=only,
         deaths=DEADLY,
@@ -112,11 +111,8 @@ class RowWork:
         drawn = [pairs.draw(number) for number in shard.rows]
         samples = [each.sample for each in drawn]
         rejects = [reject for each in drawn for reject in each.rejects]
-        extra = {
-            "hosts": sorted({sample.host_id for sample in samples}),
-            "rejects": rejects,
-            **_notes(shard, pairs),
-        }
+        hosts = sorted({sample.host_id for sample in samples})
+        extra = {"hosts": hosts, "rejects": rejects, **_notes(shard, pairs)}
         write_shard(shard.path, samples, extra)
         return counts(extra)
 
@@ -134,21 +130,6 @@ def _notes(shard: RowShard, pairs: PackPairs) -> dict[str, Any]:
         "packs_sha256": pairs.sha256,
         "settings": pairs.settings.to_dict(),
     }
-
-
-def _is_whole(shard: RowShard, pairs: PackPairs) -> bool:
-    """Whether a shard is there and whole; a damaged one is named and will be rebuilt."""
-    if not shard.path.exists():
-        return False
-    try:
-        extra = check_shard(shard.path)
-        wanted = _notes(shard, pairs)
-        if any(extra.get(key) != value for key, value in wanted.items()):
-            raise ShardError(f"shard {shard.path} holds other rows or settings", fix="It is rebuilt")
-    except ShardError as error:
-        print(f"Rebuilding: {error.what}", file=sys.stderr)
-        return False
-    return True
 
 
 def is_from_packs(folder: str | Path) -> bool:

@@ -19,7 +19,7 @@ from defectnet.crystal.doping import (
     NUMBER_WEIGHTS,
     DopedCell,
     build,
-    draw_recipe,
+    draw_mix,
     split_dopant,
 )
 from defectnet.crystal.hosts import Host
@@ -277,7 +277,7 @@ class HostSimulation:
         row_id = f"{self.host.id}/{number:04d}"
         rng = row_generator(settings.seed, row_id)
         dilute = settings.has_dilute and rng.random() < settings.dilute_share
-        recipe = draw_recipe(
+        mix = draw_mix(
             self.relaxed,
             rng,
             most=settings.most_dopants,
@@ -287,7 +287,7 @@ class HostSimulation:
             controls=settings.controls,
             dopants=self.dopants,
         )
-        cell = build(self.relaxed, recipe, rng, self.dilute if dilute else self.regular)
+        cell = build(self.relaxed, mix, rng, self.dilute if dilute else self.regular)
         stiffnesses = int(rng.integers(1, 3)) if rng.random() < settings.stiffness_share else 0
         return self.vibrate(row_id, cell, stiffnesses)
 

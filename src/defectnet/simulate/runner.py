@@ -223,7 +223,34 @@ def run_shards(
             fix=f"The data set has shards 0 to {len(planned) - 1}",
         )
     with _alone(out, only):
-        _run_shards(shards, planned, out, work, whole=whole, executor=executor, deaths=deaths, units=units)
+        for leftover in (path for shard in shards for path in out.glob(f".{shard.path.name}*.tmp")):
+            leftover.unlink()
+        todo = [shard for shard in shards if not whole(shard)]
+        unexpected = sorted(
+            {path.name for path in out.glob("shard-*.parquet")} - {shard.path.name for shard in planned}
+        )
+        if unexpected:
+            raise SimulationError(
+                f"{out / unexpected[0]} does not belong to this data set", fix="Use an empty --out folder"
+            )
+        failures: dict[str, Failure] = {}
+        with _progress() as bar:
+            asked = sum(len(shard) for shard in shards)
+            task = bar.add_task(units, total=asked, completed=asked - sum(len(shard) for shard in todo))
+            with closing((executor or LocalExecutor()).run(work, todo, deaths=deaths)) as run:
+                for shard, outcome in run:
+                    bar.update(task, advance=len(shard))
+                    if isinstance(outcome, Failure):
+                        failures[shard.path.name] = outcome
+                    elif not bar.console.is_terminal:
+                        print(f"{shard.path.name}: {outcome['rows']} rows", file=sys.stderr, flush=True)
+    if failures:
+        name, failure = next(iter(failures.items()))
+        raise SimulationError(
+            f"{len(failures)} of {len(shards)} shards could not be made",
+            why=f"{name}: {failure.why}",
+            fix="Run the same command again: it goes on with what is missing",
+        )
     return shards
 
 
@@ -240,46 +267,6 @@ def _alone(out: Path, only: range) -> Iterator[None]:
                 with locked(out / name, "simulating"):
                     pass
         yield
-
-
-def _run_shards(
-    shards: Sequence[Work],
-    planned: Sequence[Work],
-    out: Path,
-    work: Callable[[Work], Counter[str]],
-    *,
-    whole: Callable[[Work], bool],
-    executor: Executor | None,
-    deaths: int,
-    units: str,
-) -> None:
-    """Do what `run_shards` says, alone."""
-    for leftover in (path for shard in shards for path in out.glob(f".{shard.path.name}*.tmp")):
-        leftover.unlink()
-    todo = [shard for shard in shards if not whole(shard)]
-    unexpected = sorted({path.name for path in out.glob("shard-*.parquet")} - {shard.path.name for shard in planned})
-    if unexpected:
-        raise SimulationError(
-            f"{out / unexpected[0]} does not belong to this data set", fix="Use an empty --out folder"
-        )
-    failures: dict[str, Failure] = {}
-    with _progress() as bar:
-        asked = sum(len(shard) for shard in shards)
-        task = bar.add_task(units, total=asked, completed=asked - sum(len(shard) for shard in todo))
-        with closing((executor or LocalExecutor()).run(work, todo, deaths=deaths)) as run:
-            for shard, outcome in run:
-                bar.update(task, advance=len(shard))
-                if isinstance(outcome, Failure):
-                    failures[shard.path.name] = outcome
-                elif not bar.console.is_terminal:
-                    print(f"{shard.path.name}: {outcome['rows']} rows", file=sys.stderr, flush=True)
-    if failures:
-        name, failure = next(iter(failures.items()))
-        raise SimulationError(
-            f"{len(failures)} of {len(shards)} shards could not be made",
-            why=f"{name}: {failure.why}",
-            fix="Run the same command again: it goes on with what is missing",
-        )
 
 
 @dataclass(frozen=True)
@@ -431,26 +418,36 @@ def counts(extra: dict[str, Any]) -> Counter[str]:
 # -- what is there already ---------------------------------------------------------------------------------
 
 
-def _whole(shard: Shard, settings: SimulationSettings) -> dict[str, Any] | None:
-    """Return the notes of a shard that is there and whole; a damaged one is named and will be rebuilt."""
-    if not shard.path.exists():
+def whole_shard(path: Path, wanted: dict[str, Any], *, hessians: bool = False) -> dict[str, Any] | None:
+    """Return the notes of a shard that is there and whole; a damaged one is named and will be rebuilt.
+
+    Args:
+        path: The shard.
+        wanted: What its notes must say.
+        hessians: Whether Hessians must lie beside it.
+    """
+    if not path.exists():
         return None
     try:
-        extra = check_shard(shard.path)
-        wanted = [host.id for host in shard.hosts]
-        if extra.get("hosts") != wanted or _of_rows(extra.get("settings")) != _of_rows(settings.to_dict()):
-            raise ShardError(f"shard {shard.path} holds other hosts or settings", fix="It is rebuilt")
-        if settings.keep_hessians:
-            read_hessians(hessian_file(shard.path))
+        extra = check_shard(path)
+        if any(_of_rows(extra.get(key)) != _of_rows(value) for key, value in wanted.items()):
+            raise ShardError(f"shard {path} holds other rows or settings", fix="It is rebuilt")
+        if hessians:
+            read_hessians(hessian_file(path))
     except ShardError as error:
         print(f"Rebuilding: {error.what}", file=sys.stderr)
         return None
     return extra
 
 
-def _of_rows(settings: Any) -> Any:
-    """Leave out of the settings what changes no row: a data set may go on with or without Hessians."""
-    return {k: v for k, v in settings.items() if k != "keep_hessians"} if isinstance(settings, dict) else settings
+def _whole(shard: Shard, settings: SimulationSettings) -> dict[str, Any] | None:
+    wanted = {"hosts": [host.id for host in shard.hosts], "settings": settings.to_dict()}
+    return whole_shard(shard.path, wanted, hessians=settings.keep_hessians)
+
+
+def _of_rows(note: Any) -> Any:
+    """Leave out of settings what changes no row: a data set may go on with or without Hessians."""
+    return {k: v for k, v in note.items() if k != "keep_hessians"} if isinstance(note, dict) else note
 
 
 def identity_of(hosts: Sequence[Host], tools: Tools, settings: SimulationSettings) -> dict[str, Any]:

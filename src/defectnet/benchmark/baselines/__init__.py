@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from defectnet.benchmark.baselines.composition import Candidates, HostComposition
+from defectnet.benchmark.baselines.linear import Pls, Ridge
+from defectnet.benchmark.baselines.mean import Mean
+from defectnet.benchmark.baselines.nearest import Nearest
+from defectnet.benchmark.baselines.trees import LightGbm
+from defectnet.benchmark.baselines.unmixing import Nnls
 from defectnet.benchmark.protocol import TrainableEstimator
-from defectnet.errors import ConfigError
-
-try:
-    from defectnet.benchmark.baselines.composition import Candidates, HostComposition
-    from defectnet.benchmark.baselines.linear import Pls, Ridge
-    from defectnet.benchmark.baselines.mean import Mean
-    from defectnet.benchmark.baselines.nearest import Nearest
-    from defectnet.benchmark.baselines.trees import LightGbm
-    from defectnet.benchmark.baselines.unmixing import Nnls
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] not in ("lightgbm", "scipy", "sklearn"):
-        raise
-    fix = "Install it: pip install 'defectnet[benchmark]'"
-    raise ConfigError(f"the baselines need {error.name}", fix=fix) from error
 
 __all__ = ["BASELINES"]
 
