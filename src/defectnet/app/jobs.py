@@ -212,7 +212,7 @@ def sentence(error: BaseException) -> str:
     """Return an error as one line for a person: what is wrong, and how to mend it."""
     if isinstance(error, DefectNetError):
         text = " ".join(str(error).split())
-        return text[:1].upper() + text[1:]
+        return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text  # no file, no name of a field
     if isinstance(error, ModuleNotFoundError):
         return f"This needs {error.name}. Install it: pip install 'defectnet[app]'."
     if isinstance(error, MemoryError):

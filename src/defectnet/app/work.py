@@ -377,7 +377,9 @@ def _network_view(host: Spectrum, doped: Spectrum, p: Prediction) -> dict[str, A
         == parse_formula(p.formula)
     ]
     better = (
-        f"The zoo has {' and '.join(packs)}: choose it as the crystal, " if packs else "Give the structure (CIF, POSCAR), "
+        f"The zoo has {' and '.join(packs)}: choose it as the crystal, "
+        if packs
+        else "Give the structure (CIF, POSCAR), "
     ) + "and what each candidate does to the spectrum is computed."
     energy, pristine = _unit_area(host, None)
     _, sample = _unit_area(doped, energy)
