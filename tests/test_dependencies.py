@@ -15,7 +15,7 @@ from defectnet.export import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = ("plot", "data", "sim", "parsl", "physics", "benchmark")
+EXTRAS = ("plot", "data", "sim", "parsl", "physics", "benchmark", "app", "hdf5")
 
 
 def requirements() -> dict[str, str]:

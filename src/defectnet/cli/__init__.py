@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from defectnet.cli.app import app
 from defectnet.cli.data import data_measure, data_show, data_stats, data_verify, simulate
 from defectnet.cli.host import host_list, host_make, host_push, host_responses, host_show, host_spectra
 from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
@@ -42,6 +43,7 @@ EXTRAS = {
     "NCrystal": "physics",
     "parsl": "parsl",
     "pyarrow": "data",
+    **dict.fromkeys(("python_multipart", "starlette", "uvicorn"), "app"),
 }
 """Package that a command may lack -> the extra that installs it."""
 
@@ -74,6 +76,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "export": export,
     "push": push,
     "checkpoints": checkpoints,
+    "app": app,
 }
 
 
@@ -90,7 +93,7 @@ def _parse_and_run(arguments: list[str]) -> None:
         name, equals, given = value.partition("=")
         if (value in _NO_VALUE and option.startswith("--")) or (equals and given in _NO_VALUE):
             raise ConfigError(f"{name if equals else option} has no value", fix="Leave the option out, or give it one")
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import ActionYesNo, ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):
         """Parser whose switches take no value (``--json``, not ``--json true``) and whose lists are repeated."""
@@ -99,6 +102,9 @@ def _parse_and_run(arguments: list[str]) -> None:
             if kwargs.get("type") is bool and kwargs.get("default") is False:
                 del kwargs["type"]
                 kwargs["action"] = "store_true"
+            if kwargs.get("type") is bool and kwargs.get("default") is True:  # --open, --no-open
+                del kwargs["type"]
+                kwargs["action"] = ActionYesNo(no_prefix="no-")
             if str(args[-1]).endswith("+"):  # jsonargparse's spelling of an option that may be repeated
                 args, kwargs["action"] = args[:-1], "append"
             args = tuple(a.replace("_", "-") if str(a).startswith("--") else a for a in args)  # as users expect

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.progress import Progress as Bar
     from rich.table import Table
 
     from defectnet.crystal.make import Progress
@@ -73,6 +75,38 @@ class Watch:
             self._bar.console.print(f"about {_duration(left)} left", highlight=False)
         if not self._bar.console.is_terminal:
             print(f"{progress.host}: {progress.done} of {progress.total}, {progress.last}", file=sys.stderr, flush=True)
+
+
+class Steps:
+    """Bars on stderr for a question: one for substitutions, if any are computed, then one for each further step."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._watch: Watch | None = None
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def made(self, progress: Progress) -> None:
+        """Take in that a substitution is done."""
+        if self._watch is None:
+            self._watch = self._stack.enter_context(Watch(progress.total, 1))
+        self._watch(progress)
+
+    def report(self, what: str, done: int, total: int | None) -> None:
+        """Take in how far a step is."""
+        from rich.console import Console
+        from rich.progress import Progress as Bars
+
+        if self._bar is None:
+            self._stack.close()  # the bar of substitutions: two at once do not go together
+            self._bar = self._stack.enter_context(Bars(console=Console(stderr=True), transient=True))
+            self._bar.add_task(what)
+        self._bar.update(self._bar.task_ids[0], description=what, completed=done, total=total)
 
 
 def _duration(seconds: float) -> str:

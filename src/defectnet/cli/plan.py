@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from defectnet.cli.host_screen import Steps
 from defectnet.cli.screen import print_json, words
 
 
@@ -49,14 +48,10 @@ def plan_measurement(
         plot: File to draw the plan to: .png, .pdf or .svg. A periodic table where there are many dopants.
         json: Print JSON and nothing else.
     """
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    from defectnet.cli.known import pack_for
     from defectnet.cli.plan_screen import print_plan
     from defectnet.errors import ConfigError
     from defectnet.inference import plan as planning
-    from defectnet.inference.known_crystal import KnownCrystal
+    from defectnet.inference.ask import CrystalWanted, ask_plan
 
     setup = planning.Setup(
         kind=kind,
@@ -73,18 +68,10 @@ def plan_measurement(
     names = words(dopants)
     if not names:
         raise ConfigError("--dopants names none", fix="Name some, such as Al@Mg,C@B, or all")
-    candidates: Sequence[str] | None = None if names == ["all"] else names
-    found, candidates, remarks = pack_for(structure, pack, candidates, potential, minutes, None)
-    planning.check_setup(found, setup)
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("superposed cells")
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        known = KnownCrystal(found, candidates, report=report)
-        bar.update(task, description="samples to come", completed=0, total=None)
-        made = planning.plan(known, setup=setup, amounts=at, report=report)
+    candidates = None if names == ["all"] else names
+    wanted = CrystalWanted(structure, pack, candidates, potential=potential, minutes=minutes)
+    with Steps() as steps:
+        made, remarks = ask_plan(wanted, setup, at, made=steps.made, report=steps.report)
     if plot is not None:
         from defectnet.plotting import plot_plan
 

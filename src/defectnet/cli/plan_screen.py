@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from defectnet.cli.screen import terminal
-from defectnet.inference.plan import FALSE_ALARMS, POWER, Plan, percent, sentence
+from defectnet.inference.plan import FALSE_ALARMS, POWER, Plan, look_alikes, percent, sentence
 
 
 def print_plan(plan: Plan, remarks: Sequence[str]) -> None:
@@ -27,10 +25,8 @@ def print_plan(plan: Plan, remarks: Sequence[str]) -> None:
     table.add_column("told apart from others at", overflow="fold")
     for i, one in enumerate(plan.detections):
         ends = ["" if pair is None else f"{100 * pair[0]:.2g} to {100 * pair[1]:.2g}" for pair in one.intervals]
-        others = [j for j in range(len(plan.dopants)) if j != i]
-        others.sort(key=list(-np.nan_to_num(plan.apart[i], nan=np.inf)).__getitem__)
-        hardest = [f"{plan.dopants[j]} {percent(plan.apart[i, j], one.room)}" for j in others[:3]]
-        table.add_row(one.dopant, percent(one.limit, one.room), percent(one.named, one.room), *ends, ", ".join(hardest))
+        limit, named = percent(one.limit, one.room), percent(one.named, one.room)
+        table.add_row(one.dopant, limit, named, *ends, ", ".join(look_alikes(plan, i)))
     console.print(table)
     if plan.by_instrument.size:
         console.print()

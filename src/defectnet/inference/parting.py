@@ -86,16 +86,7 @@ def part(
     # Of two that hold each other the smaller one may be as large as it likes.
     truth, foil = (second, first) if set(first.dopants) < set(second.dopants) else (first, second)
     unit = crystal.pack.host.band_edge_mev
-    noise = float(np.sqrt((answer.noise**2).mean() / 2.0) / answer.pristine.max())
-    width = float(answer.energy_mev[1] - answer.energy_mev[0])
-    now = Setup(
-        kind=answer.kind,
-        element=element,
-        fwhm_mev=answer.fwhm_mev,
-        noise=min(noise, MOST_NOISE),
-        step_mev=width,
-        same_potential=same_potential,
-    )
+    now = as_measured(answer, element=element, same_potential=same_potential)
     a, b = truth.concentration, foil.concentration
     as_is = Expected(crystal, now)
     options = []
@@ -108,6 +99,19 @@ def part(
         {n: float(one.concentration[answer.posterior.dopants.index(n)]) for n in one.dopants} for one in (first, second)
     ]
     return Parting(told[0], told[1], _right(as_is.likelihood, a, b), tuple(options))
+
+
+def as_measured(answer: KnownCrystalAnswer, *, element: str | None = None, same_potential: bool = False) -> Setup:
+    """Return how the spectra of an answer were measured, as a plan needs it; arguments as for `part`."""
+    noise = float(np.sqrt((answer.noise**2).mean() / 2.0) / answer.pristine.max())
+    return Setup(
+        kind=answer.kind,
+        element=element,
+        fwhm_mev=answer.fwhm_mev,
+        noise=min(noise, MOST_NOISE),
+        step_mev=float(answer.energy_mev[1] - answer.energy_mev[0]),
+        same_potential=same_potential,
+    )
 
 
 def _changes(now: Setup, crystal: KnownCrystal, unit_mev: float) -> Iterator[tuple[str, Setup]]:

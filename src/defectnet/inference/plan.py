@@ -240,6 +240,14 @@ def sentence(plan: Plan) -> str:
     return text + "."
 
 
+def look_alikes(plan: Plan, dopant: int, most: int = 3) -> list[str]:
+    """Return the dopants that are hardest to tell from one, each with the at.% from which on they can be."""
+    others = [j for j in range(len(plan.dopants)) if j != dopant]
+    others.sort(key=list(-np.nan_to_num(plan.apart[dopant], nan=np.inf)).__getitem__)
+    room = plan.detections[dopant].room
+    return [f"{plan.dopants[j]} {percent(plan.apart[dopant, j], room)}" for j in others[:most]]
+
+
 def parse_amounts(text: str) -> tuple[float, ...]:
     """Return the concentrations that a text such as ``1,3,10``, in at.%, names.
 

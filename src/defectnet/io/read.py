@@ -29,6 +29,18 @@ TEXT: Final = (
 
 JSON: Final = ((euphonic.matches, euphonic.read), (pymatgen.matches, pymatgen.read))
 
+NAMES: Final = {
+    "castep": "CASTEP",
+    "euphonic": "Euphonic",
+    "hdf5": "HDF5",
+    "mantid": "Mantid",
+    "phoenix": "PHOENIX",
+    "phonopy": "phonopy",
+    "pymatgen": "pymatgen, Materials Project",
+    "table": "table of text",
+}
+"""What a person calls the format that a module reads."""
+
 PACKED: Final[dict[bytes, Callable[..., Any]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """First bytes of compressed files, and what unpacks them."""
 
@@ -123,23 +135,41 @@ def _text(data: bytes, source: str) -> str:
         return data.decode("latin-1")
 
 
+def describe_file(path: str | os.PathLike[str], *, element: str | None = None) -> tuple[str, Raw]:
+    """Return the name of a file's format, and its numbers with what the file itself declares of them.
+
+    Args:
+        path: The file.
+        element: Element to select from a file of projected DOS.
+
+    Raises:
+        SpectrumError: The file cannot be read, or is no DOS.
+    """
+    source = os.fspath(path)
+    read, content = _reader(_bytes(Path(path), source), source)
+    module = read.__module__.rpartition(".")[2]
+    return NAMES.get(module, module), read(content, source, element)
+
+
 def _parse(data: bytes, source: str, element: str | None) -> Raw:
+    read, content = _reader(data, source)
+    return read(content, source, element)
+
+
+def _reader(data: bytes, source: str) -> tuple[Callable[..., Raw], Any]:
+    """Return what reads a file, and what it reads: bytes, text, or a JSON document."""
     if data.startswith(hdf5.MAGIC):
-        return hdf5.read(data, source, element)
+        return hdf5.read, data
     text = _text(data, source)
-    if text.lstrip()[:1] in ("{", "["):
-        return _parse_json(text, source, element)
-    return next((read for matches, read in TEXT if matches(text)), table.read)(text, source, element)
-
-
-def _parse_json(text: str, source: str, element: str | None) -> Raw:
+    if text.lstrip()[:1] not in ("{", "["):
+        return next((read for matches, read in TEXT if matches(text)), table.read), text
     try:
         document = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise SpectrumError(f"{source} is broken JSON", why=str(error), fix="Write the file again") from error
     for matches, read in JSON:
         if matches(document):
-            return read(document, source, element)
+            return read, document
     raise SpectrumError(
         f"{source} is JSON of no known class",
         fix="Give Euphonic's Spectrum1D or Spectrum1DCollection, pymatgen's PhononDos or CompletePhononDos, or a CSV",
