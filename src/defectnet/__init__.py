@@ -16,16 +16,21 @@ if TYPE_CHECKING:
     from defectnet.hub import from_pretrained, list_checkpoints
     from defectnet.inference.plan import plan
     from defectnet.io import read_spectrum
-    from defectnet.prediction import Prediction
+    from defectnet.pipeline import answer_from_dict, identify, identify_table
+    from defectnet.prediction import Failure, Prediction
     from defectnet.spectrum import Spectrum
 
 __version__: str = version("defectnet")
 __all__ = [
+    "Failure",
     "HostPack",
     "Prediction",
     "Spectrum",
     "__version__",
+    "answer_from_dict",
     "from_pretrained",
+    "identify",
+    "identify_table",
     "list_checkpoints",
     "plan",
     "read_spectrum",
@@ -33,10 +38,14 @@ __all__ = [
 
 # Loaded on first use: `import defectnet`, and so every command line, starts without torch.
 _HOMES = {
+    "Failure": "defectnet.prediction",
     "HostPack": "defectnet.crystal.pack",
     "Prediction": "defectnet.prediction",
     "Spectrum": "defectnet.spectrum",
+    "answer_from_dict": "defectnet.pipeline",
     "from_pretrained": "defectnet.hub",
+    "identify": "defectnet.pipeline",
+    "identify_table": "defectnet.pipeline",
     "list_checkpoints": "defectnet.hub.catalogue",
     "plan": "defectnet.inference.plan",
     "read_spectrum": "defectnet.io",

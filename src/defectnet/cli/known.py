@@ -42,7 +42,7 @@ def identify_known(
     with packages():
         from defectnet.inference.known_crystal import KnownCrystal, check_pair
         from defectnet.inference.parting import part
-    samples = () if standards is None else _standards(standards)
+    samples = () if standards is None else read_standards(standards)
     from rich.console import Console
     from rich.progress import Progress as Bar
 
@@ -108,7 +108,8 @@ def pack_for(
     return found, candidates, remarks
 
 
-def _standards(table: str) -> tuple[Standard, ...]:
+def read_standards(table: str) -> tuple[Standard, ...]:
+    """Return the samples of known content of a table."""
     from defectnet.inference.known_crystal import Standard
     from defectnet.lab.table import read_table
 

@@ -1,4 +1,4 @@
-"""NCMAT, the files of NCrystal (`pip install 'defectnet[formats]'`): a vibrational DOS for each element, energies in eV.
+"""NCMAT, the files of NCrystal (`pip install 'defectnet[formats]'`): a vibrational DOS of each element, in eV.
 
 Each is normalised of its own: the total is their sum by the fractions of the atoms.
 """

@@ -30,8 +30,8 @@ def as_spectrum(
     """Return a spectrum of any form as a `Spectrum`.
 
     Args:
-        source: A file; a `Spectrum`; arrays (energy, dos[, error]); an (n, 2) or (n, 3) array; a DataFrame, whose titles
-            count as those of a CSV file do; `PhononDos` or `CompletePhononDos` of pymatgen; `TotalDos`, `ProjectedDos`
+        source: A file; a `Spectrum`; arrays (energy, dos[, error]); an (n, 2) or (n, 3) array; a DataFrame, whose
+            titles count as those of a CSV file do; `PhononDos` or `CompletePhononDos` of pymatgen; `TotalDos`, `ProjectedDos`
             or `Phonopy` of phonopy; `Spectrum1D` or `Spectrum1DCollection` of Euphonic; `GridDOSData` or
             `GridDOSCollection` of ase. docs/pipelines.md says which of them know their unit.
         role: What errors call it.
