@@ -176,7 +176,7 @@ class Asker:
 
 def _name(source: Any) -> Any:
     """Return what an object or path is known by, while it lives."""
-    return os.fspath(source) if source is None or isinstance(source, str | os.PathLike) else id(source)
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None if source is None else id(source)
 
 
 def identify(

@@ -16,7 +16,7 @@ from defectnet.elements import element_index
 from defectnet.errors import ConfigError, SpectrumError
 from defectnet.io import euphonic, pymatgen, table
 from defectnet.io.raw import Raw
-from defectnet.io.read import checked, read_spectrum
+from defectnet.io.read import JSON, checked, read_spectrum
 from defectnet.spectrum import UNITS, Spectrum, parse_kind, parse_unit
 
 _FORMS_TEXT: Final = (
@@ -31,9 +31,9 @@ def as_spectrum(
 
     Args:
         source: A file; a `Spectrum`; arrays (energy, dos[, error]); an (n, 2) or (n, 3) array; a DataFrame, whose
-            titles count as those of a CSV file do; `PhononDos` or `CompletePhononDos` of pymatgen; `TotalDos`, `ProjectedDos`
-            or `Phonopy` of phonopy; `Spectrum1D` or `Spectrum1DCollection` of Euphonic; `GridDOSData` or
-            `GridDOSCollection` of ase. docs/pipelines.md says which of them know their unit.
+            titles count as those of a CSV file do; `PhononDos` or `CompletePhononDos` of pymatgen, or a document that
+            holds one; `TotalDos`, `ProjectedDos` or `Phonopy` of phonopy; `Spectrum1D` or `Spectrum1DCollection` of Euphonic; `GridDOSData`
+            or `GridDOSCollection` of ase. docs/pipelines.md says which of them know their unit.
         role: What errors call it.
         unit: Energy unit of files that declare none, and of arrays. Objects that know their unit keep it.
         kind: Kind of DOS of files that declare none, and of arrays.
@@ -56,6 +56,16 @@ def as_spectrum(
     if raw.unit is None and raw.usual_unit is None and unit is None:
         raise ConfigError(f"{role} is given as arrays without a unit", fix=f"Say unit=, one of {', '.join(UNITS)}")
     return checked(raw, role, unit=None if raw.unit else unit, kind=kind)
+
+
+def _document(source: Any, role: str, element: str | None) -> Raw | None:
+    source = getattr(source, "phonon_dos", None) or source  # of emmet and atomate2
+    if not isinstance(source, dict):
+        return _pymatgen(source, role, element)
+    for matches, read in JSON:
+        if matches(source):
+            return read(source, role, element)
+    raise SpectrumError(f"{role} is a document without a phonon DOS", fix=_FORMS_TEXT)
 
 
 def _pymatgen(source: Any, role: str, element: str | None) -> Raw | None:
@@ -133,7 +143,7 @@ def _frame(source: Any, role: str, element: str | None) -> Raw | None:
     return table.from_columns(values, columns, role, element, energy=columns[:1])
 
 
-FORMS: Final[tuple[Callable[[Any, str, str | None], Raw | None], ...]] = (_pymatgen, _phonopy, _euphonic, _ase, _frame)
+FORMS: Final[tuple[Callable[[Any, str, str | None], Raw | None], ...]] = (_document, _phonopy, _euphonic, _ase, _frame)
 """Each returns what an object holds, or None where it is not of its form."""
 
 
