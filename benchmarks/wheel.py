@@ -50,7 +50,9 @@ def install(python: str, packages_of: Path | None, folder: Path) -> Path:
         pip += ["-c", str(ROOT / "constraints.txt"), f"{wheel}[sim]"]
     else:
         where = "import site; print(site.getsitepackages()[0])"
-        theirs, own = (run([str(one), "-c", where], folder).stdout.strip() for one in (packages_of / "bin" / "python", inside))
+        theirs, own = (
+            run([str(one), "-c", where], folder).stdout.strip() for one in (packages_of / "bin" / "python", inside)
+        )
         Path(own, "packages.pth").write_text(theirs + "\n", encoding="utf-8")
         pip += ["--no-deps", "--force-reinstall", str(wheel)]
     subprocess.run(pip, check=True)
@@ -82,7 +84,11 @@ def main() -> None:
                 failed[name] = (done.stderr.strip().splitlines() or ["no word"])[-1][:300]
         size = next((folder / "dist").glob("*.whl")).stat().st_size
         version = run([str(inside), "--version"], folder).stdout.split()[-1]
-    print(json.dumps({"python": version, "wheel_mb": round(size / 1e6, 1), "seconds": seconds, "failed": failed}, indent=1))
+    print(
+        json.dumps(
+            {"python": version, "wheel_mb": round(size / 1e6, 1), "seconds": seconds, "failed": failed}, indent=1
+        )
+    )
     sys.exit(bool(failed))
 
 

@@ -17,7 +17,7 @@ import pipeline_forms
 from defectnet import Failure, Prediction, answer_from_dict, identify, identify_table
 from defectnet.cli import main
 from defectnet.crystal.pack import HostPack
-from defectnet.errors import ConfigError, SpectrumError
+from defectnet.errors import ConfigError, SimulationError, SpectrumError
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
 from defectnet.io import as_spectrum
 from defectnet.pipeline import Asker
@@ -37,9 +37,10 @@ def network() -> Prediction:
 
 @pytest.fixture(scope="module")
 def crystal() -> KnownCrystalAnswer:
-    answer = identify(EXAMPLES / "host.csv", EXAMPLES / "doped.csv", pack="CdTe", candidates=["Mg"])
-    assert isinstance(answer, KnownCrystalAnswer)
-    return answer
+    """An answer of a known crystal, which takes the forms that a network takes."""
+    spectra = [defectnet.read_spectrum(EXAMPLES / name) for name in ("host.csv", "doped.csv")]
+    tables = [pd.DataFrame({"energy_meV": one.energy_mev, "dos": one.dos}) for one in spectra]
+    return KnownCrystal(HostPack.load("CdTe"), ["Mg"]).identify(*tables, kind="neutron-weighted")
 
 
 # Forms
@@ -188,7 +189,12 @@ def test_provenance(network, crystal):
     pack = HostPack.load("CdTe")
     assert crystal.provenance["pack_sha256"] == json.loads((pack.source / "config.json").read_text())["weights_sha256"]
     assert crystal.provenance["potential_sha256"] == pack.host.potential_sha256
-    assert crystal.provenance["options"]["candidates"] == ["Mg@Cd"]
+    assert crystal.provenance["options"] == {
+        "candidates": ["Mg@Cd"],
+        "seed": 0,
+        "kind": "neutron-weighted",
+        "coverage": 0.9,
+    }
 
 
 def test_one_that_cannot_be_answered_ends_nothing():
@@ -200,7 +206,7 @@ def test_one_that_cannot_be_answered_ends_nothing():
     assert [one.what for one in found if isinstance(one, Failure)][:2] == ["SpectrumError", "FormulaError"]
     assert "none.csv does not exist" in found[1].error
     assert found[0].to_dict() == model.predict_many([good])[0].to_dict()
-    with pytest.raises(SpectrumError, match="query 1: file none.csv"):
+    with pytest.raises(SpectrumError, match=r"query 1: file none\.csv"):
         model.predict_many(asked)
 
 
@@ -208,7 +214,10 @@ def test_one_that_cannot_be_answered_ends_nothing():
 
 
 @pytest.fixture
-def table(tmp_path) -> Path:
+def table(tmp_path, crystal, monkeypatch) -> Path:
+    """A table of which half cannot be answered; its known crystal answers at once."""
+    monkeypatch.setattr(KnownCrystal, "__init__", lambda self, pack, candidates: None)
+    monkeypatch.setattr(KnownCrystal, "identify", lambda self, host, doped, **options: crystal)
     for name in ("host.csv", "doped.csv"):
         shutil.copy(EXAMPLES / name, tmp_path)
     rows = [
@@ -236,7 +245,17 @@ class Counted(Asker):
         return super().ask_many(questions)
 
 
-def test_table(table, monkeypatch):
+def test_a_known_crystal_is_found_by_pack_or_structure(table):
+    from ase.build import bulk
+
+    host, doped = EXAMPLES / "host.csv", EXAMPLES / "doped.csv"
+    for given in ({"pack": "CdTe"}, {"structure": bulk("CdTe", "zincblende", 6.5)}, {"pack": HostPack.load("CdTe")}):
+        assert isinstance(identify(host, doped, candidates=["Mg"], **given), KnownCrystalAnswer)
+        with pytest.raises(SimulationError, match="the formula is GaAs, the crystal CdTe"):
+            identify(host, doped, candidates=["Mg"], formula="GaAs", **given)
+
+
+def test_table(table):
     out = table.with_name("answers.jsonl")
     told = identify_table(table, out)
     assert told == (3, 3, 0)
@@ -328,15 +347,6 @@ def test_the_command(table, capsys):
         main(["identify", "--table", str(table), "--out", str(out)])
     assert error.value.code == 1
     assert "0 of 1 pairs answered; 1 failed" in capsys.readouterr().out
-
-
-def test_known_crystal_takes_what_a_network_takes():
-    pack = HostPack.load("CdTe")
-    host, doped = (defectnet.read_spectrum(EXAMPLES / name) for name in ("host.csv", "doped.csv"))
-    crystal = KnownCrystal(pack, ["Mg"])
-    tables = [pd.DataFrame({"energy_meV": one.energy_mev, "dos": one.dos}) for one in (host, doped)]
-    answer = crystal.identify(*tables, kind="neutron-weighted")
-    assert answer.to_dict()["elements"] == crystal.identify(host, doped).to_dict()["elements"]
 
 
 def test_a_job_of_jobflow(tmp_path):

@@ -176,7 +176,9 @@ class Asker:
 
 def _name(source: Any) -> Any:
     """Return what an object or path is known by, while it lives."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else None if source is None else id(source)
+    if source is None or isinstance(source, str | os.PathLike):
+        return source and os.fspath(source)
+    return id(source)
 
 
 def identify(
@@ -420,7 +422,7 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             try:
-                key, record = json.loads(line) if line.endswith(b"\n") else (None, None)
+                key, record = json.loads(line) if line.endswith(b"\n") else (None, {})
             except ValueError:
                 key = None
             if key is None:

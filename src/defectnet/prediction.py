@@ -96,7 +96,8 @@ class Failure:
         return {"error": self.error, "what": self.what}
 
 
-_Q, _A = TypeVar("_Q"), TypeVar("_A")
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
 
 
 def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> list[_A | Failure]:
@@ -308,19 +309,19 @@ class Prediction:
         try:
             rows = sorted(document["elements"], key=lambda row: INDEX[row["element"]])
             names = [name for name in rows[0] if name not in ("element", "present")] if rows else list(_ARRAYS)
-            columns = {name: np.array([_from_number(row[name]) for row in rows]) for name in names}
+            columns: dict[str, Any] = {name: np.array([_from_number(row[name]) for row in rows]) for name in names}
+            values: dict[str, Any] = {name: _from_number(document[name]) for name in _NUMBERS}
+            values |= {name: columns.pop(name) for name in _ARRAYS} | {name: document[name] for name in _PLAIN}
             curves = document.get("curves", {})
             fit, pair = curves.get("fit"), curves.get("pair")
             return cls(
                 elements=tuple(row["element"] for row in rows),
-                **{name: columns.pop(name) for name in _ARRAYS},
                 further=columns,
                 warnings=tuple(document["warnings"]),
                 provenance=document.get("provenance", {}),
                 fit=None if fit is None else Fit(*(np.array(fit[name]) for name in Fit._fields)),
                 pair=None if pair is None else (Spectrum(**pair[0]), Spectrum(**pair[1])),
-                **{name: _from_number(document[name]) for name in _NUMBERS},
-                **{name: document[name] for name in _PLAIN},
+                **values,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ConfigError(

@@ -231,14 +231,15 @@ class KnownCrystalAnswer:
                 "likeliest": likeliest,
                 "best": np.array([document["best"].get(name, 0.0) for name in dopants]),
                 **{name: document[name] for name in ("coverage", "explained", "p_value")},
-                **{own: np.array([row[name] for row in found]) for own, name in _COLUMNS.items()},
+                **{mine: np.array([row[name] for row in found]) for mine, name in _COLUMNS.items()},
             }
             curves = document.get("curves", {})
+            own: dict[str, Any] = {name: document[name] for name in _PLAIN}
+            own |= {name: np.array(curves.get(name, ()), dtype=np.float64) for name in _CURVES}
             return cls(
                 # What it holds beside these, such as draws, is not kept.
                 posterior=Posterior(**{one.name: values.get(one.name, np.zeros(0)) for one in fields(Posterior)}),
-                **{name: document[name] for name in _PLAIN},
-                **{name: np.array(curves.get(name, ()), dtype=np.float64) for name in _CURVES},
+                **own,
                 warnings=tuple(document["warnings"]),
                 provenance=document["provenance"],
             )

@@ -67,5 +67,5 @@ def read(text: str, source: str, element: str | None) -> Raw:
     unit = "meV" if micro else parse_unit(found[1], field=f"{source}, {name.strip('# ')}")
     scale = 1e-3 if micro else 1.0
     remark = "" if element else _NEUTRON.format(source)
-    dos, error = np.array(values).T
-    return Raw(scale * np.array(energy), dos, unit, None, element, error, remark=remark)
+    dos, sigma = np.array(values).T
+    return Raw(scale * np.array(energy), dos, unit, None, element, sigma, remark=remark)

@@ -84,7 +84,7 @@ def _in_netcdf(data: bytes, source: str, element: str | None) -> list[Raw]:
     group = _Variables()
     with netcdf_file(io.BytesIO(data), "r", mmap=False) as file:
         for name, one in file.variables.items():
-            group[name] = _Variable(name, one.data, dict(one._attributes))
+            group[name] = _Variable(name, one.data, dict(vars(one)["_attributes"]))
     raw = _curve(group, source, element)
     return [] if raw is None else [raw]
 

@@ -31,9 +31,9 @@ def as_spectrum(
 
     Args:
         source: A file; a `Spectrum`; arrays (energy, dos[, error]); an (n, 2) or (n, 3) array; a DataFrame, whose
-            titles count as those of a CSV file do; `PhononDos` or `CompletePhononDos` of pymatgen, or a document that
-            holds one; `TotalDos`, `ProjectedDos` or `Phonopy` of phonopy; `Spectrum1D` or `Spectrum1DCollection` of Euphonic; `GridDOSData`
-            or `GridDOSCollection` of ase. docs/pipelines.md says which of them know their unit.
+            titles count as those of a CSV file do; `PhononDos` or `CompletePhononDos` of pymatgen, or a document
+            that holds one; `TotalDos`, `ProjectedDos` or `Phonopy` of phonopy; `Spectrum1D` or `Spectrum1DCollection`
+            of Euphonic; `GridDOSData` or `GridDOSCollection` of ase. docs/pipelines.md says which know their unit.
         role: What errors call it.
         unit: Energy unit of files that declare none, and of arrays. Objects that know their unit keep it.
         kind: Kind of DOS of files that declare none, and of arrays.
