@@ -126,6 +126,42 @@ def rows(*columns: np.ndarray, head: str = "", mark: str = " ", comma: bool = Fa
     return (head + "\n" if head else "") + (text.replace(".", ",") if comma else text)
 
 
+def fortran(value: float, width: int, digits: int) -> str:
+    """Write a number as Fortran's Ew.d does."""
+    power = 0 if value == 0 else int(np.floor(np.log10(abs(value)))) + 1
+    return f"{value / 10.0**power:.{digits}f}E{power:+03d}".rjust(width)
+
+
+def general(value: float) -> str:
+    """Write a number as Fortran's G18.10 does."""
+    if value and abs(value) < 0.1:
+        return fortran(value, 18, 10)
+    whole = 1 if value == 0 else int(np.floor(np.log10(abs(value)))) + 1
+    return f"{value:.{10 - whole}f}".rjust(14) + "    "
+
+
+def of_shengbte(*columns: np.ndarray) -> str:
+    return "".join("".join(fortran(x, 14, 5) for x in row) + "\n" for row in zip(*columns, strict=True))
+
+
+def of_abinit(*columns: np.ndarray, by: str = "atom type ", titles: str = "INT_PHDOS   PJDOS[atom_type=1]") -> str:
+    head = f"# \n# Phonon density of states and {by}projected DOS\n# \n# Energy in Ha, DOS in states/Ha\n"
+    head += f"# Tetrahedron method, nqibz= 256\n# \n# omega     PHDOS    {titles} ...  \n# "
+    return rows(*columns, head=head, mark="", form="%17.8E")
+
+
+def of_dave(energy: np.ndarray, unit: str, groups: int = 1) -> str:
+    head = f"# Number of Energy transfer values\n{len(E)}\n# Number of Y values\n{groups}\n"
+    head += f"# Energy transfer ({unit}) values\n{rows(energy)}# Y () values\n" + "1\n" * groups
+    return head + "".join(f"# Group {i}\n{rows(DOS, ERROR)}" for i in range(groups))
+
+
+def of_gpumd(first: float = 0.25) -> str:
+    omega = first + 0.25 * np.arange(400)
+    noise = np.random.default_rng(0).normal(size=(3, 400))
+    return rows(omega, *(np.interp(omega, RAD, DOS, right=0.0) * (1.0 + 0.03 * noise)), form="%g")
+
+
 def document(**more: Any) -> str:
     return json.dumps({"frequencies": THZ.tolist(), "densities": DOS.tolist(), **more})
 
@@ -210,6 +246,36 @@ KIN: dict[str, tuple[str | bytes, dict[str, Any], str, str, str | None]] = {
         "projected",
         "Te",
     ),
+    "abinit": (of_abinit(HARTREE, DOS, DOS.cumsum(), DOS, DOS.cumsum()), {}, "Hartree", "total", None),
+    "abinit, by atom": (
+        of_abinit(HARTREE, DOS, 0.4 * DOS, 0.6 * DOS, by="atom ", titles="PJDOS[atom=1]  PJDOS[atom=2]"),
+        {},
+        "Hartree",
+        "total",
+        None,
+    ),
+    "GPUMD": (of_gpumd(), {}, "rad/ps", "total", None),
+    "ShengBTE": (of_shengbte(RAD[1:], DOS[1:]), {}, "rad/ps", "total", None),
+    "ShengBTE's atoms": (of_shengbte(RAD[1:], 0.4 * DOS[1:], 0.6 * DOS[1:]), {}, "rad/ps", "total", None),
+    "ShengBTE, told": (of_shengbte(E[1:], DOS[1:]), {"unit": "meV"}, "meV", "total", None),
+    "elk": (
+        "".join(
+            general(x) + general(y) + "\n" for x, y in zip(np.r_[-HARTREE[3], HARTREE], np.r_[0, DOS], strict=True)
+        ),
+        {},
+        "Hartree",
+        "total",
+        None,
+    ),
+    "DAVE": (of_dave(E, "meV"), {"kind": "neutron-weighted"}, "meV", "neutron-weighted", None),
+    "DAVE, micro eV": (of_dave(1000 * E, "micro eV"), {}, "meV", "total", None),
+    "monty's arrays": (
+        document(densities={"@module": "numpy", "@class": "array", "dtype": "float64", "data": DOS.tolist()}),
+        {},
+        "THz",
+        "total",
+        None,
+    ),
     "columns of elements": (rows(E, 0.6 * DOS, 0.4 * DOS, head="E (meV),B,N", mark=","), {}, "meV", "total", None),
     "one of them": (
         rows(E, 0.6 * DOS, 0.4 * DOS, head="E (meV),Cd,Te", mark=","),
@@ -269,6 +335,14 @@ def test_kin_is_read(tmp_path, name):
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "GPUMD, or three atoms": (of_gpumd(0.0), {}, "declares no energy unit", "--unit"),
+    "GPUMD, which atom": (of_gpumd(), {"element": "Te"}, "GPUMD does not write which", "Leave element out"),
+    "abinit, which atom": (of_abinit(HARTREE, DOS, DOS), {"element": "Te"}, "does not write here", r"PHDOS.nc"),
+    "abinit without unit": (of_abinit(HARTREE, DOS).replace("Energy in Ha", ""), {}, "has no line", "anaddb"),
+    "DAVE's S(Q,E)": (of_dave(E, "meV", 3), {}, "holds 3 groups of Y", "Convert it to a DOS"),
+    "DAVE, cut off": (of_dave(E, "meV")[:-40], {}, "240 values are said", "SaveDaveGrp"),
+    "DAVE, momentum": (of_dave(E, "1/Angstroms"), {}, "unknown unit '1/Angstroms'", "Use one of"),
+    "NCMAT of a gas": ("NCMAT v1\n", {}, "is not read by NCrystal", "Mend"),
     "angular THz": (rows(RAD, DOS, head="angular freq (THz),g", mark=","), {}, "declares no energy unit", "rad/ps"),
     "commas for everything": (
         rows(E + 0.01, DOS + 0.01, head="E (meV),DOS", mark=",", comma=True, form="%.4f"),
@@ -375,10 +449,98 @@ def test_nexus_of_mantid_and_nxdata(tmp_path):
         assert found.unit == unit
         np.testing.assert_allclose(found.error, ERROR)
         np.testing.assert_allclose(found.energy_mev, E, atol=1e-9)
+    for name in ("abinit.nc", "classic.nc"):
+        write_abinit(tmp_path / name, classic=name.startswith("classic"))
+        found = [read_spectrum(tmp_path / name, element=element) for element in (None, "Te")]
+        assert [(one.unit, one.kind, one.element) for one in found] == [
+            ("eV", "total", None),
+            ("eV", "projected", "Te"),
+        ]
+        np.testing.assert_allclose(found[1].dos, 0.6 * found[0].dos)
+        with pytest.raises(SpectrumError, match="no DOS projected on Al"):
+            read_spectrum(tmp_path / name, element="Al")
+    (tmp_path / "cut.nc").write_bytes((tmp_path / "classic.nc").read_bytes()[:60])
+    with pytest.raises(SpectrumError, match="is damaged netCDF"):
+        read_spectrum(tmp_path / "cut.nc")
+    with h5py.File(tmp_path / "mdanse.h5", "w") as file:
+        file["romega"], file["dos_total"] = RAD, DOS
+        file["romega"].attrs["units"], file["dos_total"].attrs["units"] = "rad/ps", "au"
+    assert read_spectrum(tmp_path / "mdanse.h5").unit == "rad/ps"
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = E
     with pytest.raises(SpectrumError, match="holds no curves"):
         read_spectrum(tmp_path / "other.h5")
+
+
+def write_abinit(path: Path, *, classic: bool) -> None:
+    """Write what anaddb writes, as netCDF 4 or as the classic one."""
+    import h5py
+    from scipy.io import netcdf_file
+
+    symbols = np.array([[b"C", b"d", b" "], [b"T", b"e", b" "]], dtype="S1")
+    values = {"wmesh": E / 1000, "phdos": 1000 * DOS, "pjdos_type": 1000 * np.array([0.4 * DOS, 0.6 * DOS])}
+    if not classic:
+        with h5py.File(path, "w") as file:
+            for name, value in {**values, "chemical_symbols": symbols}.items():
+                file[name] = value
+        return
+    with netcdf_file(path, "w") as file:
+        for size, length in {"w": len(E), "t": 2, "c": 3}.items():
+            file.createDimension(size, length)
+        for name, value in values.items():
+            file.createVariable(name, "d", ("t", "w")[2 - value.ndim :])[:] = value
+        file.createVariable("chemical_symbols", "c", ("t", "c"))[:] = symbols
+
+
+def test_ncmat(tmp_path, monkeypatch):
+    import NCrystal
+
+    path = tmp_path / "ZnS.ncmat"
+    path.write_text(NCrystal.createTextData("ZnS_sg216_Sphalerite.ncmat").rawData)
+    total, zinc, sulphur = (read_spectrum(path, element=element) for element in (None, "Zn", "S"))
+    assert (total.kind, zinc.kind, zinc.element, total.unit) == ("total", "projected", "Zn", "eV")
+    np.testing.assert_allclose(zinc.dos + sulphur.dos, total.dos, atol=1e-9)
+    assert zinc.area == pytest.approx(0.5, rel=1e-3)  # each of its own has unit area, times its fraction
+    assert host_edge_mev(total) == pytest.approx(43.5, rel=0.02)
+    path.write_text(NCrystal.createTextData("GaN_sg186_GalliumNitride.ncmat").rawData.replace("vdos\n", "vdos \n", 1))
+    with pytest.raises(SpectrumError, match="no DOS projected on Zn"):
+        read_spectrum(path, element="Zn")
+    path.write_text(NCrystal.createTextData("Ar_Gas_STP.ncmat").rawData)
+    with pytest.raises(SpectrumError, match="holds no vibrational DOS of Ar"):
+        read_spectrum(path)
+    monkeypatch.setitem(sys.modules, "NCrystal", None)
+    with pytest.raises(SpectrumError, match=r"needs NCrystal.*pip install 'defectnet\[formats\]'"):
+        read_spectrum(path)
+
+
+def test_large_tables_are_read_as_small_ones(tmp_path, monkeypatch):
+    """And what is wrong in them is found in the same line."""
+    energy = np.linspace(0.0, 60.0, 2_000)
+    texts = {
+        "csv": rows(energy, dos_of(energy), head="energy_meV,dos", mark=",", form="%.17g"),
+        "blanks": rows(energy, dos_of(energy), 0.01 + 0 * energy, head="# E(meV) DOS error", mark="  ", form="%.17g"),
+        "comment below": rows(energy, dos_of(energy), head="energy,dos", mark=",", form="%.17g") + "# unit: meV\n",
+        "word": rows(energy, dos_of(energy), head="energy_meV,dos", mark=",", form="%.17g") + "60.1,none\n",
+        "cell": rows(energy, dos_of(energy), head="energy_meV,dos", mark=",", form="%.17g") + "60.1,1,2\n",
+        "empty": rows(energy, dos_of(energy), head="energy_meV,dos", mark=",", form="%.17g") + "60.1,\n",
+    }
+    monkeypatch.setattr("defectnet.io.table._HEAD", 1 << 10)
+    for name, text in texts.items():
+        (tmp_path / "file").write_text(text)
+        found = []
+        for large in (1 << 14, 1 << 30):
+            monkeypatch.setattr("defectnet.io.table._LARGE", large)
+            try:
+                found.append(read_spectrum(tmp_path / "file"))
+            except SpectrumError as error:
+                found.append(str(error))
+        if isinstance(found[0], str):
+            assert found[0] == found[1]
+            assert "line 2002" in found[0]
+        else:
+            assert name in ("csv", "blanks", "comment below")
+            for field in ("energy", "dos", "error"):
+                np.testing.assert_array_equal(getattr(found[0], field), getattr(found[1], field))
 
 
 def phoenix(path: Path, dos: np.ndarray, error: np.ndarray) -> Path:

@@ -17,17 +17,22 @@ if TYPE_CHECKING:
     from defectnet.inference.plan import plan
     from defectnet.inference.responses import compute_responses
     from defectnet.io import read_spectrum
-    from defectnet.prediction import Prediction
+    from defectnet.pipeline import answer_from_dict, identify, identify_table
+    from defectnet.prediction import Failure, Prediction
     from defectnet.spectrum import Spectrum
 
 __version__: str = version("defectnet")
 __all__ = [
+    "Failure",
     "HostPack",
     "Prediction",
     "Spectrum",
     "__version__",
+    "answer_from_dict",
     "compute_responses",
     "from_pretrained",
+    "identify",
+    "identify_table",
     "list_checkpoints",
     "plan",
     "read_spectrum",
@@ -35,11 +40,15 @@ __all__ = [
 
 # Loaded on first use: `import defectnet`, and so every command line, starts without torch.
 _HOMES = {
+    "Failure": "defectnet.prediction",
     "HostPack": "defectnet.crystal.pack",
     "Prediction": "defectnet.prediction",
     "Spectrum": "defectnet.spectrum",
+    "answer_from_dict": "defectnet.pipeline",
     "compute_responses": "defectnet.inference.responses",
     "from_pretrained": "defectnet.hub",
+    "identify": "defectnet.pipeline",
+    "identify_table": "defectnet.pipeline",
     "list_checkpoints": "defectnet.hub.catalogue",
     "plan": "defectnet.inference.plan",
     "read_spectrum": "defectnet.io",

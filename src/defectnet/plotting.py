@@ -17,7 +17,6 @@ from defectnet.errors import ConfigError
 from defectnet.files import replacing
 from defectnet.measure.broadening import broaden
 from defectnet.measure.encode import host_edge_mev
-from defectnet.prediction import LIKELY, Prediction
 from defectnet.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from defectnet.data.shards import Sample
     from defectnet.inference.known_crystal import KnownCrystalAnswer
     from defectnet.inference.plan import Plan
+    from defectnet.prediction import Prediction
 
 HOST_COLOUR = "#5b6470"
 DOPED_COLOUR = "#c1440e"
@@ -620,7 +620,7 @@ def _draw_elements(left: Axes, right: Axes, prediction: Prediction) -> None:
     left.tick_params(axis="y", length=0)
     left.set_title("Dopants, of the candidates" if prediction.candidates_given else "Dopants, of all elements")
     if not math.isnan(prediction.something_else):
-        likely = "bold" if prediction.something_else >= LIKELY else "normal"
+        likely = "bold" if prediction.something_else_is_likely else "normal"
         text = f"something else: {prediction.something_else:.0%}"
         left.annotate(text, (0.0, 0.0), (2, 3), "axes fraction", "offset points", fontsize=8, weight=likely)
     amount = 100.0 * prediction.concentration_if_present[order]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectnet.elements import parse_formula
-from defectnet.errors import ConfigError
+from defectnet.elements import INDEX, parse_formula
+from defectnet.errors import ConfigError, DefectNetError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+    from defectnet.spectrum import Spectrum
 
 FloatArray = NDArray[np.float64]
 
@@ -37,6 +42,18 @@ EXPLAINS: Final = 0.6
 EXPLAINS_PART: Final = 0.2
 """Share of the change below which an answer does not explain it."""
 
+_NUMBERS: Final = ("edge_mev", "threshold", "coverage", "something_else", "explained")
+_PLAIN: Final = (
+    "formula",
+    "model",
+    "answered_by",
+    "reason",
+    "candidates_given",
+    "unit",
+    "kind",
+    "kind_told",
+    "unchanged",
+)
 _ARRAYS: Final = ("probability", "concentration_if_present", "low", "high", "expected_concentration")
 
 
@@ -52,6 +69,51 @@ class Fit(NamedTuple):
     energy_mev: FloatArray
     measured: FloatArray
     predicted: FloatArray
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Takes the place of an answer that could not be given.
+
+    Attributes:
+        error: What is wrong, why, and how to mend it.
+        what: Name of the error's class.
+    """
+
+    error: str
+    what: str
+
+    def __bool__(self) -> bool:
+        return False
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Record an error."""
+        return cls(" ".join(str(error).split()), type(error).__name__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"error": self.error, "what": self.what}
+
+
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
+
+
+def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> list[_A | Failure]:
+    """Answer questions; one that cannot be answered is a `Failure` in its place, and ends nothing.
+
+    Args:
+        ask: Answers many at once, or raises for one of them.
+        queries: The questions.
+    """
+    try:
+        return list(ask(queries))
+    except (DefectNetError, ArithmeticError, OSError, np.linalg.LinAlgError) as error:
+        if len(queries) == 1:
+            return [Failure.of(error)]
+    half = len(queries) // 2
+    return [*recorded(ask, queries[:half]), *recorded(ask, queries[half:])]
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,6 +146,8 @@ class Prediction:
         explained: Share of the change of the spectrum, beyond noise, that the elements found account for, 0 to 1; NaN
             where it is not told, or where noise may be all there is.
         fit: The change, measured and predicted, where it is told.
+        provenance: What it was made with, see `defectnet.provenance`.
+        pair: The spectra of host and doped sample, for `plot`; None where they are not kept.
     """
 
     elements: tuple[str, ...]
@@ -109,6 +173,8 @@ class Prediction:
     something_else: float = math.nan
     explained: float = math.nan
     fit: Fit | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    pair: tuple[Spectrum, Spectrum] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -152,12 +218,17 @@ class Prediction:
         return "explains part" if self.explained >= EXPLAINS_PART else "does not explain"
 
     @property
+    def something_else_is_likely(self) -> bool:
+        """Whether something that is not in the list is said to be there."""
+        return self.something_else >= LIKELY
+
+    @property
     def sentence(self) -> str:
         """The answer in one sentence."""
         if self.unchanged:
             return f"No dopant found in {self.formula}: {self.unchanged}."
         listed = self._of_the_list
-        if not self.something_else >= LIKELY:
+        if not self.something_else_is_likely:
             return listed
         rest = listed[0].lower() + listed[1:] if listed.startswith("No dopant") else listed
         return f"Something that is not in the list is probably there ({self.something_else:.0%}); of the list: {rest}"
@@ -183,7 +254,7 @@ class Prediction:
             parts.append(f"{self.elements[i]} ({self.probability[i]:.0%}; {amount})")
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         least = self.probability[chosen].min()
-        doubt = self.something_else >= LIKELY or self.verdict == "does not explain"
+        doubt = self.something_else_is_likely or self.verdict == "does not explain"
         verb = "contains" if least >= SURE else "probably contains" if least >= 0.5 else "may contain"
         verb = "may contain" if doubt else verb
         return f"{self.formula} {verb} {listed}."
@@ -208,8 +279,63 @@ class Prediction:
         columns["present"] = [symbol in self.present for symbol in columns["element"]]
         return pd.DataFrame(columns)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; an interval or coverage that is not known is None."""
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw spectra, difference and elements, see `defectnet.plotting.plot_pair`.
+
+        Raises:
+            ConfigError: The spectra are not kept: it was read from JSON. Or matplotlib is not installed.
+        """
+        from defectnet.plotting import plot_pair  # only when asked: nothing else of an answer needs what lies above it
+
+        if self.pair is None:
+            raise ConfigError("the answer does not hold its spectra", fix="Keep them: to_dict(curves=True)")
+        return plot_pair(*self.pair, self, path)
+
+    def _repr_html_(self) -> str:
+        lines = str(self).split("\n")
+        start = lines.index("") + 1
+        cells = [self._cells(i) for i in (self.order if self.candidates_given else self.order[:BLIND_ROWS])]
+        return answer_html(lines[0], lines[1 : start - 1], [self._titles(), *cells], lines[start + len(cells) + 1 :])
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Prediction:
+        """Return the answer that `to_dict` wrote, with its curves if it wrote them.
+
+        Raises:
+            ConfigError: It is not one.
+        """
+        from defectnet.spectrum import Spectrum  # here, because only what is read again needs it
+
+        try:
+            rows = sorted(document["elements"], key=lambda row: INDEX[row["element"]])
+            names = [name for name in rows[0] if name not in ("element", "present")] if rows else list(_ARRAYS)
+            columns: dict[str, Any] = {name: np.array([_from_number(row[name]) for row in rows]) for name in names}
+            values: dict[str, Any] = {name: _from_number(document[name]) for name in _NUMBERS}
+            values |= {name: columns.pop(name) for name in _ARRAYS} | {name: document[name] for name in _PLAIN}
+            curves = document.get("curves", {})
+            fit, pair = curves.get("fit"), curves.get("pair")
+            return cls(
+                elements=tuple(row["element"] for row in rows),
+                further=columns,
+                warnings=tuple(document["warnings"]),
+                provenance=document.get("provenance", {}),
+                fit=None if fit is None else Fit(*(np.array(fit[name]) for name in Fit._fields)),
+                pair=None if pair is None else (Spectrum(**pair[0]), Spectrum(**pair[1])),
+                **values,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(
+                "this is no answer of a network",
+                why=f"{type(error).__name__}: {error}",
+                fix="Give what to_dict returned",
+            ) from error
+
+    def to_dict(self, *, curves: bool = False) -> dict[str, Any]:
+        """Return plain values for JSON; an interval or coverage that is not known is None.
+
+        Args:
+            curves: Whether spectra and fit are among them, so that what is read again can be drawn.
+        """
         columns = self._columns()
         rows = [
             {
@@ -241,7 +367,13 @@ class Prediction:
             "found": list(self.found),
             "elements": rows,
             "warnings": list(self.warnings),
+            "provenance": dict(self.provenance),
+            **({"curves": self._curves()} if curves else {}),
         }
+
+    def _curves(self) -> dict[str, Any]:
+        fit = self.fit and {name: values.tolist() for name, values in self.fit._asdict().items()}
+        return {"fit": fit, "pair": self.pair and [plain(vars(one)) for one in self.pair]}
 
     def __str__(self) -> str:
         """The sentence, how it was answered, and a table: all candidates, or, where none were named, the first ten."""
@@ -274,19 +406,21 @@ class Prediction:
             lines.append(f"goodness of fit: {self.verdict}, {self.explained:.0%} of the change of the spectrum")
         return lines
 
-    def _table(self) -> list[str]:
+    def _titles(self) -> tuple[str, ...]:
         interval = "interval" if math.isnan(self.coverage) else f"{self.coverage:.0%} interval"
-        table = [("element", "probability", "at.% if present", interval, "found")]
-        for i in self.order if self.candidates_given else self.order[:BLIND_ROWS]:
-            table.append(
-                (
-                    self.elements[i],
-                    f"{self.probability[i]:.3f}",
-                    f"{100 * self.concentration_if_present[i]:.2f}",
-                    self._interval(i) or "not calibrated",
-                    "yes" if self.elements[i] in self.found else "no",
-                )
-            )
+        return "element", "probability", "at.% if present", interval, "found"
+
+    def _cells(self, i: int) -> tuple[str, ...]:
+        return (
+            self.elements[i],
+            f"{self.probability[i]:.3f}",
+            f"{100 * self.concentration_if_present[i]:.2f}",
+            self._interval(i) or "not calibrated",
+            "yes" if self.elements[i] in self.found else "no",
+        )
+
+    def _table(self) -> list[str]:
+        table = [self._titles(), *map(self._cells, self.order if self.candidates_given else self.order[:BLIND_ROWS])]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return [
             "  ".join(
@@ -324,3 +458,23 @@ class Prediction:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with arrays as lists, for JSON."""
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+def _from_number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def answer_html(title: str, above: Iterable[str], rows: Sequence[Sequence[str]], below: Iterable[str] = ()) -> str:
+    """Return an answer for a notebook: a sentence, lines, a table whose first row holds the titles, lines."""
+    cells = [
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
+    ]
+    parts = [f"<p><b>{html.escape(title)}</b></p>", *(f"<div>{html.escape(line)}</div>" for line in above)]
+    parts += ["<table>", *(f"<tr>{row}</tr>" for row in cells), "</table>"]
+    return "\n".join([*parts, *(f"<div>{html.escape(line)}</div>" for line in below)])

@@ -325,14 +325,19 @@ def _explained(dos: FloatArray, error: FloatArray | None) -> NDArray[np.bool_]:
     A stated error may be far too small, above all where nothing was counted: that of its neighbours counts, too, and
     how the points scatter.
     """
-    sigma = np.zeros(len(dos))
+    low = np.flatnonzero(dos < 0.0)
+    if not len(low):
+        return np.ones(len(dos), dtype=bool)
+    sigma = np.zeros(len(low))
     if len(dos) >= FEWEST_FOR_NOISE:
         # Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's.
         sigma += float(np.median(np.abs(np.diff(dos, 3)))) / 0.6745 / np.sqrt(20.0)
     if error is not None:
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(error, 8, constant_values=np.nan), 17)
-        sigma = np.maximum.reduce([sigma, error, np.nanmedian(windows, axis=1)])
-    return np.asarray(dos >= -NOISE_SIGMAS * sigma)
+        sigma = np.maximum.reduce([sigma, error[low], np.nanmedian(windows[low], axis=1)])
+    found = np.ones(len(dos), dtype=bool)
+    found[low] = dos[low] >= -NOISE_SIGMAS * sigma
+    return found
 
 
 def _is_even(energy: FloatArray, dos: FloatArray) -> bool:

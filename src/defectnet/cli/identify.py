@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from defectnet.cli.screen import print_json, terminal, words
 
@@ -14,8 +14,10 @@ DEFAULT_CHECKPOINT = "defectnet-small"
 
 def identify(
     *,
-    host: str,
-    doped: str,
+    host: str | None = None,
+    doped: str | None = None,
+    table: str | None = None,
+    out: str | None = None,
     formula: str | None = None,
     structure: str | None = None,
     pack: str | None = None,
@@ -39,11 +41,15 @@ def identify(
     """Identify the dopants of a sample from its spectrum and the host's.
 
     With --structure or --pack the crystal is known: spectra of what may be in it are computed and compared, see
-    docs/known-crystal.md. With the formula alone a network answers: a hint.
+    docs/known-crystal.md. With the formula alone a network answers: a hint. Many pairs: --table, see docs/pipelines.md.
 
     Args:
         host: File with the DOS of the pristine crystal.
         doped: File with the DOS of the doped sample.
+        table: CSV of many pairs, in the place of --host and --doped: columns host_file, doped_file, and, where rows
+            differ, formula, structure, pack, candidates, unit, host_unit, doped_unit, kind, element, edge. The other
+            options hold for rows that leave them out.
+        out: With --table: file of the answers, .csv, .jsonl or .parquet. Stopped, the same command goes on.
         formula: Formula of the host, such as GaAs; it can be left out where --structure or --pack says it.
         structure: Crystal structure of the host, such as a CIF file. A bundled host pack that fits is taken, or one is
             computed and kept.
@@ -72,6 +78,28 @@ def identify(
     from defectnet.errors import ConfigError
     from defectnet.io import read_spectrum
 
+    if table is not None or out is not None:
+        if table is None or out is None or host or doped or plot or json:
+            raise ConfigError("--table goes with --out", fix="Leave out --host, --doped, --plot and --json beside them")
+        cells = {"formula": formula, "structure": structure, "pack": pack, "candidates": candidates, "unit": unit}
+        cells |= {"host_unit": host_unit, "doped_unit": doped_unit, "kind": kind, "element": element}
+        cells |= {"edge": None if edge is None else str(edge)}
+        _table(
+            table,
+            out,
+            {name: text for name, text in cells.items() if text is not None},
+            standards,
+            checkpoint=checkpoint,
+            revision=revision,
+            potential=potential,
+            minutes=minutes,
+            fwhm_mev=fwhm_mev,
+            same_potential=same_potential,
+        )
+        return
+    if host is None or doped is None:
+        missing = "--host" if host is None else "--doped"
+        raise ConfigError(f"{missing} is missing", fix="Give --host and --doped, or --table and --out for many pairs")
     known = structure is not None or pack is not None
     if formula is not None:
         parse_formula(formula)
@@ -116,6 +144,28 @@ def identify(
         print_json(prediction.to_dict())
     else:
         _print(prediction)
+
+
+def _table(table: str, out: str, cells: dict[str, str], standards: str | None, **settings: Any) -> None:
+    """Answer a table of pairs, with a bar, and say how many rows failed."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from defectnet.cli.known import read_standards
+    from defectnet.pipeline import Asker, identify_table
+
+    asker = Asker(standards=() if standards is None else read_standards(standards), **settings)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("pairs", total=None)
+        told = identify_table(
+            table, out, asker, report=lambda done, total: bar.update(task, completed=done, total=total), **cells
+        )
+    kept = f", {told.kept} of them before" if told.kept else ""
+    failed = f"; {told.failed} failed, see the column error" if told.failed else ""
+    print(f"{out}: {told.answered} of {told.answered + told.failed} pairs answered{kept}{failed}.")
+    if not told.answered:
+        raise SystemExit(1)
 
 
 def _print(prediction: Prediction) -> None:

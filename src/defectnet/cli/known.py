@@ -38,7 +38,7 @@ def identify_known(
     """Answer, and print it; arguments as those of `defectnet.cli.identify.identify`."""
     from defectnet.inference.ask import CrystalWanted, ask_known
 
-    samples = () if standards is None else _standards(standards)
+    samples = () if standards is None else read_standards(standards)
     wanted = CrystalWanted(structure, pack, candidates, formula, potential, minutes)
     with Steps() as steps:
         reply = ask_known(
@@ -62,7 +62,8 @@ def identify_known(
         _print(reply)
 
 
-def _standards(table: str) -> tuple[Standard, ...]:
+def read_standards(table: str) -> tuple[Standard, ...]:
+    """Return the samples of known content of a table."""
     from defectnet.inference.known_crystal import Standard
     from defectnet.lab.table import read_table
 

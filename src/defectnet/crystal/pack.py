@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,12 +89,14 @@ class HostPack:
         substitutions: By (dopant, inequivalent site of the primitive cell).
         failures: What could not be made.
         made_with: Settings of the making, plain values; a pack is gone on with by the same alone.
+        source: Folder that it was loaded from; None for one that was not.
     """
 
     host: HostModel
     substitutions: dict[tuple[str, int], Substitution]
     failures: tuple[FailedSubstitution, ...] = field(default=())
     made_with: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = field(default=None, compare=False)
 
     @property
     def dopants(self) -> tuple[str, ...]:
@@ -162,7 +164,7 @@ class HostPack:
         """
         folder = find_pack(source, revision=revision, token=token, force_download=force_download)
         try:
-            return _unpacked(folder)
+            return replace(_unpacked(folder), source=folder.resolve())
         except SimulationError as error:
             wrong = damaged(folder) if folder.parent.name == "snapshots" else []
             if not wrong:

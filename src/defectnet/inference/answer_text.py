@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from defectnet.inference.known_crystal import KnownCrystalAnswer
+if TYPE_CHECKING:
+    from defectnet.inference.known_crystal import KnownCrystalAnswer
 
 SURE = 0.9
 """Least probability of an element that is said to be there without a "probably"."""
@@ -61,3 +64,23 @@ def verdict(answer: KnownCrystalAnswer) -> str:
         names += " with something else" if others[0].other else ""
         text += f"; next likely: {names} ({others[0].probability:.0%})"
     return text + "."
+
+
+def rows(answer: KnownCrystalAnswer) -> list[tuple[str, ...]]:
+    """Return titles and cells of an answer's table, the likeliest element first and something else last."""
+    p = answer.posterior
+    table = [("element", "probability", "at.% if present", f"{p.coverage:.0%} interval", "at most")]
+    for i in np.argsort(-p.probability, kind="stable"):
+        there = p.elements[i] in answer.present
+        interval = f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else ""
+        amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * p.upper[i]:.1f}")
+        table.append((p.elements[i], f"{p.probability[i]:.3f}", amount, interval, limit))
+    return [*table, ("something else", f"{p.other:.3f}", "", "", "")]
+
+
+def about(answer: KnownCrystalAnswer) -> str:
+    """Say how an answer came about."""
+    return (
+        f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide; "
+        f"computed with {answer.potential}"
+    )

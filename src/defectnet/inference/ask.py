@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from defectnet.crystal.make import Progress
@@ -29,17 +30,17 @@ class CrystalWanted:
 
     Attributes:
         structure: File of its structure, or an object, as for `read_structure`; None where `pack` says it.
-        pack: Host pack, as for `HostPack.load`; None for one that fits the structure, or is computed.
+        pack: Host pack, or as for `HostPack.load`; None for one that fits the structure, or is computed.
         candidates: Such as ``Al`` or ``Al@Ga``; None for what the pack holds, or the plausible ones.
-        formula: To be compared with the crystal's; None for no check.
+        formula: To be compared with the crystal's, a text or an object; None for no check.
         potential: What computes substitutions of a structure that no bundled pack has.
         minutes: When to stop computing them; what is missing then is said.
     """
 
     structure: Any = None
-    pack: str | None = None
+    pack: HostPack | str | Path | None = None
     candidates: Sequence[str] | None = None
-    formula: str | None = None
+    formula: Any = None
     potential: str = "nequix"
     minutes: float | None = None
 
@@ -58,10 +59,11 @@ class CrystalWanted:
         """
         candidates = self.candidates
         if self.pack is not None:
-            found = HostPack.load(self.pack)
+            found = self.pack if isinstance(self.pack, HostPack) else HostPack.load(self.pack)
+            name = found.host.id if isinstance(self.pack, HostPack) else self.pack
             if self.structure is not None:
                 check_fits(found, read_structure(self.structure))
-            remarks: tuple[str, ...] = (f"pack {self.pack}, computed with {found.host.potential}",)
+            remarks: tuple[str, ...] = (f"pack {name}, computed with {found.host.potential}",)
         else:
             found, remarks = find_pack_for(
                 self.structure, candidates, potential=self.potential, minutes=self.minutes, report=made

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,14 +13,31 @@ from numpy.typing import ArrayLike, NDArray
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.spectra import host_dos
 from defectnet.elements import element_index
-from defectnet.errors import SimulationError, SpectrumError
+from defectnet.errors import ConfigError, SimulationError, SpectrumError
+from defectnet.inference.answer_text import about, rows, sentence, verdict
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument
-from defectnet.inference.posterior import Amplitude, Errors, Likelihood, Posterior, SeenStandard, infer, likely_places
+from defectnet.inference.posterior import (
+    Amplitude,
+    Errors,
+    Likelihood,
+    Likely,
+    Posterior,
+    SeenStandard,
+    infer,
+    likely_places,
+)
+from defectnet.io.objects import as_spectrum
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
+from defectnet.prediction import answer_html, plain
+from defectnet.provenance import made_with
 from defectnet.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.float64]
 
@@ -79,7 +97,19 @@ SAME_HOST: Final = 0.35
 """Largest squared distance of measured and computed host over the square of the former that is one crystal's."""
 
 
-@dataclass(frozen=True)
+_CURVES: Final = ("energy_mev", "measured", "predicted", "band", "noise", "pristine", "scale")
+_PLAIN: Final = ("host", "formula", "potential", "kind", "edge_mev", "fwhm_mev", "host_distance", "changed")
+_COLUMNS: Final = {
+    "probability": "probability",
+    "mean": "expected_concentration",
+    "if_present": "concentration_if_present",
+    "low": "low",
+    "high": "high",
+    "upper": "upper_limit",
+}
+
+
+@dataclass(frozen=True, repr=False)
 class KnownCrystalAnswer:
     """What a measured pair says of a known crystal.
 
@@ -92,6 +122,8 @@ class KnownCrystalAnswer:
         scale: (M,) measured over computed energy, from the host's spectra. fwhm_mev: Resolution taken.
         host_distance: Squared distance of measured and computed host over the former's square.
         warnings: Reasons to trust the answer less.
+        provenance: What it was made with, see `defectnet.provenance`.
+        changed: Whether the spectra differ by more than noise; by default it is told from the curves.
     """
 
     posterior: Posterior
@@ -110,13 +142,19 @@ class KnownCrystalAnswer:
     fwhm_mev: float
     host_distance: float
     warnings: tuple[str, ...] = field(default=())
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    changed: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.changed is None:
+            changed = float((self.measured**2).sum()) > 2.0 * float((self.noise**2).sum())
+            object.__setattr__(self, "changed", changed)
 
     @property
     def verdict(self) -> str:
         """``explains``, ``explains part`` or ``does not explain``."""
         found = self.posterior
-        changed = float((self.measured**2).sum()) > 2.0 * float((self.noise**2).sum())
-        if not changed:
+        if not self.changed:
             return "explains"
         if found.explained >= EXPLAINS and found.p_value >= UNFIT:
             return "explains"
@@ -128,11 +166,100 @@ class KnownCrystalAnswer:
         p = self.posterior.probability
         return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= 0.5)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table, the likeliest element first.
+
+        Returns:
+            Columns element, probability, expected_concentration, concentration_if_present, low, high, upper_limit,
+            present.
+        """
+        import pandas as pd  # here, because it takes longer to import than an answer takes to print
+
+        return pd.DataFrame([{**row, "present": row["element"] in self.present} for row in self.to_dict()["elements"]])
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw what the answer explains, see `defectnet.plotting.plot_known`.
+
+        Raises:
+            ConfigError: It was read again without its curves, or matplotlib is not installed.
+        """
+        from defectnet.plotting import plot_known  # only when asked: nothing else of an answer needs what lies above it
+
+        if not len(self.energy_mev):
+            raise ConfigError("the answer does not hold its curves", fix="Keep them: to_dict(curves=True)")
+        return plot_known(self, path)
+
+    def __str__(self) -> str:
+        """The sentence, the verdict, a table, warnings."""
+        table = rows(self)
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            for row in table
+        ]
+        warned = [f"warning: {text}" for text in self.warnings]
+        return "\n".join([sentence(self), verdict(self), about(self), "", *map(str.rstrip, lines), *warned])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        warned = [f"warning: {text}" for text in self.warnings]
+        return answer_html(sentence(self), [verdict(self), about(self)], rows(self), warned)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> KnownCrystalAnswer:
+        """Return the answer that `to_dict` wrote, with its curves if it wrote them.
+
+        Raises:
+            ConfigError: It is not one.
+        """
+        try:
+            found, dopants = document["elements"], tuple(document["dopants"])
+            likeliest = tuple(
+                Likely(
+                    one["probability"],
+                    tuple(one["dopants"]),
+                    one["something_else"],
+                    np.array([one["dopants"].get(name, 0.0) for name in dopants]),
+                )
+                for one in document["explanations"]
+            )
+            values: dict[str, Any] = {
+                "dopants": dopants,
+                "elements": tuple(row["element"] for row in found),
+                "other": document["something_else"],
+                "likeliest": likeliest,
+                "best": np.array([document["best"].get(name, 0.0) for name in dopants]),
+                **{name: document[name] for name in ("coverage", "explained", "p_value")},
+                **{mine: np.array([row[name] for row in found]) for mine, name in _COLUMNS.items()},
+            }
+            curves = document.get("curves", {})
+            own: dict[str, Any] = {name: document[name] for name in _PLAIN}
+            own |= {name: np.array(curves.get(name, ()), dtype=np.float64) for name in _CURVES}
+            return cls(
+                # What it holds beside these, such as draws, is not kept.
+                posterior=Posterior(**{one.name: values.get(one.name, np.zeros(0)) for one in fields(Posterior)}),
+                **own,
+                warnings=tuple(document["warnings"]),
+                provenance=document["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                "this is no answer about a known crystal",
+                why=f"{type(error).__name__}: {error}",
+                fix="Give what to_dict returned",
+            ) from error
+
+    def to_dict(self, *, curves: bool = False) -> dict[str, Any]:
+        """Return plain values for JSON.
+
+        Args:
+            curves: Whether the spectra are among them, so that what is read again can be drawn.
+        """
         p = self.posterior
         return {
             "way": "known crystal",
+            "sentence": sentence(self),
             "host": self.host,
             "formula": self.formula,
             "potential": self.potential,
@@ -145,16 +272,12 @@ class KnownCrystalAnswer:
             "explained": p.explained,
             "p_value": p.p_value,
             "coverage": p.coverage,
+            "changed": self.changed,
+            "host_distance": self.host_distance,
+            "dopants": list(p.dopants),
+            "best": {name: float(x) for name, x in zip(p.dopants, p.best, strict=True) if x},
             "elements": [
-                {
-                    "element": p.elements[i],
-                    "probability": float(p.probability[i]),
-                    "expected_concentration": float(p.mean[i]),
-                    "concentration_if_present": float(p.if_present[i]),
-                    "low": float(p.low[i]),
-                    "high": float(p.high[i]),
-                    "upper_limit": float(p.upper[i]),
-                }
+                {"element": p.elements[i], **{name: float(getattr(p, own)[i]) for own, name in _COLUMNS.items()}}
                 for i in np.argsort(-p.probability, kind="stable")
             ],
             "explanations": [
@@ -166,6 +289,8 @@ class KnownCrystalAnswer:
                 for one in p.likeliest[:5]
             ],
             "warnings": list(self.warnings),
+            "provenance": dict(self.provenance),
+            **({"curves": plain({name: getattr(self, name) for name in _CURVES})} if curves else {}),
         }
 
 
@@ -269,11 +394,14 @@ class KnownCrystal:
 
     def identify(
         self,
-        host: Spectrum,
-        doped: Spectrum,
+        host: Any,
+        doped: Any,
         *,
         host_error: ArrayLike | None = None,
         doped_error: ArrayLike | None = None,
+        unit: str | None = None,
+        kind: str | None = None,
+        element: str | None = None,
         fwhm_mev: float | None = None,
         edge_mev: float | None = None,
         same_potential: bool = False,
@@ -284,11 +412,14 @@ class KnownCrystal:
         """Return which dopants explain a pair of spectra.
 
         Args:
-            host: DOS of the pristine crystal.
+            host: DOS of the pristine crystal: a file, a `Spectrum`, or what else `as_spectrum` takes.
             doped: DOS of the sample, of the same kind.
             host_error: Standard deviations at the host's points; by default those of the spectrum, or, if it has none,
                 estimated from how they scatter.
             doped_error: The same for the sample.
+            unit: Energy unit of spectra that do not say it.
+            kind: Kind of DOS, likewise.
+            element: Of projected DOS, likewise.
             fwhm_mev: Resolution; fitted to the host's spectrum by default.
             edge_mev: Band edge of the host; read from its spectrum by default.
             same_potential: The spectra were simulated with the pack's potential: no discrepancy is allowed for.
@@ -300,10 +431,14 @@ class KnownCrystal:
             SpectrumError: The spectra do not belong together, end too early, or are not of this crystal.
             SimulationError: A standard holds what the pack does not, or is no candidate.
         """
+        host, doped = (
+            as_spectrum(source, role, unit=unit, kind=kind, element=element)
+            for source, role in ((host, "host"), (doped, "doped"))
+        )
         seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential)
         edge, instrument, pristine, noise = seen.edge_mev, seen.instrument, seen.pristine, seen.noise
         change, distance = seen.change, seen.distance
-        unit = self.pack.host.band_edge_mev
+        own_edge = self.pack.host.band_edge_mev
         warnings = []
         if distance > SAME_HOST:
             warnings.append(
@@ -332,17 +467,33 @@ class KnownCrystal:
             potential=self.pack.host.potential,
             kind=host.kind,
             edge_mev=edge,
-            energy_mev=instrument.middle * unit,
+            energy_mev=instrument.middle * own_edge,
             measured=change,
             predicted=likelihood.predicted(best),
             band=np.sqrt(np.diag(likelihood.spread(best))),
             noise=np.sqrt(np.diag(noise)),
             pristine=pristine,
             scale=instrument.scale(),
-            fwhm_mev=instrument.fwhm * unit,
+            fwhm_mev=instrument.fwhm * own_edge,
             host_distance=distance,
             warnings=tuple(warnings),
+            provenance=self._made_with(
+                unit=unit,
+                kind=kind,
+                element=element,
+                fwhm_mev=fwhm_mev,
+                edge_mev=edge_mev,
+                same_potential=same_potential or None,
+                coverage=coverage,
+                standards=len(standards) or None,
+            ),
         )
+
+    def _made_with(self, **options: Any) -> dict[str, Any]:
+        """Return what an answer was made with."""
+        host = self.pack.host
+        found = made_with(self.pack.source, "pack", {"candidates": list(self.dopants), "seed": self._seed, **options})
+        return {**found, "potential": host.potential, "potential_sha256": host.potential_sha256}
 
     def compare(
         self,

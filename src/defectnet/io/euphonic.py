@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from defectnet.errors import SpectrumError
-from defectnet.io.raw import FloatArray, Raw, numbers, rows, select_elements
+from defectnet.io.raw import FloatArray, Raw, numbers, rows, select_elements, uncommented
 from defectnet.spectrum import parse_unit
 
 CLASS_KEY = "__euphonic_class__"
@@ -69,8 +69,7 @@ def read_text(text: str, source: str, element: str | None) -> Raw:
     Raises:
         SpectrumError: A line is not numbers, the unit is missing, or as `read`.
     """
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
-    values = rows(lines, source, fix="Write it again with to_text_file")
+    values = rows(uncommented(text), source, fix="Write it again with to_text_file")
     unit = _TEXT_UNIT.search(text)
     if unit is None:
         raise SpectrumError(f"{source} has no line '# x_data in (...)'", fix="Write it again with to_text_file")

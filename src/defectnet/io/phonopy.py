@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from defectnet.errors import SpectrumError
-from defectnet.io.raw import Raw, rows
+from defectnet.io.raw import Raw, rows, uncommented
 
 _HEADER = re.compile(r"#\s*(Sigma\s*=\s*[-+.\deE]+|Tetrahedron method)\s*$")
 
@@ -31,6 +31,5 @@ def read(text: str, source: str, element: str | None) -> Raw:
             f"{source}: phonopy does not write which column belongs to {element}",
             fix="Leave element out, or sum the columns of its atoms into a two-column file yourself",
         )
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
-    values = rows(lines, source, fix="Run phonopy again")
+    values = rows(uncommented(text), source, fix="Run phonopy again")
     return Raw(values[:, 0], values[:, 1:].sum(axis=1), unit=None, usual_unit="THz", kind="total")

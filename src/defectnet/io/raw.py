@@ -43,7 +43,7 @@ class Raw:
 
 
 def numbers(values: Any, what: str) -> FloatArray:
-    """Return a JSON list as a float array.
+    """Return a JSON list, or an array of NumPy, also as monty writes it, as a float array.
 
     Args:
         values: What the JSON holds.
@@ -53,7 +53,9 @@ def numbers(values: Any, what: str) -> FloatArray:
         SpectrumError: It is no list of numbers.
     """
     fix = "Write the file again with the program that made it"
-    if not isinstance(values, list) or not values:
+    if isinstance(values, dict) and values.get("@module") == "numpy":
+        values = values.get("data")
+    if not isinstance(values, list | np.ndarray) or not len(values):
         raise SpectrumError(f"{what} is missing or empty", fix=fix)
     try:
         return np.array(values, dtype=np.float64)
@@ -73,6 +75,11 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         return float(_EXPONENT.sub("e", text.strip()))
+
+
+def uncommented(text: str) -> list[tuple[int, str]]:
+    """Return the lines, with their numbers, that are neither empty nor a comment."""
+    return [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
 
 
 def rows(lines: Iterable[tuple[int, str]], source: str, *, fix: str, width: int | None = None) -> FloatArray:

@@ -14,7 +14,20 @@ from typing import Any, Final
 
 from defectnet.elements import element_index
 from defectnet.errors import SpectrumError
-from defectnet.io import castep, euphonic, hdf5, mantid, phoenix, phonopy, pymatgen, table
+from defectnet.io import (
+    abinit,
+    castep,
+    dave,
+    euphonic,
+    hdf5,
+    mantid,
+    ncmat,
+    phoenix,
+    phonopy,
+    pymatgen,
+    table,
+    untitled,
+)
 from defectnet.io.raw import Raw
 from defectnet.spectrum import UNITS, Spectrum, parse_kind, parse_unit
 
@@ -24,6 +37,10 @@ TEXT: Final = (
     (castep.matches, castep.read),
     (euphonic.matches_text, euphonic.read_text),
     (mantid.matches, mantid.read),
+    (abinit.matches, abinit.read),
+    (dave.matches, dave.read),
+    (ncmat.matches, ncmat.read),
+    (untitled.matches, untitled.read),
 )
 """Formats of text, by what tells them; what none of them knows is a table."""
 
@@ -70,7 +87,15 @@ def read_spectrum(
     kind = None if kind is None else parse_kind(kind)
     if element is not None:
         element_index(element)
-    raw = _parse(_bytes(Path(path), source), source, element)
+    return checked(_parse(_bytes(Path(path), source), source, element), source, unit=unit, kind=kind)
+
+
+def checked(raw: Raw, source: str, *, unit: str | None, kind: str | None) -> Spectrum:
+    """Return a spectrum of what a file holds and a caller says.
+
+    Raises:
+        SpectrumError: They contradict each other, nobody says the unit, or the numbers are no DOS.
+    """
     unit = _agreed(source, "unit", raw.unit, unit) or raw.usual_unit
     kind = _agreed(source, "kind", raw.kind, kind)
     if unit is None:

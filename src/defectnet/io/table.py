@@ -13,8 +13,10 @@ Fortran's exponents or, where that is not ambiguous, decimal commas.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +51,9 @@ _IN_WORDS = re.compile(
 _INTENSITY_UNIT = re.compile(r"a\.?u\.?$|arb|states|1/|counts?$|barn", re.IGNORECASE)
 _FIX_TEXT = "Leave only numbers below the header, two or three in a line"
 _KEEP = "Keep energy, DOS and, if known, its standard deviation"
+_LARGE = 1 << 20  # characters of a table from which on the lines of numbers are not looked at one by one
+_HEAD = 1 << 16  # but for so many
+_NUMBERS = b"0123456789+-.eE,;\t \r\n"
 _FEWEST = 5
 """Points of a block."""
 
@@ -74,11 +79,21 @@ def read(text: str, source: str, element: str | None, *, names: Sequence[str] = 
     Raises:
         SpectrumError: Columns are missing or unknown, a cell is no number, or the header contradicts itself.
     """
+    if len(text) > _LARGE and (end := text.find("\n", _HEAD) + 1) and (rest := _plain(text, end)):
+        with suppress(SpectrumError, ValueError):  # then line by line, which finds the line that is wrong
+            return _read(text[:end], rest, source, element, names)
+    return _read(text, b"", source, element, names)
+
+
+def _read(text: str, rest: bytes, source: str, element: str | None, names: Sequence[str]) -> Raw:
+    """Read a table whose last part may be plain numbers."""
     lines = [(place, line.strip()) for place, line in enumerate(text.splitlines(), 1) if line.strip()]
     comments = [line[:_LONGEST] for _, line in lines if line.startswith(_COMMENT)]
     body = _without_empty_cells([entry for entry in lines if not entry[1].startswith(_COMMENT)])
     first, delimiter = _first(body, source)
     values = _values(body[first:], delimiter, source)
+    if rest:
+        values = np.concatenate([values, _numbers(rest, delimiter, values.shape[1])])
     above = [_cells(line[:_LONGEST], delimiter, values.shape[1]) for _, line in body[:first]]
     titles = [row for row in above if len(row) == values.shape[1]]
     loose = [" ".join(row) for row in above if len(row) != values.shape[1]]
@@ -86,10 +101,38 @@ def read(text: str, source: str, element: str | None, *, names: Sequence[str] = 
         titles = [_comment_cells(comments[-1].lstrip("#%! "), delimiter, values.shape[1])]
     columns = [" ".join(row[i] for row in titles if i < len(row)) for i in range(max([0, *map(len, titles)]))]
     columns = columns or list(names[: values.shape[1]])
+    words = [*(comments[:-1] if titles and not above else comments), *loose]
+    energy = [row[0] for row in titles]
+    return from_columns(values, columns, source, element, energy=energy, comments=comments, words=words)
+
+
+def from_columns(
+    values: FloatArray,
+    columns: Sequence[str],
+    source: str,
+    element: str | None,
+    *,
+    energy: Sequence[str],
+    comments: Sequence[str] = (),
+    words: Sequence[str] = (),
+) -> Raw:
+    """Return what columns of numbers are by their titles.
+
+    Args:
+        values: (n, columns) numbers.
+        columns: Titles; none where there are none.
+        source: What errors call the table.
+        element: As in `read`.
+        energy: Titles of the first column, one above the other, which may end with a unit.
+        comments: Lines that may declare something.
+        words: Other words of the table.
+
+    Raises:
+        SpectrumError: As `read`.
+    """
     _check_energy(values, columns, source)
     dos, error, shared = _roles(values, columns, element, source)
-    words = comments[:-1] if titles and not above else comments
-    header = _header(comments, [row[0] for row in titles], columns, [*words, *loose], source)
+    header = _header(comments, energy, columns, words, source)
     if shared is not None:
         return Raw(values[:, 0], dos, header.unit, "projected", shared)
     several = values.shape[1] > 3 or (values.shape[1] == 3 and error is None)
@@ -100,8 +143,29 @@ def read(text: str, source: str, element: str | None, *, names: Sequence[str] = 
             f"{source} declares element {header.element}, not {element}", fix="Leave element out, or give another file"
         )
     kind = "total" if header.kind is None and len(columns) > 1 and _is_total(columns[1]) else header.kind
-    remark = doubt(columns[:2], [*words, *loose], kind, source)
+    remark = doubt(columns[:2], words, kind, source)
     return Raw(values[:, 0], dos, header.unit, kind, header.element or element, error, remark=remark)
+
+
+def _plain(text: str, start: int) -> bytes:
+    """Return what follows a place, if it is nothing but plain numbers and what separates them; else nothing."""
+    try:
+        rest = text[start:].encode("ascii")
+    except UnicodeEncodeError:
+        return b""
+    return b"" if rest.translate(None, _NUMBERS) else rest
+
+
+def _numbers(rest: bytes, delimiter: str | None, width: int) -> FloatArray:
+    """Return the (n, width) plain numbers of a large table.
+
+    Raises:
+        ValueError: They are none, or not `width` in each line.
+    """
+    found = np.loadtxt(io.BytesIO(rest), delimiter=delimiter, comments=None, ndmin=2)
+    if found.shape[1] != width:
+        raise ValueError(f"not {width} numbers in each line")
+    return found
 
 
 def _without_empty_cells(rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -302,7 +366,7 @@ def _is_error(dos: FloatArray, error: FloatArray) -> bool:
 
 
 def _header(
-    comments: list[str], energy: list[str], columns: Sequence[str], words: Sequence[str], source: str
+    comments: Sequence[str], energy: Sequence[str], columns: Sequence[str], words: Sequence[str], source: str
 ) -> _Header:
     entries = [(match[1].lower(), match[2].strip()) for match in map(_ENTRY.match, comments) if match]
     columns_said = any(re.search(r"column", line, re.IGNORECASE) for line in comments)
@@ -340,7 +404,7 @@ def _units_in_words(line: str) -> list[str]:
     return [parse_unit(match[1]) for match in _IN_WORDS.finditer(line) if is_unit(match[1])]
 
 
-def _kind(entries: list[tuple[str, str]], source: str) -> tuple[str | None, str | None]:
+def _kind(entries: Sequence[tuple[str, str]], source: str) -> tuple[str | None, str | None]:
     """Return the kind and element that comments declare."""
     kinds: list[str] = []
     element = None

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
 from defectnet.models.goodness import goodness
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
 from defectnet.nn.heads import MAX_CONCENTRATION
-from defectnet.prediction import Fit, Prediction
+from defectnet.prediction import Failure, Fit, Prediction, recorded
+from defectnet.provenance import made_with
 from defectnet.spectrum import KINDS, Spectrum
 
 ABSENT_LOGIT: Final = -30.0
@@ -256,31 +257,62 @@ class DefectModel(nn.Module, Estimator):
         query = Query(host, doped, formula, candidates, edge, responses)
         return self.predict_many([query], unit=unit, kind=kind)[0]
 
+    @overload
     def predict_many(
-        self, queries: Sequence[Query], *, unit: str | None = None, kind: str | None = None
-    ) -> list[Prediction]:
+        self,
+        queries: Sequence[Query],
+        *,
+        unit: str | None = None,
+        kind: str | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict_many(
+        self,
+        queries: Sequence[Query],
+        *,
+        unit: str | None = None,
+        kind: str | None = None,
+        on_error: Literal["record"],
+    ) -> list[Prediction | Failure]: ...
+
+    def predict_many(
+        self,
+        queries: Sequence[Query],
+        *,
+        unit: str | None = None,
+        kind: str | None = None,
+        on_error: Literal["raise", "record"] = "raise",
+    ) -> list[Prediction] | list[Prediction | Failure]:
         """Answer many questions at once; each answer is what `predict` gives alone.
 
         Args:
             queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge[, responses]]]).
             unit: As in `predict`.
             kind: As in `predict`.
+            on_error: ``raise``, or ``record``: a query that cannot be answered is a `Failure` in its place.
 
         Raises:
             DefectNetError: As `predict`, naming the query, counted from 0.
         """
         if not queries:
             return []
+        if on_error == "record":
+            return recorded(lambda some: self.predict_many(some, unit=unit, kind=kind), queries)
         asked = [Query(*query) for query in queries]
         from defectnet.io.objects import as_spectrum  # here, because training needs no readers
 
-        pairs = []
+        pairs, spectra = [], []
         for number, query in enumerate(asked):
             try:
+                host = as_spectrum(query.host, "host", unit=unit, kind=kind)
+                doped = as_spectrum(query.doped, "doped", unit=unit, kind=kind)
+                spectra.append((host, doped))
                 pairs.append(
                     examine_pair(
-                        as_spectrum(query.host, "host", unit=unit, kind=kind),
-                        as_spectrum(query.doped, "doped", unit=unit, kind=kind),
+                        host,
+                        doped,
                         formula_text(query.formula),
                         grid=self.spec.grid,
                         candidates=query.candidates,
@@ -300,9 +332,11 @@ class DefectModel(nn.Module, Estimator):
             formula = formula_text(query.formula)
             answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
             told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
+            asked_for = {"candidates": query.candidates and list(query.candidates), "edge": query.edge}
+            told["provenance"] = made_with(self.source, "weights", {**asked_for, "unit": unit, "kind": kind})
             if query.responses is not None:
                 told |= {"answered_by": NETWORK_WITH_RESPONSES, "reason": query.responses.source}
-            said.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), **told))
+            said.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), pair=spectra[i], **told))
         return [
             answer
             for i in range(0, len(said), _FITTED)
