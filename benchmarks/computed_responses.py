@@ -25,12 +25,11 @@ from torch.nn.functional import avg_pool1d
 from torchmetrics.functional.classification import binary_calibration_error
 
 from defectnet.batch import Batch, Estimate
-from defectnet.config import PROJECTED_BINS
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.module import SpectraDataModule
 from defectnet.hub import from_pretrained
 from defectnet.models.base import DefectModel
-from defectnet.nn.computed import Alignment
+from defectnet.nn.computed import BINS, Alignment
 
 FloatArray = NDArray[np.float64]
 
@@ -61,9 +60,7 @@ def least_squares(batch: Batch, align: Alignment) -> Estimate:
     """Answer by non-negative least squares: amounts, and for probabilities their share in the change."""
     computed = batch.computed
     assert computed is not None
-    host, doped = (
-        avg_pool1d(x[:, None], x.shape[1] // PROJECTED_BINS)[:, 0].double() for x in (batch.host, batch.doped)
-    )
+    host, doped = (avg_pool1d(x[:, None], x.shape[1] // BINS)[:, 0].double() for x in (batch.host, batch.doped))
     operator, _ = align(host.float(), computed.host)
     response = torch.einsum("bnl,bel->ben", operator, computed.response[:, :, 0]).double().numpy()
     amount, score = torch.zeros(2, *batch.candidates.shape, dtype=torch.float64)

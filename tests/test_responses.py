@@ -25,6 +25,7 @@ from defectnet.elements import VOCABULARY
 from defectnet.errors import ConfigError, ShardError, SpectrumError
 from defectnet.inference.responses import compute_responses, likeliest_sites, on_model_grid
 from defectnet.models.registry import build_model
+from defectnet.nn.computed import BINS
 from defectnet.spectrum import Spectrum
 from defectnet.tasks.defect import able_to
 from make_shards import toy_folder
@@ -229,10 +230,10 @@ def test_a_response_on_another_scale_of_energies_is_brought_into_line(networks):
     host /= host.sum() * MODEL_GRID.width
     soft = np.interp(centres * 1.06, centres, host)
     soft /= soft.sum() * MODEL_GRID.width
-    pooled = torch.from_numpy(host.reshape(-1, 4).mean(1)).float()[None]
+    pooled = torch.from_numpy(host.reshape(BINS, -1).mean(1)).float()[None]
     pair = [computed.align(pooled, torch.from_numpy(x).float()[None]) for x in (host, soft)]
     brought = [(op[0] @ torch.from_numpy(x).float()) for (op, _), x in zip(pair, (host, soft), strict=True)]
-    raw = (torch.from_numpy(soft.reshape(-1, 4).mean(1)).float() - pooled[0]).norm()
+    raw = (torch.from_numpy(soft.reshape(BINS, -1).mean(1)).float() - pooled[0]).norm()
     assert (brought[1] - pooled[0]).norm() < 0.12 * raw
     assert (brought[0] - pooled[0]).norm() < 0.02 * pooled.norm()
 

@@ -25,7 +25,7 @@ from defectnet.provenance import made_with, weights_sha256
 from defectnet.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard
+    from defectnet.inference.known_crystal import KnownCrystalAnswer, Standard
 
     Answer: TypeAlias = Prediction | KnownCrystalAnswer
 
@@ -85,6 +85,7 @@ class Asker:
         checkpoint, revision: Network, as for `from_pretrained`, where the formula alone is known.
         potential, minutes: For structures without a bundled pack, as for `find_pack_for`.
         fwhm_mev, same_potential, standards: As for `KnownCrystal.identify`.
+        quick: Whether the network reads what is computed of known crystals, in the place of the inference.
     """
 
     checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT
@@ -94,8 +95,9 @@ class Asker:
     fwhm_mev: float | None = None
     same_potential: bool = False
     standards: Sequence[Standard] = ()
+    quick: bool = False
     _model: DefectModel | None = field(default=None, repr=False)
-    _known: OrderedDict[Any, KnownCrystal] = field(default_factory=OrderedDict, repr=False)
+    _known: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def model(self) -> DefectModel:
@@ -115,7 +117,12 @@ class Asker:
         if not question.known:
             query = Query(host, doped, question.formula, question.candidates, question.edge)
             return self.model.predict_many([query], kind=question.kind)[0]
-        return self._crystal(question).identify(
+        crystal = self._crystal(question)
+        if self.quick:
+            responses, elements = crystal
+            query = Query(host, doped, responses.formula, elements, question.edge, responses)
+            return self.model.predict_many([query], kind=question.kind)[0]
+        return crystal.identify(
             host,
             doped,
             fwhm_mev=self.fwhm_mev,
@@ -142,8 +149,9 @@ class Asker:
                 found[i] = answer
         return [one for one in found if one is not None]
 
-    def _crystal(self, question: Question) -> KnownCrystal:
-        from defectnet.inference.ask import CrystalWanted  # here, because networks do without it
+    def _crystal(self, question: Question) -> Any:
+        """Return a crystal, or its computed responses and the elements in question; the last ones asked are kept."""
+        from defectnet.inference.ask import CrystalWanted, ask_responses  # here, because networks do without it
         from defectnet.inference.known_crystal import KnownCrystal
 
         names = None if question.candidates is None else tuple(question.candidates)
@@ -152,7 +160,7 @@ class Asker:
             wanted = CrystalWanted(
                 question.structure, question.pack, names, question.formula, self.potential, self.minutes
             )
-            self._known[key] = KnownCrystal(*wanted.find()[:2])
+            self._known[key] = ask_responses(wanted) if self.quick else KnownCrystal(*wanted.find()[:2])
             if len(self._known) > HELD:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -193,7 +201,7 @@ def identify(
         kind: Kind of DOS, likewise.
         element: Of a projected DOS.
         edge: Band edge of the host in meV.
-        **settings: Of `Asker`: checkpoint, revision, potential, minutes, fwhm_mev, same_potential, standards.
+        **settings: Of `Asker`: checkpoint, revision, potential, minutes, fwhm_mev, same_potential, standards, quick.
 
     Raises:
         DefectNetError: It cannot be answered: which field or file is wrong, and how to mend it.
@@ -360,9 +368,9 @@ def _key(question: Question | Failure, asker: Asker, digests: dict[str, str]) ->
         of += [digest(str(path)) for path in (question.host, question.doped, question.structure)]
         if question.pack is not None:
             of.append(weights_sha256(_folder(question.pack)))
-        if not question.known and question.formula is not None:
+        if asker.quick or (not question.known and question.formula is not None):
             of.append(weights_sha256(asker.model.source))
-        settings = (asker.potential, asker.minutes, asker.fwhm_mev, asker.same_potential)
+        settings = (asker.potential, asker.minutes, asker.fwhm_mev, asker.same_potential, asker.quick)
         standards = [[one.host.energy.tolist(), one.doped.dos.tolist(), dict(one.dopants)] for one in asker.standards]
         of += [*settings, standards, made_with(None, "weights", {})["defectnet"]]
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()

@@ -35,6 +35,7 @@ def identify(
     fwhm_mev: float | None = None,
     same_potential: bool = False,
     standards: str | None = None,
+    quick: bool = False,
     plot: str | None = None,
     json: bool = False,
 ) -> None:
@@ -71,6 +72,8 @@ def identify(
         same_potential: With a known crystal: the spectra were simulated with the pack's own potential.
         standards: With a known crystal: table of samples of known content, measured on the same instrument, as for
             `defectnet finetune`; one is enough.
+        quick: With a known crystal: a network reads what is computed of it, in the place of the inference; worth it for
+            many pairs of one crystal.
         plot: File to draw the spectra and the answer to: .png, .pdf or .svg.
         json: Print JSON and nothing else.
     """
@@ -95,6 +98,7 @@ def identify(
             minutes=minutes,
             fwhm_mev=fwhm_mev,
             same_potential=same_potential,
+            quick=quick,
         )
         return
     if host is None or doped is None:
@@ -111,7 +115,13 @@ def identify(
     ]
     names = None if candidates is None else words(candidates)
     # Only now, so that a wrong file is reported at once: importing torch takes longer than reading.
-    if known:
+    if quick and not known:
+        raise ConfigError("--quick needs a known crystal", fix="Give --structure or --pack")
+    if quick and (standards or same_potential or fwhm_mev):
+        raise ConfigError(
+            "--quick takes no --standards, --same-potential or --fwhm-mev", fix="Leave them out, or --quick"
+        )
+    if known and not quick:
         from defectnet.cli.known import identify_known
 
         identify_known(
@@ -131,11 +141,20 @@ def identify(
             json=json,
         )
         return
-    assert formula is not None
     from defectnet.hub import from_pretrained
 
     model = from_pretrained(checkpoint, revision=revision)
-    prediction = model.predict(pair[0], pair[1], formula, candidates=names, edge=edge)
+    responses = None
+    if quick:
+        from defectnet.cli.host_screen import Steps
+        from defectnet.inference.ask import CrystalWanted, ask_responses
+
+        wanted = CrystalWanted(structure, pack, names, formula, potential, minutes)
+        with Steps() as steps:
+            responses, names = ask_responses(wanted, made=steps.made, report=steps.report)
+        formula = responses.formula
+    assert formula is not None
+    prediction = model.predict(pair[0], pair[1], formula, candidates=names, edge=edge, responses=responses)
     if plot is not None:
         from defectnet.plotting import plot_pair
 

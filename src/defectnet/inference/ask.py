@@ -9,11 +9,13 @@ from typing import Any
 
 from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack
+from defectnet.crystal.responses import HostResponses
 from defectnet.crystal.structures import read_structure
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard, check_pair, known_dopants
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for, in_time
 from defectnet.inference.parting import Parting, part
 from defectnet.inference.plan import Plan, Setup, check_setup, plan
+from defectnet.inference.responses import compute_responses
 from defectnet.spectrum import Spectrum
 
 Report = Callable[[str, int, int | None], None]
@@ -133,6 +135,22 @@ def ask_known(
     )
     parting = part(crystal, answer, element=host.element, same_potential=same_potential)
     return KnownReply(crystal, answer, parting, remarks, candidates is not None)
+
+
+def ask_responses(
+    wanted: CrystalWanted, *, made: Callable[[Progress], None] = lambda _: None, report: Report = _quiet
+) -> tuple[HostResponses, list[str]]:
+    """Return the computed responses of a crystal, for `DefectModel.predict`, and the elements in question.
+
+    Args:
+        wanted: The crystal, and what is in question; of sites that a candidate can take the likeliest.
+        made: Called after each substitution that is computed.
+        report: Called as the rest goes on.
+    """
+    pack, candidates, _ = wanted.find(made)
+    report("computed responses", 0, None)
+    names = known_dopants(pack, candidates)
+    return compute_responses(pack, names), list(dict.fromkeys(name.partition("@")[0] for name in names))
 
 
 def ask_plan(

@@ -212,7 +212,7 @@ class DefectNet(DefectModel):
         response: Tensor = self.impurity(batch, everything).response
         if self.computed is not None and batch.computed is not None:
             response = self.computed(batch, batch.computed, everything, response)[1]
-        return response.repeat_interleave(self.impurity.pool, dim=2)
+        return response.repeat_interleave(batch.host.shape[1] // response.shape[2], dim=2)
 
     def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, dict[str, Tensor]]:
         """Return the answer and, with targets, the losses of the dictionary by name, (B,) each."""

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
 from defectnet.batch import Batch, Computed
-from defectnet.config import PROJECTED_BINS, Grid
+from defectnet.config import Grid
 from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.nn.changes import HostModes
-from defectnet.nn.fits import CorrelatedFit, ridge_fits
+from defectnet.nn.fits import SubsetFit, ridge_fits
+
+BINS: Final = 128
+"""N: twice as fine as what is fitted to responses that the network expects itself."""
 
 LEVELS: Final = 2
 """C, see `defectnet.crystal.responses.LEVELS`."""
@@ -40,7 +43,7 @@ class Alignment(nn.Module):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         centres = torch.as_tensor(grid.centres, dtype=torch.float32)
-        edges = torch.linspace(0.0, grid.reach, PROJECTED_BINS + 1)
+        edges = torch.linspace(0.0, grid.reach, BINS + 1)
         made = []
         for scale in torch.linspace(*_SCALES):
             for fwhm in _WIDTHS:
@@ -48,7 +51,7 @@ class Alignment(nn.Module):
                 above = torch.special.ndtr((edges[:, None] - scale * centres) / sigma)
                 mirrored = torch.special.ndtr((-edges[:, None] - scale * centres) / sigma)  # at zero energy
                 share = above.diff(dim=0) - mirrored.diff(dim=0)
-                made.append(share * (grid.bins * grid.width / PROJECTED_BINS) ** -1 * grid.width)
+                made.append(share * (grid.bins * grid.width / BINS) ** -1 * grid.width)
         self.register_buffer("operators", torch.stack(made), persistent=False)  # (S, N, L)
 
     @torch.no_grad()
@@ -81,14 +84,14 @@ class ComputedFits(nn.Module):
 
     def __init__(self, grid: Grid, width: int) -> None:
         super().__init__()
-        self.pool = grid.bins // PROJECTED_BINS
+        self.pool = grid.bins // BINS
         self.align = Alignment(grid)
-        self.modes = HostModes(grid.reach)
+        self.modes = HostModes(grid.reach, BINS)
         self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
-        self.correlated = nn.ModuleList(CorrelatedFit() for _ in range(LEVELS))
-        features = LEVELS * (4 + CorrelatedFit.features) + LEVELS + 2
+        self.correlated = nn.ModuleList(SubsetFit() for _ in range(LEVELS))
+        features = LEVELS * (4 + SubsetFit.features) + LEVELS + 2
         self.read = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
-        self.overlap = nn.Linear(PROJECTED_BINS, width, bias=False)
+        self.overlap = nn.Linear(BINS, width, bias=False)
         # At first nothing changes in what a network says without them.
         nn.init.zeros_(self.read[-1].weight)
         nn.init.zeros_(self.read[-1].bias)
@@ -101,7 +104,7 @@ class ComputedFits(nn.Module):
             batch: Spectra (B, L) and candidates (B, E).
             computed: What is known of these crystals.
             elements: (B, K) long, the elements in question.
-            own: (B, K, N) what the network itself expects of each.
+            own: (B, K, N or fewer) what the network itself expects of each.
 
         Returns:
             (B, K, D), zero in rows of which nothing is known; and (B, K, N) responses, those of the network where none
@@ -117,9 +120,10 @@ class ComputedFits(nn.Module):
         response = torch.einsum("bnl,bkcl->bkcn", operator, response)
         level = computed.concentration.gather(1, elements[:, :, None].expand(-1, -1, LEVELS))
         shapes = self.modes(host)
+        own = own.detach().repeat_interleave(BINS // own.shape[2], dim=2)
         said, levels = [], []
         for c in range(LEVELS):
-            mixed = torch.where(known[..., None], response[:, :, c], own.detach())
+            mixed = torch.where(known[..., None], response[:, :, c], own)
             levels.append(mixed)
             chosen = mixed * asked[..., None]
             said += [ridge_fits(chosen, seen[:, None], self.log_ridge), self.correlated[c](chosen, seen, shapes)]
