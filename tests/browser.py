@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from defectnet.app.jobs import Jobs
-from defectnet.app.server import create_app
+from defectnet.app.server import create_app, prepare
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -37,9 +37,10 @@ def program() -> str:
 class Served:
     """The page on a free port, in this process; its questions run in processes of their own."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.jobs = settings.setdefault("jobs", Jobs())
-        self.server = uvicorn.Server(uvicorn.Config(create_app(**settings), port=0, log_level="warning"))
+    def __init__(self, example: Path, at_once: dict[str, int]) -> None:
+        self.jobs = Jobs(at_once)
+        app = create_app(self.jobs, prepare(self.jobs, example))
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         self._thread = threading.Thread(target=self.server.run, daemon=True)
 
     def __enter__(self) -> Served:
@@ -66,6 +67,6 @@ def browser(folder: Path) -> Iterator[Any]:
         opened = play.chromium.launch_persistent_context(
             str(folder), executable_path=executable, headless=True, args=FLAGS, accept_downloads=True
         )
-        opened.set_default_timeout(120_000.0)
+        opened.set_default_timeout(240_000.0)
         yield opened
         opened.close()

@@ -36,7 +36,7 @@ def files(tmp_path_factory):
     write_table(folder / "doped.csv", rows)
     write_table(folder / "bare.csv", table(), header="")
     (folder / "picture.png").write_bytes(base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"))
-    made = HostPack.load("V").spectrum("Al=0.06", cells=3, atoms=54)
+    made = HostPack.load("V").spectrum("Al=0.06", cells=3, atoms=54, fwhm_mev=2.0)
     example = folder / "example"
     example.mkdir()
     write_spectrum(example / "host.csv", made.host_spectrum("total"))
@@ -48,7 +48,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(files):
-    with Served(example=files / "example", jobs=Jobs({"long": 1, "short": 2})) as running:
+    with Served(files / "example", {"long": 1, "short": 2}) as running:
         yield running
 
 
@@ -116,7 +116,7 @@ def test_the_example_by_one_click(page):
 def test_two_files_with_a_formula_and_clicked_elements(page, files, capsys):
     give(page, files, "doped.csv", "host.csv")
     assert "host.csv" in page.text_content("[data-role=host]")
-    assert "361 points, 0 to 90 meV, band edge 36" in page.text_content("[data-role=host]")
+    assert "361 points, 0 to 90 meV, band edge 35.3 meV" in page.text_content("[data-role=host]")
     assert "assumed" in page.text_content("[data-role=doped]")
     page.get_by_text("Formula alone").click()
     assert "write the formula" in page.text_content("#identify .missing")
@@ -207,6 +207,7 @@ def test_a_plan_colours_the_periodic_table(page):
     page.click("#plan .primary")
     assert "fwhm_mev is 999: that hides all of V" in page.text_content("#plan .reply .problem")
     page.fill("#plan [name=fwhm_mev]", "2")
+    page.uncheck("#plan [name=vary]")
     page.click("#plan .primary")
     page.wait_for_selector("#plan .says")
     assert "In V this measurement finds Al@V from" in page.text_content("#plan .says")
@@ -214,7 +215,7 @@ def test_a_plan_colours_the_periodic_table(page):
     colour = page.locator("#plan [data-limits] .limit").evaluate("(one) => getComputedStyle(one).backgroundColor")
     assert colour.startswith("rgb(")
     assert colour != "rgb(255, 255, 255)"
-    assert "counting time" in page.text_content("#plan .reply")
+    assert "at.% of all atoms. Limit: found in 90 %" in page.text_content("#plan .reply")
     with page.expect_download() as saved:
         page.click("#plan [data-save=png]")
     assert saved.value.suggested_filename == "V-plan.png"

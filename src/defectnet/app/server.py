@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import json
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -107,28 +107,35 @@ def _failed(status: int, text: str) -> JSONResponse:
     return JSONResponse({"error": text}, status)
 
 
-def create_app(
-    *, example: Path | None = None, jobs: Jobs | None = None, names: frozenset[str] | None = None
-) -> Starlette:
+def prepare(jobs: Jobs, example: Path | None = None) -> dict[str, Any]:
+    """Load what is slow to load, and return what the page starts with.
+
+    Args:
+        jobs: What will run questions.
+        example: Folder with host.csv, doped.csv and answer.json in place of the bundled example.
+
+    Raises:
+        ConfigError: Questions cannot be run.
+    """
+    job = jobs.start("start", {"example": None if example is None else str(example.resolve())}, "short")
+    while not job.over:
+        time.sleep(0.02)
+    if job.state != "done":
+        raise ConfigError("the page cannot answer questions", why=job.error, fix="Install defectnet[app] anew")
+    return job.parts[0][1] | {"largest": LARGEST}
+
+
+def create_app(running: Jobs, facts: dict[str, Any], names: frozenset[str] | None = None) -> Starlette:
     """Return the application.
 
     Args:
-        example: Folder with host.csv, doped.csv and answer.json in place of the bundled example.
-        jobs: What runs questions.
+        running: What runs questions; ended with the application.
+        facts: From `prepare`.
         names: Names of the server that requests may come to; None for any.
     """
-    running = jobs or Jobs()
-    facts: dict[str, Any] = {}
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        """Load what is slow to load before the first question comes."""
-        job = running.start("start", {"example": None if example is None else str(example.resolve())}, "short")
-        while not job.over:
-            await asyncio.sleep(0.05)
-        if job.state != "done":
-            raise RuntimeError(job.error)
-        facts.update(job.parts[0][1], largest=LARGEST)
         yield
         running.close()
 
@@ -172,7 +179,8 @@ def create_app(
 
     async def missing(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _failed(error.status_code, error.detail if error.detail.endswith(".") else "There is nothing here.")
+        usual = "There is nothing here." if error.status_code == 404 else "This cannot be read. Reload the page."
+        return _failed(error.status_code, error.detail if error.detail.endswith(".") else usual)
 
     app = Starlette(
         routes=[
@@ -244,9 +252,9 @@ def serve(host: str, port: int, ready: Callable[[str], None]) -> None:
     if _is_loopback(host):
         names = frozenset({"localhost", "127.0.0.1", "[::1]", host})
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    server = _Server(
-        uvicorn.Config(create_app(names=names), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    )
+    jobs = Jobs()
+    app = create_app(jobs, prepare(jobs), names)
+    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     server.tell = lambda: ready(address)
     server.run(sockets=[listening])
 

@@ -284,7 +284,8 @@ def plan(request: Mapping[str, Any], tell: Tell) -> None:
     )
     amounts = planning.parse_amounts(str(request.get("amounts") or "1,3,10"))
     wanted = _wanted(request, list(request.get("candidates") or []) or None)
-    made, remarks = ask_plan(wanted, setup, amounts, made=tell.made, report=tell.progress)
+    vary = bool(request.get("vary", True))
+    made, remarks = ask_plan(wanted, setup, amounts, vary=vary, made=tell.made, report=tell.progress)
     tell.part("plan", {"json": {**made.to_dict(), "pack": list(remarks)}, "view": _plan_view(made, remarks)})
     tell.progress("figure", 0, None)
     tell.part("figure", _figure(plot_plan(made)))
@@ -519,6 +520,6 @@ def _figure(figure: Figure) -> dict[str, str]:
     out = {}
     for form in FIGURES:
         file = io.BytesIO()
-        figure.savefig(file, format=form, dpi=200)
+        figure.savefig(file, format=form, dpi=160)
         out[form] = base64.b64encode(file.getvalue()).decode()
     return out

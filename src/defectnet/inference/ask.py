@@ -158,6 +158,7 @@ def ask_plan(
     setup: Setup,
     amounts: Sequence[float],
     *,
+    vary: bool = True,
     made: Callable[[Progress], None] = lambda _: None,
     report: Report = _quiet,
 ) -> tuple[Plan, tuple[str, ...]]:
@@ -167,6 +168,7 @@ def ask_plan(
         wanted: The crystal, and its dopants in question.
         setup: How it will be measured.
         amounts: Concentrations at which intervals are told.
+        vary: Whether other instruments and standards are looked at, too.
         made: Called after each substitution that is computed.
         report: Called as the rest goes on.
     """
@@ -175,6 +177,10 @@ def ask_plan(
     crystal = KnownCrystal(pack, candidates, report=lambda done, total: report("superposed cells", done, total))
     report("samples to come", 0, None)
     made_plan = plan(
-        crystal, setup=setup, amounts=amounts, report=lambda done, total: report("samples to come", done, total)
+        crystal,
+        setup=setup,
+        amounts=amounts,
+        vary=vary,
+        report=lambda done, total: report("samples to come", done, total),
     )
     return made_plan, remarks

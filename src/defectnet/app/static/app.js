@@ -313,6 +313,9 @@ function candidates(root, none, changed) {
 
 // -- answers -------------------------------------------------------------------------------------------------------
 
+/** Scrolls to what is new, where it stands below the form. */
+const show = (card) => { if (matchMedia("(max-width: 62rem)").matches) card.scrollIntoView({ block: "start" }); };
+
 /** Shows a question while it runs: progress, the queue, a stop button; then what came of it. */
 async function follow(reply, button, name, question, files, parts) {
   const task = {}, start = performance.now();
@@ -321,7 +324,7 @@ async function follow(reply, button, name, question, files, parts) {
   const doing = h("section", { class: "card doing", role: "status" }, h("div", {}, what, note), stop, bar);
   reply.replaceChildren(doing);
   button.disabled = true; button.dataset.busy = "yes";
-  doing.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  show(doing);
   let since = start, step = "";
   task.progress = ({ state, ahead, progress: [text, done, total] }) => {
     const now = performance.now();
@@ -359,7 +362,7 @@ const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 function downloads(stem, json) {
   const root = h("div", { class: "actions" }, h("button", { type: "button", class: "secondary", "data-save": "json",
     onclick: () => save(`${stem}.json`, JSON.stringify(json, null, 2), "application/json") }, "JSON"));
-  root.figure = (figure) => root.append(...Object.entries(figure).map(([form, data]) => h("button", { type: "button", class: "secondary", "data-save": form,
+  root.figure = (figure) => root.firstChild.after(...Object.entries(figure).map(([form, data]) => h("button", { type: "button", class: "secondary", "data-save": form,
     onclick: () => save(`${stem}.${form}`, bytes(data), form === "pdf" ? "application/pdf" : `image/${form}`) }, `Figure (${form.toUpperCase()})`)));
   return root;
 }
@@ -380,11 +383,11 @@ function showAnswer(reply, { json, view }, { named, truth, useZoo, usePlan }) {
   const rows = () => {
     more.hidden = all || view.rows.length <= 10;
     body.replaceChildren(...(all ? view.rows : view.rows.slice(0, 10)).map((r) => h("tr", { class: r.found ? "there" : "off", "data-element": r.element },
-      h("td", {}, r.element), h("td", {}, h("div", { class: "meter" }, h("i", { "--p": `${100 * r.probability}%` }), percent(r.probability))),
+      h("td", {}, r.element), h("td", {}, h("div", { class: "meter" }, h("i", { "--p": `${100 * r.probability}%` }), h("span", {}, percent(r.probability)))),
       h("td", {}, r.found ? [h("strong", {}, `${amount(r.amount)} at.%`), r.low === null ? null : h("small", {}, `${amount(r.low)} to ${amount(r.high)}`)]
         : r.upper === null ? "" : `at most ${amount(r.upper)}`),
       limits && h("td", {}, limits.elements[r.element] ? `${limits.elements[r.element]} at.%` : ""))),
-      view.something_else === null ? "" : h("tr", { class: "off" }, h("td", {}, "something else"), h("td", {}, h("div", { class: "meter" }, h("i", { "--p": `${100 * view.something_else}%` }), percent(view.something_else))), h("td"), limits && h("td")));
+      view.something_else === null ? "" : h("tr", { class: "off" }, h("td", {}, "something else"), h("td", {}, h("div", { class: "meter" }, h("i", { "--p": `${100 * view.something_else}%` }), h("span", {}, percent(view.something_else)))), h("td"), limits && h("td")));
   };
   rows();
   const under = h("p", { class: "hint small" }, view.coverage ? `Intervals and upper limits cover ${Math.round(100 * view.coverage)} %. at.% count all atoms.` : "at.% count all atoms.");
@@ -394,6 +397,7 @@ function showAnswer(reply, { json, view }, { named, truth, useZoo, usePlan }) {
   const table = h("section", { class: "card" }, h("h2", {}, "Elements"), h("div", { class: "wide" }, h("table", { class: "found" }, h("thead", {}, h("tr", {}, h("th", {}, "element"), h("th", {}, "probability"), h("th", {}, "amount"), limit)), body)), more, under);
   const charts = h("section", { class: "card" }, h("h2", {}, "Spectra"), h("p", { class: "hint" }, view.about));
   reply.append(card, table, charts);
+  show(card);
   drawCurves(charts, view.curves);
   if (view.setup) files.append(h("button", { type: "button", class: "secondary", onclick: () => usePlan(view.setup) }, "Plan with this instrument"));
   return {
@@ -434,17 +438,21 @@ function chart(root, title, spec) {
   const at = h("span", { class: "hint small" });
   root.append(h("h3", {}, title), h("div", { class: "legend" }, ...legend, at), holder);
   const inside = spec.x.map((v, i) => [v, i]).filter(([v]) => v <= spec.end * 1.0001).map(([, i]) => i);
-  const values = [...spec.lines.map(([, y]) => y), ...(spec.band ? spec.band.slice(0, 2) : [])].flatMap((y) => inside.map((i) => y[i]));
-  const top = spec.span ?? Math.max(...values), bottom = spec.span ? -spec.span : spec.floor ?? Math.min(...values);
+  const values = spec.lines.flatMap(([, y]) => inside.map((i) => y[i]));
+  let top = spec.span ?? Math.max(...values), bottom = spec.span ? -spec.span : spec.floor ?? Math.min(...values);
+  if (spec.band && !spec.span) {  // a wide band is cut off, so that the lines can be seen
+    const more = 0.6 * (top - bottom);
+    [bottom, top] = [Math.max(bottom - more, Math.min(bottom, ...inside.map((i) => spec.band[0][i]))), Math.min(top + more, Math.max(top, ...inside.map((i) => spec.band[1][i])))];
+  }
   const room = 0.06 * (top - bottom), [low, high] = [spec.floor === 0 ? Math.min(0, Math.min(...values)) : bottom - room, top + room];
   const draw = () => {
     const width = holder.clientWidth, height = spec.height, [left, right, foot] = [42, 8, 34];
     if (!width) return;
-    const px = (v) => left + (width - left - right) * v / spec.end, py = (v) => 6 + (height - foot - 6) * (high - v) / (high - low);
+    const px = (v) => left + (width - left - right) * v / spec.end, py = (v) => 6 + (height - foot - 6) * (high - Math.min(high, Math.max(low, v))) / (high - low);
     const trace = (y, order = inside) => order.map((i, k) => `${k ? "L" : "M"}${px(spec.x[i]).toFixed(1)} ${py(y[i]).toFixed(1)}`).join("");
     const cursor = h("line", { class: "at", y1: 6, y2: height - foot, hidden: true, visibility: "hidden" });
     const drawn = h("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": title },
-      ticks(low, high, height < 120 ? 2 : 4).map((v) => h("g", {}, h("line", { class: "grid", x1: left, x2: width - right, y1: py(v), y2: py(v) }),
+      ticks(low, high, 4).map((v) => h("g", {}, h("line", { class: "grid", x1: left, x2: width - right, y1: py(v), y2: py(v) }),
         h("text", { x: left - 6, y: py(v) + 4, "text-anchor": "end" }, String(v).replace("-", "−")))),
       ticks(0, spec.end, width < 420 ? 5 : 9).map((v) => h("text", { x: px(v), y: height - foot + 15, "text-anchor": "middle" }, String(v))),
       h("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "energy (meV)"),
@@ -503,6 +511,7 @@ function showPlan(reply, { json, view }) {
       r.intervals.map((pair) => h("td", {}, pair ? `${amount(pair[0])} to ${amount(pair[1])}` : "")), h("td", {}, r.apart.join(", "))))))),
     h("p", { class: "hint" }, `at.% of all atoms. Limit: found in ${Math.round(100 * view.power)} % of samples where ${Math.round(100 * view.false_alarms)} % of undoped ones raise a false alarm.`));
   reply.append(card, table);
+  show(card);
   if (view.rows.some((r) => r.by_instrument)) {
     const grid = (title, head, rows) => h("section", { class: "card" }, h("h2", {}, title), h("div", { class: "wide" }, h("table", { class: "found" }, h("thead", {}, h("tr", {}, head.map((t) => h("th", {}, t)))), h("tbody", {}, rows.map((r) => h("tr", {}, r.map((t) => h("td", {}, t))))))));
     reply.append(grid("Limit with another instrument", ["dopant", "noise", "counting time", ...view.fwhms_mev.map((f) => `${+f.toPrecision(3)} meV`)],
@@ -566,7 +575,7 @@ function identifyTab(usePlan) {
     elements.choose(example.candidates);
     for (const role of Object.keys(ROLES)) pair[role].take(new File([example[role]], `${role}.csv`));
     while (!pair.host.info || !pair.doped.info) {
-      if (pair.host.problem || pair.doped.problem) return;
+      if (pair.host.problem || pair.doped.problem) { $("#example").disabled = false; return; }
       await new Promise((done) => setTimeout(done, 20));
     }
     truth = example.true;
@@ -582,7 +591,8 @@ function planTab() {
   const element = h("select", { name: "element" });
   fields.append(h("label", { class: "field" }, h("span", {}, "Kind of DOS"), kind), h("label", { class: "field", "data-for": "projected" }, h("span", {}, "of element"), element),
     number("Resolution, FWHM", "fwhm_mev", { value: 3, unit: "meV" }), number("Noise", "noise_percent", { value: 2, unit: "%", note: "of the host's highest value, at each point" }),
-    h("label", { class: "field" }, h("span", {}, "Amounts (at.%)"), h("input", { name: "amounts", value: "1, 3, 10" }), h("small", {}, "where intervals are told")));
+    h("label", { class: "field" }, h("span", {}, "Amounts (at.%)"), h("input", { name: "amounts", value: "1, 3, 10" }), h("small", {}, "where intervals are told")),
+    h("label", { class: "field check" }, h("input", { type: "checkbox", name: "vary", checked: true }), h("span", {}, "Other instruments and standards, too, for up to six dopants: takes longer")));
   let host, elements;
   const changed = () => {
     if (!host || !elements) return;
