@@ -29,7 +29,7 @@ include_patterns = [
     "CONTRIBUTING.md",
     "MODEL_CARD.md",
 ]
-exclude_patterns = [".venv", "runs", "demo", "dist", "build", "src", "tests", "checkpoints", "configs", ".*"]
+exclude_patterns = [".venv", "runs", "demo", "dist", "build", "site", "src", "tests", "checkpoints", "configs", ".*"]
 suppress_warnings = ["ref.python"]  # a word in backticks that is an attribute of several classes is no reference
 
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -42,8 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "images"
 DPI = 110
 COLOURS = 128  # of a palette, which halves a file
+HALF = 0.53  # of the picture of the landing page: where it is cut in two, one above the other on a phone
 SHOWN = 1.75  # of the edge: local modes of light dopants
-SHEARED = ((0, 0, 0), (3, -3, 0))  # primitive vectors to the two dopants of the sketch
+LIKELY = ("B", "C", "N", "Mg", "Al", "Si", "P", "Zn", "Ge", "Se", "In", "Sb")
+SHIFTS = ((0, 0, 0), (3, -3, 0))  # primitive vectors to the two dopants of the sketch
 
 
 @cache
@@ -67,7 +69,7 @@ def answer() -> KnownCrystalAnswer:
 
 
 def idea(path: Path) -> None:
-    """Two spectra, what each dopant changes in the crystal, and which of them explains the spectra."""
+    """Two spectra, what each dopant changes in the crystal, and which of them explains the spectra; in two halves."""
     found, known = answer(), crystal()
     with rc_context(STYLE):
         figure = Figure(figsize=(11.0, 4.0))
@@ -108,14 +110,14 @@ def _atoms(axes: Any, known: KnownCrystal) -> None:
     primitive = pack.host.primitive
     size = np.linalg.norm(one.change.reshape(len(one.basis), 3, len(one.basis), 3), axis=(1, 3))
     change: dict[tuple[int, ...], float] = {}
-    for shift in SHEARED:
+    for shift in SHIFTS:
         for k, (basis, lattice) in enumerate(zip(one.basis, one.lattice, strict=True)):
             key = (int(basis), *(lattice + np.array(shift)).tolist())
             change[key] = change.get(key, 0.0) + float(np.sqrt((size[k] ** 2).sum()))
     span = range(-9, 10)
     keys = [(b, i, j, k) for b in range(len(primitive)) for i in span for j in span for k in span]
     places = np.array([(primitive.frac[b] + (i, j, k)) @ primitive.cell for b, i, j, k in keys])
-    ends = np.array([(primitive.frac[site] + np.array(s)) @ primitive.cell for s in SHEARED])
+    ends = np.array([(primitive.frac[site] + np.array(s)) @ primitive.cell for s in SHIFTS])
     # Along a cubic axis, turned so that the two dopants lie side by side.
     along = ends[1] - ends[0]
     along /= np.linalg.norm(along)
@@ -219,9 +221,9 @@ def plan(path: Path) -> None:
 
 
 def limits(path: Path) -> None:
-    """Detection limits of all dopants of a pack."""
+    """Detection limits of a dozen likely dopants."""
     setup = Setup(kind="neutron-weighted", fwhm_mev=1.5, noise=0.01)
-    plot_plan(defectnet.plan("GaAs", setup=setup), path)
+    plot_plan(defectnet.plan("GaAs", LIKELY, setup=setup), path)
 
 
 def pack(path: Path) -> None:
@@ -251,12 +253,21 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def small(path: Path) -> None:
-    """Write a picture again with a resolution and a palette that keep it small."""
+def small(path: Path) -> list[Path]:
+    """Write a picture again with a resolution and a palette that keep it small; the one of the landing page as two."""
     with Image.open(path) as image:
         width = round(image.width * DPI / image.info["dpi"][0])
         shrunk = image.convert("RGB").resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        shrunk.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        reduced = shrunk.quantize(COLOURS, dither=Image.Dither.NONE)
+    if path.stem != "idea":
+        reduced.save(path, optimize=True)
+        return [path]
+    path.unlink()
+    middle = round(HALF * reduced.width)
+    halves = {"idea-1": (0, middle), "idea-2": (middle, reduced.width)}
+    for name, (left, right) in halves.items():
+        reduced.crop((left, 0, right, reduced.height)).save(path.with_stem(name), optimize=True)
+    return [path.with_stem(name) for name in halves]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -266,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in parser.parse_args(arguments).names or DRAWINGS:
         path = PICTURES / f"{name}.png"
         DRAWINGS[name](path)
-        small(path)
-        print(path.relative_to(ROOT), path.stat().st_size)
+        for written in small(path):
+            print(written.relative_to(ROOT), written.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def run(path: Path, before: str = "") -> nbformat.NotebookNode:
     metadata = notebook.metadata.copy()
     if before:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
-    os.environ["OMP_NUM_THREADS"] = "1"  # the kernel is a process of its own
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
     if before:
         del notebook.cells[0]
     for cell in notebook.cells:
