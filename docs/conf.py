@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version as version_of
 
 project = "defectnet"
-author = copyright = "The defectnet developers"  # noqa: A001 - Sphinx's name
+author = copyright = "The defectnet developers"
 version = release = version_of("defectnet")
 
 extensions = [

@@ -1,6 +1,6 @@
-"""Draw the pictures of the documentation from bundled data: python examples/gallery.py [names]; some ten minutes for all.
+"""Draw the pictures of the documentation from bundled data: python examples/gallery.py [names].
 
-The page that shows them is docs/gallery.md.
+Some five minutes for all. The page that shows them is docs/gallery.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from defectnet.plotting import (
     DOPED_COLOUR,
     HOST_COLOUR,
     PRESENT_COLOUR,
-    SITE_COLOURS,
     STYLE,
     plot_corner,
     plot_doped,
@@ -257,7 +256,9 @@ def small(path: Path) -> list[Path]:
     """Write a picture again with a resolution and a palette that keep it small; the one of the landing page as two."""
     with Image.open(path) as image:
         width = round(image.width * DPI / image.info["dpi"][0])
-        shrunk = image.convert("RGB").resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+        shrunk = image.convert("RGB").resize(
+            (width, round(image.height * width / image.width)), Image.Resampling.LANCZOS
+        )
         reduced = shrunk.quantize(COLOURS, dither=Image.Dither.NONE)
     if path.stem != "idea":
         reduced.save(path, optimize=True)

@@ -85,10 +85,20 @@ def test_commands_are_right(block):
 
 
 def test_a_wrong_command_is_noticed():
-    for words in ("identify --hots a.csv", "host shwo GaAs", "plan --pack GaAs", "identify --host a --doped b --minutes x"):
+    for words in (
+        "identify --hots a.csv",
+        "host shwo GaAs",
+        "plan --pack GaAs",
+        "identify --host a --doped b --minutes x",
+    ):
         with pytest.raises((SystemExit, jsonargparse.ArgumentError)):
             parse(["defectnet", *words.split()])
-    for words in ("make dmeo", "pip install defectnet[smi]", "python examples/galery.py", "defectnet simulate ... --ot x"):
+    for words in (
+        "make dmeo",
+        "pip install defectnet[smi]",
+        "python examples/galery.py",
+        "defectnet simulate ... --ot x",
+    ):
         with pytest.raises(AssertionError):
             parse(words.split())
 

@@ -235,7 +235,11 @@ def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
         else:
             axes.plot([0.0, 100 * p.upper[i]], [y, y], color=ABSENT_COLOUR, linewidth=3.0)
     axes.set_yticks(place, [f"{p.elements[i]}  {p.probability[i]:.0%}" for i in order])
-    axes.set(xlabel="Concentration (at.%)", title=f"Dopants, {p.coverage:.0%} intervals", ylim=(-0.7, max(len(order), 4) - 0.3))
+    axes.set(
+        xlabel="Concentration (at.%)",
+        title=f"Dopants, {p.coverage:.0%} intervals",
+        ylim=(-0.7, max(len(order), 4) - 0.3),
+    )
     axes.set_xlim(left=0.0)
     axes.annotate(
         f"something else: {p.other:.0%}",

@@ -767,8 +767,10 @@ def _drawn(found: Sequence[Hypothesis], share: FloatArray, element: Sequence[int
     """Draw concentrations of elements: hypotheses by their share, and of each its samples by their weight.
 
     Args:
-        found: Hypotheses. share: Their probabilities, sum 1.
-        element: (K,) position of each candidate's element. elements: Their number, J.
+        found: Hypotheses.
+        share: Their probabilities, sum 1.
+        element: (K,) position of each candidate's element.
+        elements: Their number, J.
     """
     rng = np.random.default_rng(0)
     out, end = np.zeros((DRAWN, elements)), 0
