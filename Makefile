@@ -1,7 +1,9 @@
 # make demo    set up and identify the dopant of the example pair, with a host pack
 # make test    set up and run the tests
 # make lint    ruff and mypy
-# make docs    refresh what README.md shows of checkpoints and of the example
+# make docs    refresh what documents show of checkpoints, results and the example, and the outputs of notebooks
+# make gallery draw the pictures of the documentation again, some ten minutes
+# make docs-site   build the documentation site, site/index.html
 # make clean   remove what these made, the virtual environment too; not runs/, where training writes
 #
 # Another Python: make demo PYTHON=python3.12
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 PACK := $(shell sed -n 's/.*"pack": "\(.*\)".*/\1/p' examples/answer.json)
 CANDIDATES := $(shell sed -n 's/.*"candidates": "\(.*\)".*/\1/p' examples/answer.json)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs gallery docs-site clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-sim,plot
@@ -33,6 +35,14 @@ lint: $(VENV)/.stamp-dev
 
 docs: $(VENV)/.stamp-test
 	$(BIN)/python examples/refresh_readme.py
+	$(BIN)/python examples/run_notebooks.py
+
+gallery: $(VENV)/.stamp-test
+	$(BIN)/python examples/gallery.py
+
+# Warnings are errors, links that lead nowhere in the repository among them. Notebooks are not run.
+docs-site: $(VENV)/.stamp-docs
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . site
 
 # One stamp for each extra of pyproject.toml: installed again only when these files change.
 $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/pip
@@ -47,5 +57,5 @@ $(BIN)/pip:
 		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu it is the package python3-venv." >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

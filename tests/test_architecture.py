@@ -1,4 +1,4 @@
-"""docs/architecture.md holds: a network of one's own is a file, two lines of the table of networks, and a recipe."""
+"""docs/extending.md holds: a network of one's own is a file, two lines of the table of networks, and a recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import defectnet
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(defectnet.__file__).parent
-TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 PAIR = ["--host", str(ROOT / "examples" / "host.csv"), "--doped", str(ROOT / "examples" / "doped.csv")]
 
 

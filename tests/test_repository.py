@@ -26,7 +26,7 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".ipynb", ".csv
 PLACES = [re.compile(rf"(?<![\w.~:/-])/{name}/") for name in ("home", "work", "tmp", "root", "Users")]
 PLACES.append(re.compile(r"\.\./" + "shared"))
 # Not part of the repository: what git ignores, at the root.
-IGNORED = {".git", ".venv", "runs", "demo", "dist", "build", "lightning_logs", ".hypothesis"}
+IGNORED = {".git", ".venv", "runs", "demo", "dist", "build", "site", "lightning_logs", ".hypothesis"}
 
 
 def is_ours(path: Path) -> bool:
@@ -100,15 +100,15 @@ def test_results_stand_where_they_should():
     assert set(bundled()) <= set(results)
 
 
-@pytest.mark.parametrize("goal", ["demo", "test", "lint", "docs", "clean"])
+@pytest.mark.parametrize("goal", ["demo", "test", "lint", "docs", "gallery", "docs-site", "clean"])
 def test_makefile_has_the_goal(goal):
     done = subprocess.run(["make", "--dry-run", goal], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_ci_runs_the_tests_and_nothing_else():
+def test_ci_runs_the_tests_and_builds_the_site():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -euo pipefail"
-    assert lines[-1] == "make test"
+    assert lines[-2:] == ["make test", "make docs-site"]

@@ -30,19 +30,20 @@ if TYPE_CHECKING:
     from defectnet.inference.plan import Plan
     from defectnet.prediction import Prediction
 
-HOST_COLOUR = "#5b6470"
+HOST_COLOUR = "#8a94a0"  # the four differ in grey, too
 DOPED_COLOUR = "#c1440e"
-PRESENT_COLOUR = "#1f6f8b"
+PRESENT_COLOUR = "#0b4f6c"
 ABSENT_COLOUR = "#c3ccd4"
 GRID_POINTS = 1024
 MOST_ELEMENTS = 8
-DOPANT_COLOURS = ("#c1440e", "#1f6f8b", "#7a5195", "#c58b00", "#3f7d3a", "#d45087")
+CORNER = 4  # elements of a corner plot
 SITE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito
+LINES = ("-", "--", ":", "-.")
 FEW_LABELS = 8  # dopants of a matrix whose numbers are written large
 BROADENING = 0.02  # of the edge: a supercell has few modes, which as lines hide the shape
 LEAST_ROWS = 6  # so that two bars are not drawn as two blocks
 
-_STYLE: Any = {  # Any: the keys that matplotlib types differ between its versions
+STYLE: Any = {  # Any: the keys that matplotlib types differ between its versions
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -128,24 +129,80 @@ def plot_known(answer: KnownCrystalAnswer, path: str | Path | None = None) -> Fi
     return figure
 
 
+def plot_corner(answer: KnownCrystalAnswer, path: str | Path | None = None) -> Figure:
+    """Draw the posterior of concentrations: of each of the likeliest elements, and of each two of them.
+
+    Args:
+        answer: From `KnownCrystal.identify`.
+        path: As in `plot_pair`.
+
+    Returns:
+        The figure, independent of pyplot's state.
+
+    Raises:
+        ConfigError: As `plot_pair`.
+    """
+    p = answer.posterior
+    order = np.argsort(-p.probability, kind="stable")[:CORNER]
+    size = 1.7 * len(order) + 0.6
+    with _drawn((size, size), path) as figure:
+        cells = figure.subplots(len(order), len(order), sharex="col", squeeze=False)
+        for y, second in enumerate(order):
+            for x, first in enumerate(order):
+                _draw_corner(cells[y, x], answer, int(first), int(second), x, y, last=y == len(order) - 1)
+        figure.align_ylabels(cells[:, 0])
+        figure.suptitle(f"{answer.formula}: concentrations, {len(p.samples):,} draws", fontsize=10.0, x=0.01, ha="left")
+    return figure
+
+
+def _draw_corner(
+    axes: Axes, answer: KnownCrystalAnswer, first: int, second: int, x: int, y: int, *, last: bool
+) -> None:
+    if x > y:
+        axes.set_axis_off()
+        return
+    p = answer.posterior
+    across, up = 100.0 * p.samples[:, first], 100.0 * p.samples[:, second]
+    ends = [max(1.0, 1.05 * float(np.quantile(values, 0.995))) for values in (across, up)]
+    axes.set_xlim(0.0, ends[0])
+    if x == y:
+        there = across[across > 0.0]
+        weights = np.full(len(there), 1.0 / len(across))
+        axes.hist(there, bins=30, range=(0.0, ends[0]), weights=weights, color=PRESENT_COLOUR)
+        for end in 100.0 * np.array([p.low[first], p.high[first]]) if p.probability[first] >= 0.5 else ():
+            axes.axvline(end, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.set_yticks([])
+        axes.set_title(f"{p.elements[first]}  {p.probability[first]:.0%}")
+    else:
+        # Absent is a concentration of zero: such draws lie along the axes.
+        axes.plot(across, up, ".", color=HOST_COLOUR, markersize=1.6, alpha=0.35, rasterized=True)
+        axes.set_ylim(-0.03 * ends[1], ends[1])
+        axes.set_xlim(-0.03 * ends[0], ends[0])
+    if last:
+        axes.set_xlabel(f"{p.elements[first]} (at.%)")
+    if x == 0 and y > 0:
+        axes.set_ylabel(f"{p.elements[second]} (at.%)")
+
+
 def _draw_change(top: Axes, middle: Axes, bottom: Axes, answer: KnownCrystalAnswer) -> None:
     energy, host = answer.energy_mev, answer.pristine
+    top.fill_between(energy, host, color=HOST_COLOUR, alpha=0.18, linewidth=0)
     top.plot(energy, host, color=HOST_COLOUR, label="host, measured")
     top.plot(energy, host + answer.measured, color=DOPED_COLOUR, label="sample, measured")
     top.plot(energy, host + answer.predicted, color=PRESENT_COLOUR, linestyle="--", label="sample, predicted")
     top.legend(fontsize=8.0)
-    top.set(ylabel="DOS", title=f"{answer.formula}, {answer.kind}, {answer.fwhm_mev:.2g} meV wide")
+    top.set(ylabel="DOS (1/edge)", title=f"{answer.formula}, {answer.kind}, {answer.fwhm_mev:.2g} meV wide")
     middle.axhline(0.0, color=HOST_COLOUR, linewidth=0.6)
     low, high = answer.predicted - 2.0 * answer.band, answer.predicted + 2.0 * answer.band
     middle.fill_between(energy, low, high, color=PRESENT_COLOUR, alpha=0.2, linewidth=0.0, label="two deviations")
     middle.plot(energy, answer.predicted, color=PRESENT_COLOUR, linestyle="--", label="predicted")
     middle.plot(energy, answer.measured, color=DOPED_COLOUR, label="measured")
     middle.legend(fontsize=8.0, ncols=3)
-    middle.set(ylabel="sample less host", title=f"The change: {answer.posterior.explained:.0%} explained")
+    middle.set(ylabel="sample $-$ host", title=f"The change: {answer.posterior.explained:.0%} explained")
     rest = (answer.measured - answer.predicted) / np.sqrt(answer.noise**2 + answer.band**2)
     bottom.axhspan(-2.0, 2.0, color=ABSENT_COLOUR, alpha=0.5, linewidth=0.0)
     bottom.plot(energy, rest, color="black", linewidth=0.9)
-    bottom.set(xlabel="energy / meV", ylabel="left over /\ndeviation", ylim=(-5.0, 5.0))
+    bottom.set(xlabel="Energy (meV)", ylabel="left over /\ndeviation", ylim=(-5.0, 5.0))
 
 
 def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
@@ -160,7 +217,11 @@ def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
         else:
             axes.plot([0.0, 100 * p.upper[i]], [y, y], color=ABSENT_COLOUR, linewidth=3.0)
     axes.set_yticks(place, [f"{p.elements[i]}  {p.probability[i]:.0%}" for i in order])
-    axes.set(xlabel="at.%", title=f"Dopants, {p.coverage:.0%}", ylim=(-0.7, max(len(order), 4) - 0.3))
+    axes.set(
+        xlabel="Concentration (at.%)",
+        title=f"Dopants, {p.coverage:.0%} intervals",
+        ylim=(-0.7, max(len(order), 4) - 0.3),
+    )
     axes.set_xlim(left=0.0)
     text = f"something else: {p.other:.0%}"
     axes.annotate(text, (1.0, 0.0), (-2, 4), "axes fraction", "offset points", ha="right", fontsize=8.0)
@@ -222,7 +283,7 @@ def _draw_limits(axes: Axes, plan: Plan) -> None:
 def _draw_instruments(axes: Axes, plan: Plan) -> None:
     from matplotlib.lines import Line2D
 
-    styles: Any = ("-", "--", ":", "-.")
+    styles: Any = LINES
     noise = 100.0 * np.array(plan.noises)
     for i in range(len(plan.dopants)):
         for f in range(len(plan.fwhms_mev)):
@@ -482,7 +543,7 @@ def _drawn(size: tuple[float, float], path: str | Path | None) -> Iterator[Figur
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("a plot needs matplotlib", fix="Install it: pip install 'defectnet[plot]'") from error
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         if path is not None:
@@ -513,9 +574,10 @@ def _draw_row(top: Axes, bottom: Axes, sample: Sample) -> None:
     stiffness = "" if sample.variant == AS_IS else f", {sample.variant}"
     top.set_title(f"{sample.row_id}: {sample.atoms} atoms, {sample.placement}{stiffness}")
     top.tick_params(labelbottom=False)
-    for (symbol, curve), colour in zip(dopants.items(), DOPANT_COLOURS, strict=False):
+    for number, (symbol, curve) in enumerate(dopants.items()):
+        style: Any = {"color": SITE_COLOURS[number % len(SITE_COLOURS)], "linestyle": LINES[number % len(LINES)]}
         share = f"{symbol}, {100.0 * sample.concentrations[symbol]:.2f} at.%"
-        bottom.plot(energy, curve, color=colour, linewidth=1.2, label=share)
+        bottom.plot(energy, curve, linewidth=1.2, label=share, **style)
     if dopants:
         bottom.set_ylim(0.0, 1.12 * max(float(curve.max()) for curve in dopants.values()))
         bottom.legend(**beside)

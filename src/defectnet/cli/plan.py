@@ -28,7 +28,7 @@ def plan_measurement(
 
     The smallest concentration of each dopant that is found in 90 % of samples where 5 % of undoped ones raise a false
     alarm; what noise, resolution and standards change; which dopants are taken for one another.
-    See docs/known-crystal.md.
+    See docs/planning.md.
 
     Args:
         dopants: Dopants in question, such as Al@Mg,C@B; or all that the pack holds.

@@ -52,6 +52,9 @@ FEW: Final = 12
 SAMPLES: Final = 192
 """Concentrations drawn for a subset, around the best."""
 
+DRAWN: Final = 4000
+"""Concentrations drawn from the posterior, for pictures of it."""
+
 STEPS: Final = 25
 """Most steps to the likeliest concentrations."""
 
@@ -437,6 +440,7 @@ class Posterior:
         p_value: Probability of a misfit as large as this under the best explanation.
         likeliest: The likeliest explanations, at most ten.
         best: (K,) concentrations of the likeliest.
+        samples: (`DRAWN`, J) concentrations drawn from the posterior, 0 where an element is absent.
     """
 
     dopants: tuple[str, ...]
@@ -453,6 +457,7 @@ class Posterior:
     p_value: float
     likeliest: tuple[Likely, ...]
     best: FloatArray
+    samples: FloatArray
 
 
 def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Posterior:
@@ -754,7 +759,29 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
         p_value,
         tuple(likeliest),
         best,
+        _drawn(found, share, [elements.index(symbol) for symbol in symbols], j),
     )
+
+
+def _drawn(found: Sequence[Hypothesis], share: FloatArray, element: Sequence[int], elements: int) -> FloatArray:
+    """Draw concentrations of elements: hypotheses by their share, and of each its samples by their weight.
+
+    Args:
+        found: Hypotheses.
+        share: Their probabilities, sum 1.
+        element: (K,) position of each candidate's element.
+        elements: Their number, J.
+    """
+    rng = np.random.default_rng(0)
+    out, end = np.zeros((DRAWN, elements)), 0
+    for one, count in zip(found, rng.multinomial(DRAWN, share), strict=True):
+        start, end = end, end + int(count)
+        if not count:
+            continue
+        chosen = one.concentration[rng.choice(len(one.weight), count, p=one.weight)]
+        for column, candidate in enumerate(one.subset):
+            out[start:end, element[candidate]] += chosen[:, column]
+    return out
 
 
 def _quantiles(values: FloatArray, weights: FloatArray, at: Sequence[float]) -> FloatArray:

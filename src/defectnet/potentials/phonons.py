@@ -37,7 +37,7 @@ class Modes:
 
     Attributes:
         energy_mev: (M,) energies; imaginary ones are negative.
-        weight: (M, N) share of each atom, |e|^2; rows sum to 1.
+        weight: (M, N) share of each atom, ``|e|^2``; rows sum to 1.
     """
 
     energy_mev: FloatArray
@@ -73,7 +73,7 @@ def folded(supercell: NDArray[np.int64], q: FloatArray) -> list[FloatArray]:
         q: (3,) in units of the supercell's reciprocal lattice vectors.
 
     Returns:
-        |det(supercell)| vectors in units of the primitive reciprocal lattice vectors.
+        ``|det(supercell)|`` vectors in units of the primitive reciprocal lattice vectors.
     """
     count = round(abs(np.linalg.det(supercell)))
     inverse = np.linalg.inv(supercell)
