@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.ndimage import gaussian_filter1d
 
 from conftest import TINY_NETS
+from defectnet import hub, pipeline
 from defectnet.batch import Batch, Computed
 from defectnet.cli import main
 from defectnet.config import MODEL_GRID, STORAGE_GRID
@@ -24,6 +25,7 @@ from defectnet.data.shards import in_brief, read_shard, shard_files
 from defectnet.elements import VOCABULARY
 from defectnet.errors import ConfigError, ShardError, SpectrumError
 from defectnet.inference.responses import compute_responses, likeliest_sites, on_model_grid
+from defectnet.io.write import write_spectrum
 from defectnet.models.registry import build_model
 from defectnet.nn.computed import BINS
 from defectnet.spectrum import Spectrum
@@ -279,3 +281,32 @@ def test_responses_of_a_folder_of_packs(tmp_path):
     assert sorted(read_responses(tmp_path / "responses")) == ["GaAs", "other"]
     main(command)
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "responses").iterdir()}
+
+
+def test_quick_answers(networks, tmp_path, capsys, monkeypatch):
+    """`identify --quick` and tables answer as `predict` with the responses of the pack; other questions are refused."""
+    pack, (_, _, taught) = gallium_arsenide(), networks
+    pack.save(tmp_path / "pack")
+    made = pack.spectrum("P=0.04", cells=2, atoms=32)
+    files = [str(tmp_path / name) for name in ("host.csv", "doped.csv")]
+    for path, one in zip(files, (made.host_spectrum(), made.doped_spectrum()), strict=True):
+        write_spectrum(path, one)
+    monkeypatch.setattr(hub, "from_pretrained", lambda *_, **__: taught)
+    monkeypatch.setattr(pipeline, "from_pretrained", lambda *_, **__: taught)
+    ask = ["identify", "--host", files[0], "--doped", files[1], "--pack", str(tmp_path / "pack"), "--quick"]
+    main([*ask, "--candidates", "Al@Ga,P", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    expected = taught.predict(*files, "GaAs", candidates=["Al", "P"], responses=compute_responses(pack))
+    assert told["answered_by"] == "network with computed responses"
+    assert {one["element"]: one["probability"] for one in told["elements"]} == pytest.approx(
+        dict(zip(expected.elements, expected.probability.tolist(), strict=True)), abs=1e-4
+    )
+    found = pipeline.identify(*files, pack=pack, candidates=["Al@Ga", "P"], quick=True)
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-9)
+    for wrong, what in (
+        ([*ask[:5], "--formula", "GaAs", "--quick"], "known crystal"),
+        ([*ask, "--same-potential"], "takes no"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert what in capsys.readouterr().err

@@ -39,7 +39,7 @@ _WORK: Final = "defectnet.app.work"
 
 
 @dataclass
-class Job:
+class PageJob:
     """A question on its way.
 
     Attributes:
@@ -88,19 +88,19 @@ class Jobs:
         self.at_once = dict(AT_ONCE if at_once is None else at_once)
         self._context = _context()
         self._lock = threading.RLock()
-        self._jobs: dict[str, Job] = {}
-        self._queues: dict[str, deque[Job]] = {lane: deque() for lane in self.at_once}
+        self._jobs: dict[str, PageJob] = {}
+        self._queues: dict[str, deque[PageJob]] = {lane: deque() for lane in self.at_once}
         self._running = dict.fromkeys(self.at_once, 0)
         self._closed = threading.Event()
         threading.Thread(target=self._sweep, daemon=True).start()
 
-    def start(self, name: str, request: dict[str, Any], lane: str) -> Job:
+    def start(self, name: str, request: dict[str, Any], lane: str) -> PageJob:
         """Take in a question.
 
         Raises:
             ConfigError: Too many wait already.
         """
-        job = Job(name, request, lane)
+        job = PageJob(name, request, lane)
         with self._lock:
             if len(self._queues[lane]) >= WAITING:
                 raise ConfigError(f"{WAITING} questions wait already", fix="Ask again in some minutes")
@@ -109,7 +109,7 @@ class Jobs:
             self._dispatch(lane)
         return job
 
-    def get(self, key: str) -> Job | None:
+    def get(self, key: str) -> PageJob | None:
         """Return a question, or None if there is none; whoever asks keeps it alive."""
         with self._lock:
             job = self._jobs.get(key)
@@ -117,13 +117,13 @@ class Jobs:
                 job.asked = time.monotonic()
             return job
 
-    def ahead(self, job: Job) -> int:
+    def ahead(self, job: PageJob) -> int:
         """Return how many questions come before one that waits."""
         with self._lock:
             queue = self._queues[job.lane]
             return queue.index(job) if job in queue else 0
 
-    def stop(self, job: Job) -> None:
+    def stop(self, job: PageJob) -> None:
         """End a question, at once."""
         with self._lock:
             if job.over:
@@ -148,7 +148,7 @@ class Jobs:
             self._running[lane] += 1
             threading.Thread(target=self._attend, args=(job,), daemon=True).start()
 
-    def _attend(self, job: Job) -> None:
+    def _attend(self, job: PageJob) -> None:
         """Run one question to its end."""
         folder = tempfile.mkdtemp(prefix="defectnet-")
         try:
@@ -180,7 +180,7 @@ class Jobs:
                 self._dispatch(job.lane)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _listen(self, job: Job, source: Connection) -> None:
+    def _listen(self, job: PageJob, source: Connection) -> None:
         while True:
             try:
                 kind, value = source.recv()

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from defectnet.app.jobs import Job, Jobs, sentence
+from defectnet.app.jobs import Jobs, PageJob, sentence
 from defectnet.errors import ConfigError, DefectNetError
 
 STATIC: Final = Path(__file__).with_name("static")
@@ -154,7 +154,7 @@ def create_app(running: Jobs, facts: dict[str, Any], names: frozenset[str] | Non
         job = running.start(name, question, "short" if short else "long")
         return JSONResponse({"id": job.id})
 
-    def found(request: Request) -> Job:
+    def found(request: Request) -> PageJob:
         job = running.get(request.path_params["id"])
         if job is None:
             raise HTTPException(
