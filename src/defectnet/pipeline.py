@@ -125,7 +125,7 @@ class Asker:
         )
 
     def ask_many(self, questions: Sequence[Question]) -> list[Answer | Unanswered]:
-        """Answer each question, in order; where one cannot be answered a `Unanswered` says why."""
+        """Answer each question, in order; where one cannot be answered an `Unanswered` says why."""
         found: list[Answer | Unanswered | None] = [None] * len(questions)
         queries: dict[int, Query] = {}
         for i, one in enumerate(questions):

@@ -101,7 +101,7 @@ _A = TypeVar("_A")
 
 
 def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> list[_A | Unanswered]:
-    """Answer questions; one that cannot be answered is a `Unanswered` in its place, and ends nothing.
+    """Answer questions; one that cannot be answered is an `Unanswered` in its place, and ends nothing.
 
     Args:
         ask: Answers many at once, or raises for one of them.

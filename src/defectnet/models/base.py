@@ -291,7 +291,7 @@ class DefectModel(nn.Module, Estimator):
             queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge[, responses]]]).
             unit: As in `predict`.
             kind: As in `predict`.
-            on_error: ``raise``, or ``record``: a query that cannot be answered is a `Unanswered` in its place.
+            on_error: ``raise``, or ``record``: a query that cannot be answered is an `Unanswered` in its place.
 
         Raises:
             DefectNetError: As `predict`, naming the query, counted from 0.
