@@ -68,7 +68,7 @@ def main(folder: Path = Path(__file__).parent) -> list[str]:
     for name, formula in hosts().items():
         answers = model.predict_many([Query(host, doped, formula), Query(host, doped, "Xx")], on_error="record")
         for one in answers:
-            said.append(f"{name}: {one.error if isinstance(one, defectnet.Failure) else one.sentence}")
+            said.append(f"{name}: {one.error if isinstance(one, defectnet.Unanswered) else one.sentence}")
     single = defectnet.identify(host, doped, formula="CdTe", candidates=["Mg", "Zn"])
     again = defectnet.answer_from_dict(single.to_dict())
     said.append(f"{len(again.to_frame())} elements; {again.provenance['weights_sha256']}")

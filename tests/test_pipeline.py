@@ -14,7 +14,7 @@ import pytest
 
 import defectnet
 import pipeline_forms
-from defectnet import Failure, Prediction, answer_from_dict, identify, identify_table
+from defectnet import Prediction, Unanswered, answer_from_dict, identify, identify_table
 from defectnet.cli import main
 from defectnet.crystal.pack import HostPack
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
@@ -48,7 +48,7 @@ def crystal() -> KnownCrystalAnswer:
     tables = [pd.DataFrame({"energy_meV": one.energy_mev, "dos": one.dos}) for one in spectra]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("defectnet.inference.known_crystal.CELLS", (8, 16))
-        patch.setattr("defectnet.inference.known_crystal.NEAR_CELLS", 8)
+        patch.setattr("defectnet.inference.known_crystal.ROUNDS", 0)
         return KnownCrystal(HostPack.load("CdTe"), ["Mg"]).identify(*tables, kind="neutron-weighted")
 
 
@@ -210,8 +210,8 @@ def test_one_that_cannot_be_answered_ends_nothing(model):
     good = (EXAMPLES / "host.csv", EXAMPLES / "doped.csv", "CdTe", ["Mg"])
     asked = [good, ("none.csv", *good[1:]), (*good[:2], "Xx"), good, (*good[:3], ["Cd"])]
     found = model.predict_many(asked, on_error="record")
-    assert [isinstance(one, Failure) for one in found] == [False, True, True, False, True]
-    assert [one.what for one in found if isinstance(one, Failure)][:2] == ["SpectrumError", "FormulaError"]
+    assert [isinstance(one, Unanswered) for one in found] == [False, True, True, False, True]
+    assert [one.what for one in found if isinstance(one, Unanswered)][:2] == ["SpectrumError", "FormulaError"]
     assert "none.csv does not exist" in found[1].error
     assert found[0].to_dict() == model.predict_many([good])[0].to_dict()
     with pytest.raises(SpectrumError, match=r"query 1: file none\.csv"):

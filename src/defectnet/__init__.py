@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from defectnet.inference.responses import compute_responses
     from defectnet.io import read_spectrum
     from defectnet.pipeline import answer_from_dict, identify, identify_table
-    from defectnet.prediction import Failure, Prediction
+    from defectnet.prediction import Prediction, Unanswered
     from defectnet.spectrum import Spectrum
 
 __version__: str = version("defectnet")
 __all__ = [
-    "Failure",
     "HostPack",
     "Prediction",
     "Spectrum",
+    "Unanswered",
     "__version__",
     "answer_from_dict",
     "compute_responses",
@@ -40,7 +40,7 @@ __all__ = [
 
 # Loaded on first use: `import defectnet`, and so every command line, starts without torch.
 _HOMES = {
-    "Failure": "defectnet.prediction",
+    "Unanswered": "defectnet.prediction",
     "HostPack": "defectnet.crystal.pack",
     "Prediction": "defectnet.prediction",
     "Spectrum": "defectnet.spectrum",

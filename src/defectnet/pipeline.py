@@ -20,7 +20,7 @@ from defectnet.files import file_sha256, home_expanded, locked, replacing
 from defectnet.hub import from_pretrained
 from defectnet.io.objects import as_spectrum
 from defectnet.models.base import DefectModel, Query, SpectrumLike
-from defectnet.prediction import Failure, Prediction
+from defectnet.prediction import Prediction, Unanswered
 from defectnet.provenance import made_with, weights_sha256
 from defectnet.spectrum import Spectrum
 
@@ -131,9 +131,9 @@ class Asker:
             standards=self.standards,
         )
 
-    def ask_many(self, questions: Sequence[Question]) -> list[Answer | Failure]:
-        """Answer each question, in order; where one cannot be answered a `Failure` says why."""
-        found: list[Answer | Failure | None] = [None] * len(questions)
+    def ask_many(self, questions: Sequence[Question]) -> list[Answer | Unanswered]:
+        """Answer each question, in order; where one cannot be answered an `Unanswered` says why."""
+        found: list[Answer | Unanswered | None] = [None] * len(questions)
         queries: dict[int, Query] = {}
         for i, one in enumerate(questions):
             try:
@@ -142,7 +142,7 @@ class Asker:
                 else:
                     queries[i] = Query(*one.spectra(), one.formula, one.candidates, one.edge)
             except _RECORDED as error:
-                found[i] = Failure.of(error)
+                found[i] = Unanswered.of(error)
         if queries:
             answers = self.model.predict_many(list(queries.values()), on_error="record")
             for i, answer in zip(queries, answers, strict=True):
@@ -247,7 +247,7 @@ class Told(NamedTuple):
 class _Row(NamedTuple):
     line: int
     cells: dict[str, str]
-    question: Question | Failure
+    question: Question | Unanswered
     key: str
 
 
@@ -287,7 +287,7 @@ def identify_table(
         report(kept, len(rows))
         with journal.open("ab") as file:
             for some in _together([row for row in rows if row.key not in done]):
-                told = [row.question if isinstance(row.question, Failure) else None for row in some]
+                told = [row.question if isinstance(row.question, Unanswered) else None for row in some]
                 asked = [row.question for row in some if isinstance(row.question, Question)]
                 answers = iter(asker.ask_many(asked))
                 for row, failure in zip(some, told, strict=True):
@@ -333,7 +333,7 @@ def _rows(path: Path, asker: Asker, defaults: Mapping[str, str]) -> list[_Row]:
     return rows
 
 
-def _question(cells: Mapping[str, str], folder: Path) -> Question | Failure:
+def _question(cells: Mapping[str, str], folder: Path) -> Question | Unanswered:
     """Return what a row asks."""
     values: dict[str, Any] = {role: str(folder / cells[title]) for title, role in _ROLES.items() if title in cells}
     unit = cells.get("unit")
@@ -352,10 +352,10 @@ def _question(cells: Mapping[str, str], folder: Path) -> Question | Failure:
             values["edge"] = float(values["edge"])
         return Question(**values)
     except ValueError as error:  # of this package, or of float
-        return Failure.of(error)
+        return Unanswered.of(error)
 
 
-def _key(question: Question | Failure, asker: Asker, digests: dict[str, str]) -> str:
+def _key(question: Question | Unanswered, asker: Asker, digests: dict[str, str]) -> str:
     """Return what must be the same for an answer to be the same."""
 
     def digest(path: str) -> str:
@@ -363,7 +363,7 @@ def _key(question: Question | Failure, asker: Asker, digests: dict[str, str]) ->
             digests[path] = file_sha256(path) if Path(path).is_file() else ""
         return digests[path]
 
-    of: list[Any] = [question.to_dict()] if isinstance(question, Failure) else [asdict(question)]
+    of: list[Any] = [question.to_dict()] if isinstance(question, Unanswered) else [asdict(question)]
     if isinstance(question, Question):
         of += [digest(str(path)) for path in (question.host, question.doped, question.structure)]
         if question.pack is not None:
@@ -388,18 +388,18 @@ def _folder(pack: str) -> Path | None:
 def _together(rows: Iterable[_Row]) -> list[list[_Row]]:
     """Part rows: those of one known crystal one after the other, each alone, for they take long; others together."""
     found: list[list[_Row]] = []
-    plain = [row for row in rows if isinstance(row.question, Failure) or not row.question.known]
+    plain = [row for row in rows if isinstance(row.question, Unanswered) or not row.question.known]
     known = [row for row in rows if isinstance(row.question, Question) and row.question.known]
     found += [plain[i : i + TOGETHER] for i in range(0, len(plain), TOGETHER)]
     known.sort(key=lambda row: json.dumps([getattr(row.question, x) for x in ("pack", "structure", "candidates")]))
     return [*found, *([row] for row in known)]
 
 
-def _record(row: _Row, answer: Answer | Failure) -> dict[str, Any]:
+def _record(row: _Row, answer: Answer | Unanswered) -> dict[str, Any]:
     """Return the columns of an answer, as plain values."""
     record: dict[str, Any] = dict.fromkeys(_ANSWER)
     record |= {title: row.cells.get(title, "") for title in ("host_file", "doped_file", "formula")}
-    if isinstance(answer, Failure):
+    if isinstance(answer, Unanswered):
         return {**record, **{name: [] for name in _LISTS}, "error": answer.error}
     document = answer.to_dict()
     record |= {name: document[name] for name in record if name in document}

@@ -72,7 +72,7 @@ class Fit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Failure:
+class Unanswered:
     """Takes the place of an answer that could not be given.
 
     Attributes:
@@ -87,7 +87,7 @@ class Failure:
         return False
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def of(cls, error: Exception) -> Unanswered:
         """Record an error."""
         return cls(" ".join(str(error).split()), type(error).__name__)
 
@@ -100,8 +100,8 @@ _Q = TypeVar("_Q")
 _A = TypeVar("_A")
 
 
-def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> list[_A | Failure]:
-    """Answer questions; one that cannot be answered is a `Failure` in its place, and ends nothing.
+def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> list[_A | Unanswered]:
+    """Answer questions; one that cannot be answered is an `Unanswered` in its place, and ends nothing.
 
     Args:
         ask: Answers many at once, or raises for one of them.
@@ -111,7 +111,7 @@ def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> 
         return list(ask(queries))
     except (DefectNetError, ArithmeticError, OSError, np.linalg.LinAlgError) as error:
         if len(queries) == 1:
-            return [Failure.of(error)]
+            return [Unanswered.of(error)]
     half = len(queries) // 2
     return [*recorded(ask, queries[:half]), *recorded(ask, queries[half:])]
 

@@ -26,7 +26,7 @@ from defectnet.models.estimator import NEEDS_CANDIDATES, Estimator
 from defectnet.models.goodness import goodness
 from defectnet.models.losses import HURDLE_WEIGHTS, LossTerm, hurdle_expected, hurdle_terms
 from defectnet.nn.heads import MAX_CONCENTRATION
-from defectnet.prediction import Failure, Fit, Prediction, recorded
+from defectnet.prediction import Fit, Prediction, Unanswered, recorded
 from defectnet.provenance import made_with
 from defectnet.spectrum import KINDS, Spectrum
 
@@ -275,7 +275,7 @@ class DefectModel(nn.Module, Estimator):
         unit: str | None = None,
         kind: str | None = None,
         on_error: Literal["record"],
-    ) -> list[Prediction | Failure]: ...
+    ) -> list[Prediction | Unanswered]: ...
 
     def predict_many(
         self,
@@ -284,14 +284,14 @@ class DefectModel(nn.Module, Estimator):
         unit: str | None = None,
         kind: str | None = None,
         on_error: Literal["raise", "record"] = "raise",
-    ) -> list[Prediction] | list[Prediction | Failure]:
+    ) -> list[Prediction] | list[Prediction | Unanswered]:
         """Answer many questions at once; each answer is what `predict` gives alone.
 
         Args:
             queries: Questions, or plain tuples (host, doped, formula[, candidates[, edge[, responses]]]).
             unit: As in `predict`.
             kind: As in `predict`.
-            on_error: ``raise``, or ``record``: a query that cannot be answered is a `Failure` in its place.
+            on_error: ``raise``, or ``record``: a query that cannot be answered is an `Unanswered` in its place.
 
         Raises:
             DefectNetError: As `predict`, naming the query, counted from 0.
