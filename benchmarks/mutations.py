@@ -557,10 +557,10 @@ MUTATIONS: list[Mutation] = [
             (f"{D}likely_distractors",),
         ),
         (
-            "familiar ones not first",
-            "< settings.familiar_share) & known.any(axis=1)",
+            "hard negatives not first",
+            "< settings.hard_negative_share) & known.any(axis=1)",
             "< 0.0) & known.any(axis=1)",
-            (f"{D}familiar_distractors",),
+            (f"{D}hard_negatives",),
         ),
     ),
     *_of(

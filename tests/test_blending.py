@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defectnet.data import dataset
-from defectnet.data.blending import LEAST_CONCENTRATION, MOST_DOPANTS, blend, by_host, familiar, key
+from defectnet.data.blending import LEAST_CONCENTRATION, MOST_DOPANTS, blend, by_host, hard_negatives, key
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.dataset import ShardDataset, Stream, View, index_folder
 from defectnet.data.module import SpectraDataModule
@@ -147,7 +147,7 @@ def test_no_part_without_area(group):
 
 
 def questions_of(folder, share, seed: int | None = 3):
-    view = View(measurement=CLEAN, seed=seed, tracks=TrackSettings(familiar_share=share))
+    view = View(measurement=CLEAN, seed=seed, tracks=TrackSettings(hard_negative_share=share))
     stream = Stream(batch_size=8, shuffle=True, buffer_rows=40)
     return [
         item
@@ -158,14 +158,14 @@ def questions_of(folder, share, seed: int | None = 3):
 
 def test_dopants_of_a_host_are_known_whatever_its_stiffness(group):
     rows = [replace(group[0], edge_mev=1.0), group[1], replace(group[2], row_id="other/0")]
-    known = familiar(by_host(rows))
+    known = hard_negatives(by_host(rows))
     assert known["host"] == tuple(sorted({*group[0].dopants.tolist(), *group[1].dopants.tolist()}))
     assert known["other"] == tuple(sorted(group[2].dopants.tolist()))
 
 
 def test_distractors_are_dopants_of_the_hosts_other_rows_first(folder, monkeypatch):
     few = np.arange(40, 44)  # elements that are said to go with every host
-    monkeypatch.setattr(dataset, "familiar", lambda groups: {host: tuple(few.tolist()) for host, _ in groups})
+    monkeypatch.setattr(dataset, "hard_negatives", lambda groups: {host: tuple(few.tolist()) for host, _ in groups})
     counts = {1.0: [0, 0], 0.0: [0, 0]}
     for share, count in counts.items():
         for item in questions_of(folder, share):
@@ -180,7 +180,7 @@ def test_distractors_are_dopants_of_the_hosts_other_rows_first(folder, monkeypat
     assert counts[1.0][0] > 3 * counts[0.0][0] > 0
 
 
-def test_without_familiar_distractors_and_in_evaluation_nothing_changes(folder):
+def test_without_hard_negatives_and_in_evaluation_nothing_changes(folder):
     for seed, share in ((3, 0.0), (None, 1.0)):
         for one, other in zip(questions_of(folder, share, seed), questions_of(folder, 0.0, seed), strict=True):
             assert (one.batch.candidates == other.batch.candidates).all()

@@ -332,10 +332,10 @@ def test_likely_distractors_resemble_the_host():
     assert mean_likeness(1.0) > 2 * mean_likeness(0.0)
 
 
-def test_familiar_distractors_come_first():
+def test_hard_negatives_come_first():
     known = np.tile(multi_hot(("In", "P", "Ga")), (200, 1))
     rows = [("Ga", "As")] * 200, [("Al",)] * 200
-    named = asked(*rows, "candidates", TrackSettings(familiar_share=1.0), known=known)[0]
+    named = asked(*rows, "candidates", TrackSettings(hard_negative_share=1.0), known=known)[0]
     few = named.sum(axis=1) - 1
     assert (np.minimum(few, 2) == named[:, [INDEX["In"], INDEX["P"]]].sum(axis=1)).all()
     assert not named[:, INDEX["Ga"]].any()

@@ -143,18 +143,12 @@ def mortal(tmp_path, monkeypatch):
     return tmp_path / "epochs"
 
 
-def test_the_end_of_the_first_rank_is_noticed_too(lab, checkpoint, tmp_path, monkeypatch, mortal):
-    """It is the process that usual launchers start from, so that nobody would notice."""
-    monkeypatch.setenv("KILL", "0 1")
-    with pytest.raises(LabError, match=r"process 0 of 2 .* was killed by SIGKILL"):
-        run_jobs([job_of(lab, checkpoint, tmp_path)])
-
-
 def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes(lab, checkpoint, tmp_path, monkeypatch, mortal):
+    """The first one: usual launchers start from it, so that nobody would notice. The end of another: below."""
     assert jobs.SAVED_EVERY == 5
-    monkeypatch.setenv("KILL", "1 6")
+    monkeypatch.setenv("KILL", "0 6")
     job, log = job_of(lab, checkpoint, tmp_path, epochs=7), mortal
-    with pytest.raises(LabError, match=r"process 1 of 2 .* was killed by SIGKILL") as caught:
+    with pytest.raises(LabError, match=r"process 0 of 2 .* was killed by SIGKILL") as caught:
         run_jobs([job])
     assert "goes on from the last checkpoint" in caught.value.fix
     assert not job.done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,19 +40,33 @@ def pack():
     return HostPack.load("GaAs")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_cells():
+    """A third of the cells: what is asked here is far from what they blur."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_crystal, "CELLS", (12, 24))
+        patch.setattr(known_crystal, "NEAR_CELLS", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
 def crystal(pack):
     return KnownCrystal(pack, CANDIDATES)
 
 
-def spectra(pack, composition):
-    found = pack.spectrum(composition, cells=4, atoms=150, fwhm_mev=3.0, seed=3)
+@cache
+def simulated(**composition):
+    return HostPack.load("GaAs").spectrum(composition, cells=4, atoms=150, fwhm_mev=3.0, seed=3)
+
+
+def spectra(composition):
+    found = simulated(**composition)
     return found.host_spectrum(), found.doped_spectrum(), found.concentrations
 
 
 @pytest.mark.parametrize("composition", [{"Al": 0.05}, {"In": 0.03}, {"P": 0.06, "Zn": 0.03}])
 def test_what_the_pack_itself_predicts_is_found(pack, crystal, composition):
-    host, doped, true = spectra(pack, composition)
+    host, doped, true = spectra(composition)
     answer = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS)
     assert set(answer.present) == set(composition)
     p = answer.posterior
@@ -65,7 +80,7 @@ def test_what_the_pack_itself_predicts_is_found(pack, crystal, composition):
 
 
 def test_the_host_itself_holds_nothing(pack, crystal):
-    host, _, _ = spectra(pack, {"Al": 0.05})
+    host, _, _ = spectra({"Al": 0.05})
     rng = np.random.default_rng(0)
     noisy = [
         Spectrum(host.energy, np.maximum(host.dos + rng.normal(0.0, 0.01 * host.dos.max(), len(host.dos)), 0.0), "meV")
@@ -79,7 +94,7 @@ def test_the_host_itself_holds_nothing(pack, crystal):
 
 
 def test_with_a_list_that_lacks_the_dopant_something_else_is_there(pack):
-    host, doped, _ = spectra(pack, {"Al": 0.08})
+    host, doped, _ = spectra({"Al": 0.08})
     answer = KnownCrystal(pack, ["Zn"]).identify(host, doped, same_potential=True, sample_atoms=ATOMS)
     assert answer.posterior.other > 0.9
     assert answer.verdict != "explains"
@@ -87,7 +102,7 @@ def test_with_a_list_that_lacks_the_dopant_something_else_is_there(pack):
 
 
 def test_errors_weigh(pack, crystal):
-    host, doped, _ = spectra(pack, {"In": 0.03})
+    host, doped, _ = spectra({"In": 0.03})
     sharp = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS).posterior
     wide = crystal.identify(
         host,
@@ -101,7 +116,7 @@ def test_errors_weigh(pack, crystal):
 
 
 def test_plain_values_hold_the_answer(pack, crystal):
-    host, doped, _ = spectra(pack, {"Al": 0.05})
+    host, doped, _ = spectra({"Al": 0.05})
     found = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS).to_dict()
     assert found["present"] == ["Al"]
     assert found["elements"][0]["element"] == "Al"
@@ -123,7 +138,7 @@ def test_the_map_of_energies_and_the_resolution_are_found(pack):
 
 
 def test_errors_of_a_spectrum_are_its_own_unless_others_are_given(pack):
-    _, doped, _ = spectra(pack, {"In": 0.03})
+    _, doped, _ = spectra({"In": 0.03})
     instrument, unit = InstrumentMap(np.linspace(0.0, 1.5, 60), 0.0), pack.host.band_edge_mev
     sigma = 0.01 * doped.dos.max() * np.linspace(1.0, 2.0, len(doped.dos))
     own = replace(doped, error=sigma)
@@ -202,7 +217,7 @@ def test_candidates_without_a_substitution(pack, candidates, match):
 
 
 def test_spectra_that_do_not_belong_together(pack, crystal):
-    host, doped, _ = spectra(pack, {"Al": 0.05})
+    host, doped, _ = spectra({"Al": 0.05})
     short = Spectrum(doped.energy[doped.energy < 20.0], doped.dos[doped.energy < 20.0], "meV")
     with pytest.raises(DefectNetError, match="below the host's edge"):
         crystal.identify(host, short)
@@ -253,24 +268,22 @@ def test_the_likeliest_candidates_are_those_of_the_crystal():
 
 
 def test_a_crystal_without_a_pack_is_one_error(pack):
-    host, doped, _ = spectra(pack, {"Al": 0.05})
+    host, doped, _ = spectra({"Al": 0.05})
     batch = encode_pair(host, doped, "MgO", grid=MODEL_GRID, candidates=["Al"])
     with pytest.raises(DefectNetError, match="no host pack is of the crystal"):
         KnownCrystalEstimator("GaAs").answer(batch)
 
 
-def weaker(pack, amount, factor=0.4):
+def weaker(amount, factor=0.4):
     """A pair of another world: all that Al changes is smaller by a factor."""
-    host, doped, true = spectra(pack, {"Al": amount})
+    host, doped, true = spectra({"Al": amount})
     there = host.dos + factor * (doped.resampled(host.energy).dos - host.dos)
     return host, Spectrum(host.energy, there, "meV"), true["Al"]
 
 
 def test_standards_teach_what_the_potential_gets_wrong(pack, crystal):
-    standards = [
-        Standard(host, doped, {"Al": true}) for host, doped, true in (weaker(pack, x) for x in (0.03, 0.05, 0.10))
-    ]
-    host, doped, true = weaker(pack, 0.07)
+    standards = [Standard(host, doped, {"Al": true}) for host, doped, true in (weaker(x) for x in (0.03, 0.05, 0.10))]
+    host, doped, true = weaker(0.07)
     before, after = (crystal.identify(host, doped, standards=known).posterior for known in ((), standards))
     at = before.elements.index("Al")
     assert before.if_present[at] < 0.75 * true
@@ -281,6 +294,6 @@ def test_standards_teach_what_the_potential_gets_wrong(pack, crystal):
 
 
 def test_a_standard_that_holds_no_candidate_is_one_error(pack, crystal):
-    host, doped, true = weaker(pack, 0.05)
+    host, doped, true = weaker(0.05)
     with pytest.raises(DefectNetError, match=r"standard .* holds Sb"):
         crystal.identify(host, doped, standards=[Standard(host, doped, {"Sb": true})])

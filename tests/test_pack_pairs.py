@@ -261,8 +261,8 @@ def test_a_batch_does_not_depend_on_who_makes_it(pairs):
     assert torch.equal(here.targets.true_concentration, there.targets.true_concentration)
 
 
-def test_distractors_that_are_familiar_are_other_dopants_of_the_pack(pairs):
-    tracks = TrackSettings(blind_share=0.0, familiar_share=1.0, max_distractors=2)
+def test_hard_negatives_are_other_dopants_of_the_pack(pairs):
+    tracks = TrackSettings(blind_share=0.0, hard_negative_share=1.0, max_distractors=2)
     item = dataset(pairs, tracks=tracks).batch(0)
     mgo = [INDEX[symbol] for symbol in ("Al", "S", "Ca", "Zn")]
     assert not (item.batch.candidates & (item.batch.composition > 0)).any()

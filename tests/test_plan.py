@@ -46,6 +46,16 @@ def made(crystal):
     return plan(crystal, setup=SETUP, vary=False)
 
 
+@pytest.fixture(scope="module")
+def varied(alone):
+    """A plan with a few other instruments and standards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "STANDARDS", (0, 5))
+        patch.setattr(planning, "FWHM_FACTORS", (1.0,))
+        patch.setattr(planning, "NOISE_FACTORS", (0.5, 1.0))
+        return plan(alone, setup=SETUP, amounts=(0.03, 0.24))
+
+
 def odds_of_identify(expected, change) -> float:
     """Return the log odds of the only candidate in the posterior for a change in the projected space."""
     likelihood = Likelihood(expected.emulator, expected.likelihood.errors, np.zeros(len(expected.compared.change)))
@@ -94,11 +104,8 @@ def test_less_noise_finds_less(alone):
     assert 1.5 < loud / quiet < 8.0
 
 
-def test_other_instruments_and_standards(alone, monkeypatch):
-    monkeypatch.setattr(planning, "STANDARDS", (0, 5))
-    monkeypatch.setattr(planning, "FWHM_FACTORS", (1.0,))
-    monkeypatch.setattr(planning, "NOISE_FACTORS", (0.5, 1.0))
-    found = plan(alone, setup=SETUP, amounts=(0.03, 0.24))
+def test_other_instruments_and_standards(varied):
+    found = varied
     assert found.by_instrument.shape == (1, 1, 2)
     assert found.by_instrument[0, 0, 0] < found.by_instrument[0, 0, 1]
     assert found.by_instrument[0, 0, 1] == pytest.approx(found.detections[0].limit, rel=0.05)
@@ -135,13 +142,9 @@ def test_what_is_told(made):
     assert (percent(None, 0.25), percent(0.0005, 0.25), percent(0.0123, 0.25)) == ("> 25", "<0.05", "1.2")
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_a_plan_is_drawn(alone, made, many, tmp_path, monkeypatch):
-    if many:
-        found = made
-    else:
-        monkeypatch.setattr(planning, "FWHM_FACTORS", (1.0,))
-        found = plan(alone, setup=SETUP, amounts=(0.03,))
+@pytest.mark.parametrize("fixture", ["varied", "made"])
+def test_a_plan_is_drawn(request, fixture, tmp_path):
+    found = request.getfixturevalue(fixture)
     figure = plot_plan(found, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 20_000
     labels = {axes.get_xlabel() for axes in figure.axes} | {axes.get_ylabel() for axes in figure.axes}

@@ -3,7 +3,7 @@
 A spectrum is an average over atoms, so a mixture of two doped samples of a host and of the pure host has the average of
 their spectra, and at small concentrations a sample with both dopants has nearly the same. A network that sees a host's
 few rows again and again learns by heart how much of which dopants goes with it; of a blend the amounts are new. Which
-dopants a host's rows have stays the same, and is asked about by `familiar`.
+dopants a host's rows have stays the same, and is asked about by `hard_negatives`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def key(row: Row) -> tuple[str, float]:
     return row.row_id.rpartition("/")[0], row.edge_mev
 
 
-def familiar(groups: Mapping[tuple[str, float], Sequence[Row]]) -> dict[str, tuple[int, ...]]:
+def hard_negatives(groups: Mapping[tuple[str, float], Sequence[Row]]) -> dict[str, tuple[int, ...]]:
     """Return host id -> positions of the dopants of all its rows in groups of `by_host`, sorted."""
     found: dict[str, set[int]] = defaultdict(set)
     for (host, _), rows in groups.items():

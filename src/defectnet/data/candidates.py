@@ -33,8 +33,8 @@ class TrackSettings(Bounded, called="tracks"):
         blind_share: Share of training rows that name no candidates. At 0 validation asks the candidates track alone.
         max_distractors: Up to this many elements that are not there are added to the true ones; uniform from 0.
         likely_share: Share of the distractors drawn by chemical likeness to the host, the rest uniformly.
-        familiar_share: Share of the distractors that training draws first, among the dopants of other rows of the same
-            host. Without them, to know by heart which dopants go with a host answers most questions about it.
+        hard_negative_share: Share of the distractors that training draws first, among the dopants of other rows of the
+            same host. Without them, to know by heart which dopants go with a host answers most questions about it.
         open_share: Share of the named rows whose list may be incomplete. At 0, as in the benchmark, all dopants are in
             every list.
         missing_all: Share of the open lists that hold no true dopant; from the others each dopant is missing half of
@@ -45,7 +45,7 @@ class TrackSettings(Bounded, called="tracks"):
     blind_share: float = bounded(0.5, 0.0, 1.0)
     max_distractors: int = bounded(6, 1, 40)
     likely_share: float = bounded(0.5, 0.0, 1.0)
-    familiar_share: float = bounded(0.0, 0.0, 1.0)
+    hard_negative_share: float = bounded(0.0, 0.0, 1.0)
     open_share: float = bounded(0.0, 0.0, 1.0)
     missing_all: float = bounded(0.5, 0.0, 1.0)
     twin_share: float = bounded(0.0, 0.0, 1.0)
@@ -69,7 +69,7 @@ def questions(
     track: Track,
     settings: TrackSettings,
     rngs: Sequence[np.random.Generator],
-    familiar: NDArray[np.bool_] | None = None,
+    hard_negatives: NDArray[np.bool_] | None = None,
     askable: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Draw what a user would ask of each row: about named elements, or about all but the host's (blind).
@@ -83,14 +83,14 @@ def questions(
         track: Whether candidates are named.
         settings: How candidate sets are drawn.
         rngs: One generator for each row; it alone decides what is drawn for that row.
-        familiar: (B, 62) dopants of other rows of the same hosts, in training.
+        hard_negatives: (B, 62) dopants of other rows of the same hosts, in training.
         askable: (B, 62) elements that may be distractors where candidates are named; by default all.
 
     Returns:
         (B, 62) masks: all elements but the host's where nothing is named, else the dopants and some distractors, one
         element at least; and (B,) whether they were named.
     """
-    each = 2 if familiar is None else 4
+    each = 2 if hard_negatives is None else 4
     uniform = np.empty((len(rngs), 2 + each * settings.max_distractors))
     # Numbers of their own, after the others: those of complete lists are what they were without these settings.
     odd = np.ones((len(rngs), 2 + len(VOCABULARY) + settings.max_distractors))
@@ -102,7 +102,7 @@ def questions(
     masks = ~hosts
     asked = np.flatnonzero(given)
     if len(asked):
-        first = None if familiar is None else familiar[asked]
+        first = None if hard_negatives is None else hard_negatives[asked]
         free = ~hosts[asked] if askable is None else ~hosts[asked] & askable[asked]
         masks[asked] = _candidate_sets(
             hosts[asked], dopants[asked], settings, uniform[asked, 1:], odd[asked], first, free
@@ -116,7 +116,7 @@ def _candidate_sets(
     settings: TrackSettings,
     uniform: NDArray[np.float64],
     odd: NDArray[np.float64],
-    familiar: NDArray[np.bool_] | None,
+    hard_negatives: NDArray[np.bool_] | None,
     free: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
     """Add distractors to (B, 62) true dopants.
@@ -135,9 +135,10 @@ def _candidate_sets(
     for k in range(int(wanted.max())):
         by_likeness = uniform[:, 2 * k + 1, None] < settings.likely_share
         weights = np.where(masks | taken, 0.0, np.where(by_likeness, likely, 1.0))
-        if familiar is not None:
-            known = familiar & ~masks & ~taken
-            first = (uniform[:, 2 * (settings.max_distractors + k) + 1] < settings.familiar_share) & known.any(axis=1)
+        if hard_negatives is not None:
+            known = hard_negatives & ~masks & ~taken
+            drawn = uniform[:, 2 * (settings.max_distractors + k) + 1]
+            first = (drawn < settings.hard_negative_share) & known.any(axis=1)
             weights = np.where(first[:, None], known, weights)
         twin = (odd[:, 2 + len(VOCABULARY) + k] < settings.twin_share) & dopants.any(axis=1)
         if twin.any():

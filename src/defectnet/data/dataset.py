@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from defectnet.batch import Batch, Computed, Item, Targets
 from defectnet.config import MODEL_GRID, Bounded, Grid, bounded
 from defectnet.crystal.responses import HostResponses, computed_batch, known_elements
-from defectnet.data.blending import blend, by_host, familiar, key, pristine
+from defectnet.data.blending import blend, by_host, hard_negatives, key, pristine
 from defectnet.data.candidates import Track, TrackSettings, questions
 from defectnet.data.computed import ResponseTable
 from defectnet.data.shards import AS_IS, DAMAGE, Row, open_shard, projected_pairs, read_rows, shard_files
@@ -164,7 +164,7 @@ class View(Bounded, called="data"):
     @property
     def needs_others(self) -> bool:
         """Whether a row is shown with the help of other rows of its host; in training alone."""
-        return self.seed is not None and (self.blend > 0 or self.tracks.familiar_share > 0)
+        return self.seed is not None and (self.blend > 0 or self.tracks.hard_negative_share > 0)
 
     def collate(self, samples: Sequence[Row], rows: Sequence[int], epoch: int) -> Item:
         """Measure rows of shards and stack them."""
@@ -188,10 +188,10 @@ class View(Bounded, called="data"):
             hosts[i, sample.elements[: sample.hosts]] = True
         rngs = [row_rng("candidates", sample.row_id, *keys) for sample in samples]
         others = None
-        if self.seed is not None and self.tracks.familiar_share:
+        if self.seed is not None and self.tracks.hard_negative_share:
             others = np.zeros(hosts.shape, dtype=np.bool_)
             for known, sample in zip(others, samples, strict=True):
-                known[list(sample.familiar)] = True
+                known[list(sample.hard_negatives)] = True
         askable, chosen, kinds = None, None, pairs.kind.tolist()
         if self.responses is not None:
             chosen = self._chosen(samples, kinds, concentration > 0, keys)
@@ -390,13 +390,13 @@ class ShardDataset(IterableDataset[Item | LoadFailure]):
             held = dict(self._read(block.tolist()))
             # Others of a host come from the same block: its rows lie in one shard, and a shard is seldom cut.
             groups = by_host(held.values()) if self.view.needs_others else {}
-            known = familiar(groups) if groups else {}
+            known = hard_negatives(groups) if groups else {}
             for i in order[max(start - begin, 0) :].tolist():
                 row = held.pop(int(block[i]))
                 if groups:
                     rng = row_rng("blend", row.row_id, str(self.view.seed), epoch)
                     row = blend(row, groups[key(row)], self.view.blend, rng)
-                    row = replace(row, familiar=known[key(row)[0]])
+                    row = replace(row, hard_negatives=known[key(row)[0]])
                 yield int(block[i]), row
 
     def _read(self, rows: Iterable[int]) -> Iterator[tuple[int, Row]]:

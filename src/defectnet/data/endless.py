@@ -103,7 +103,7 @@ class PackDataset(IterableDataset[Item | LoadFailure]):
             begin = first + (turn * self.ranks + self.rank) * part.rows
             for number in range(begin, begin + part.rows):
                 sample = part.pairs.row(number)
-                rows.append(replace(in_brief([sample])[0], familiar=part.pairs.familiar(sample)))
+                rows.append(replace(in_brief([sample])[0], hard_negatives=part.pairs.hard_negatives(sample)))
                 numbers.append(number)
         return self.view.collate(rows, numbers, 0)
 

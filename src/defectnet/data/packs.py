@@ -279,7 +279,7 @@ class PackPairs:
             fix="Leave out packs that are unstable, or allow other sizes",
         )
 
-    def familiar(self, sample: Sample) -> tuple[int, ...]:
+    def hard_negatives(self, sample: Sample) -> tuple[int, ...]:
         """Return the positions of all dopants of a row's pack in the vocabulary, sorted."""
         return self._load(self._by_id[sample.host_id]).dopants
 

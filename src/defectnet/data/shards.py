@@ -130,7 +130,7 @@ class Row:
         areas: (n,) area of each element's DOS: its atomic fraction in the host or in the doped cell.
         dopants: (k,) positions of the dopants in the vocabulary.
         concentration: (k,) atoms of each dopant over all atoms.
-        familiar: Positions of the dopants of all rows of the host that a training stream holds with this one.
+        hard_negatives: Positions of the dopants of all rows of the host that a training stream holds with this one.
     """
 
     row_id: str
@@ -142,7 +142,7 @@ class Row:
     areas: NDArray[np.float32]
     dopants: NDArray[np.intp]
     concentration: NDArray[np.float32]
-    familiar: tuple[int, ...] = ()
+    hard_negatives: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, sample: Sample) -> Row:

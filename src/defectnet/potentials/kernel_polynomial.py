@@ -101,21 +101,6 @@ class EstimatedDos:
         return _standard_error(self.deviation.sum(0))
 
 
-def error_of_difference(first: EstimatedDos, second: EstimatedDos) -> FloatArray:
-    """Return the (L,) statistical standard error of the difference of two total DOS that share their random vectors.
-
-    Raises:
-        SimulationError: Numbers of vectors or grids differ.
-    """
-    if first.deviation.shape[1:] != second.deviation.shape[1:]:
-        raise SimulationError(
-            "two estimated DOS do not share their vectors",
-            why=f"vectors and bins are {first.deviation.shape[1:]} and {second.deviation.shape[1:]}",
-            fix="Compute both with the same vectors, seed and grid",
-        )
-    return _standard_error(second.deviation.sum(0) - first.deviation.sum(0))
-
-
 def _standard_error(deviation: FloatArray) -> FloatArray:
     vectors = deviation.shape[-2]
     return np.asarray(np.sqrt((deviation**2).sum(-2) / (vectors * (vectors - 1))))
