@@ -43,7 +43,7 @@ DPI = 110
 COLOURS = 128  # of a palette, which halves a file
 HALF = 0.53  # of the picture of the landing page: where it is cut in two, one above the other on a phone
 SHOWN = 1.75  # of the edge: local modes of light dopants
-LIKELY = ("B", "C", "N", "Mg", "Al", "Si", "P", "Zn", "Ge", "Se", "In", "Sb")
+LIKELY = ("C", "N", "Mg", "Al", "Si", "P", "Zn", "Ge", "Se", "In", "Sn", "Sb")
 SHIFTS = ((0, 0, 0), (3, -3, 0))  # primitive vectors to the two dopants of the sketch
 
 
