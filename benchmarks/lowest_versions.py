@@ -2,7 +2,8 @@
 
 Run in an environment of its own:
 
-    python3.11 -m venv lowest && lowest/bin/pip install -c constraints-lowest.txt ".[plot,sim,benchmark,parsl,physics,app]"
+    python3.11 -m venv lowest
+    lowest/bin/pip install -c constraints-lowest.txt ".[plot,sim,benchmark,parsl,physics,app]"
     lowest/bin/python benchmarks/lowest_versions.py
 
 Runs commands that use every direct dependency, on bundled data, and prints JSON: which versions are installed, which of

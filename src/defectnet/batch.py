@@ -34,7 +34,7 @@ class Computed(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Computed:
         """Return it with a function applied to every tensor."""
-        return Computed(*map(function, self))
+        return Computed._make(map(function, self))
 
     def none(self, rows: int) -> Computed:
         """Return what says nothing of some other rows."""
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return a batch with a function applied to every tensor."""
         computed = None if self.computed is None else self.computed.map(function)
-        return Batch(*map(function, self.tensors().values()), computed)
+        return Batch._make((*map(function, self.tensors().values()), computed))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all fields but `computed` by name."""
@@ -87,9 +87,9 @@ class Batch(NamedTuple):
         fields = zip(*(part.tensors().values() for part in parts), strict=True)
         known = next((part.computed for part in parts if part.computed is not None), None)
         if known is None:
-            return cls(*map(torch.cat, fields))
+            return cls._make((*map(torch.cat, fields), None))
         computed = [known.none(len(part.host)) if part.computed is None else part.computed for part in parts]
-        return cls(*map(torch.cat, fields), Computed(*map(torch.cat, zip(*computed, strict=True))))
+        return cls._make((*map(torch.cat, fields), Computed._make(map(torch.cat, zip(*computed, strict=True)))))
 
 
 MEASURED: Final = tuple(name for name in Batch._fields if name != "computed")
