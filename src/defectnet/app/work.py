@@ -128,7 +128,7 @@ def _saved(request: Mapping[str, Any], role: str) -> Path:
     file = request.get("files", {}).get(role)
     if file is None:
         raise ConfigError(f"the file of the {_ROLES[role]} is missing", fix="Drop it, or choose it")
-    path = Path(role) / file["name"]
+    path = Path(role) / str(file["name"])
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(file["data"])
     return path
