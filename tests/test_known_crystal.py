@@ -28,6 +28,7 @@ from defectnet.inference.instrument import InstrumentMap, fit_instrument
 from defectnet.inference.known_crystal import KnownCrystal, Standard
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
 from defectnet.measure.encode import encode_pair
+from defectnet.plotting import plot_corner
 from defectnet.spectrum import Spectrum
 
 CANDIDATES = ["Al", "In", "P", "Zn"]
@@ -115,9 +116,15 @@ def test_errors_weigh(pack, crystal):
     assert wide.high[i] - wide.low[i] > 1.5 * (sharp.high[i] - sharp.low[i])
 
 
-def test_plain_values_hold_the_answer(pack, crystal):
+def test_plain_values_and_draws_hold_the_answer(pack, crystal, tmp_path):
     host, doped, _ = spectra({"Al": 0.05})
-    found = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS).to_dict()
+    answer = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS)
+    p, found = answer.posterior, answer.to_dict()
+    np.testing.assert_allclose((p.samples > 0.0).mean(0), p.probability, atol=0.03)
+    np.testing.assert_allclose(p.samples.mean(0), p.mean, atol=0.003)
+    figure = plot_corner(answer, tmp_path / "corner.png")
+    assert (tmp_path / "corner.png").stat().st_size > 0
+    assert figure.axes[0].get_title(loc="left").split()[0] == "Al"
     assert found["present"] == ["Al"]
     assert found["elements"][0]["element"] == "Al"
     assert sum(one["probability"] for one in found["explanations"]) <= 1.0 + 1e-9
