@@ -40,7 +40,7 @@ from make_example import find_row
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "images"
 DPI = 110
-COLOURS = 128  # of a palette, which halves a file
+COLOURS = 256  # of a palette, which halves a file
 HALF = 0.53  # of the picture of the landing page: where it is cut in two, one above the other on a phone
 SHOWN = 1.75  # of the edge: local modes of light dopants
 LIKELY = ("C", "N", "Mg", "Al", "Si", "P", "Zn", "Ge", "Se", "In", "Sn", "Sb")
