@@ -14,14 +14,16 @@ from torch.nn.functional import avg_pool1d
 from defectnet.batch import Batch, Computed
 from defectnet.config import Grid
 from defectnet.measure.broadening import FWHM_TO_SIGMA
-from defectnet.nn.changes import HostModes
-from defectnet.nn.fits import SubsetFit, ridge_fits
+from defectnet.nn.fits import non_negative_fits
 
 BINS: Final = 128
 """N: twice as fine as what is fitted to responses that the network expects itself."""
 
 LEVELS: Final = 2
 """C, see `defectnet.crystal.responses.LEVELS`."""
+
+SMOOTHED: Final = (0.04, 0.08)
+"""Standard deviations, in edges, of the Gaussians that curves are smoothed with before they are fitted."""
 
 _SCALES: Final = (0.86, 1.14, 29)
 _WIDTHS: Final = (0.0, 0.03, 0.05, 0.08, 0.12, 0.18)
@@ -75,27 +77,30 @@ class Alignment(nn.Module):
 class ComputedFits(nn.Module):
     """What fits of computed responses say of each element.
 
-    Elements without one are fitted with the network's own response beside those that have one.
+    Elements without one are fitted with the network's own response beside those that have one. Curves are smoothed
+    first: two potentials agree on the coarse shape of a change, not on its peaks.
 
     Args:
         grid: Grid of the spectra.
         width: D.
     """
 
+    smoothing: Tensor
+
     def __init__(self, grid: Grid, width: int) -> None:
         super().__init__()
         self.pool = grid.bins // BINS
         self.align = Alignment(grid)
-        self.modes = HostModes(grid.reach, BINS)
-        self.log_ridge = nn.Parameter(torch.tensor([-5.0, -2.5]))
-        self.correlated = nn.ModuleList(SubsetFit() for _ in range(LEVELS))
-        features = LEVELS * (4 + SubsetFit.features) + LEVELS + 2
-        self.read = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
-        self.overlap = nn.Linear(BINS, width, bias=False)
+        at = torch.arange(BINS) * (grid.reach / BINS)
+        apart = (at[:, None] - at) / torch.tensor(SMOOTHED)[:, None, None]
+        kernels = (-0.5 * apart.square()).exp()
+        self.register_buffer("smoothing", kernels / kernels.sum(-1, keepdim=True), persistent=False)  # (F, N, N)
+        last = nn.Linear(width, width)
+        features = 4 * LEVELS * len(SMOOTHED) + LEVELS + 2
+        self.read = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), last)
         # At first nothing changes in what a network says without them.
-        nn.init.zeros_(self.read[-1].weight)
-        nn.init.zeros_(self.read[-1].bias)
-        nn.init.zeros_(self.overlap.weight)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, batch: Batch, computed: Computed, elements: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """Fit.
@@ -111,24 +116,22 @@ class ComputedFits(nn.Module):
             was computed.
         """
         host, doped = (avg_pool1d(curve.unsqueeze(1), self.pool)[:, 0] for curve in (batch.host, batch.doped))
-        seen = doped - host
         asked = batch.candidates.gather(1, elements)
         known = computed.known.gather(1, elements)
         operator, rest = self.align(host, computed.host)
         at = elements[:, :, None, None]
         response = computed.response.gather(1, at.expand(-1, -1, *computed.response.shape[2:]))  # (B, K, C, L)
         response = torch.einsum("bnl,bkcl->bkcn", operator, response)
-        level = computed.concentration.gather(1, elements[:, :, None].expand(-1, -1, LEVELS))
-        shapes = self.modes(host)
         own = own.detach().repeat_interleave(BINS // own.shape[2], dim=2)
-        said, levels = [], []
-        for c in range(LEVELS):
-            mixed = torch.where(known[..., None], response[:, :, c], own)
-            levels.append(mixed)
-            chosen = mixed * asked[..., None]
-            said += [ridge_fits(chosen, seen[:, None], self.log_ridge), self.correlated[c](chosen, seen, shapes)]
+        response = torch.where(known[..., None, None], response, own[:, :, None])
+        level = computed.concentration.gather(1, elements[:, :, None].expand(-1, -1, LEVELS))
+        chosen = response * asked[..., None, None]
+        said = [
+            non_negative_fits(chosen[:, :, c] @ kernel, (doped - host) @ kernel)
+            for kernel in self.smoothing.transpose(1, 2)
+            for c in range(LEVELS)
+        ]
         one = torch.ones_like(level[..., :1])
         said += [level.clamp_min(1e-3).log() + 3.0, (rest + 1e-3).log()[:, None, None] * one, known[..., None].to(one)]
-        both = (8.0 * levels[0] * seen[:, None]).clamp(-6.0, 6.0)
-        features = self.read(torch.cat(said, -1).clamp(-20.0, 20.0)) + self.overlap(both)
-        return features * computed.known.any(1)[:, None, None], levels[0]
+        features: Tensor = self.read(torch.cat(said, -1).clamp(-20.0, 20.0))
+        return features * computed.known.any(1)[:, None, None], response[:, :, 0]
