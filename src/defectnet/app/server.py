@@ -122,7 +122,8 @@ def prepare(jobs: Jobs, example: Path | None = None) -> dict[str, Any]:
         time.sleep(0.02)
     if job.state != "done":
         raise ConfigError("the page cannot answer questions", why=job.error, fix="Install defectnet[app] anew")
-    return job.parts[0][1] | {"largest": LARGEST}
+    facts: dict[str, Any] = job.parts[0][1]
+    return facts | {"largest": LARGEST}
 
 
 def create_app(running: Jobs, facts: dict[str, Any], names: frozenset[str] | None = None) -> Starlette:

@@ -97,7 +97,7 @@ function spectra(root, changed) {
   for (const role of Object.keys(ROLES)) {
     slots[role] = slot(role, many, () => { swap.hidden = !slots.host?.file && !slots.doped?.file; changed(); }, (key, value) => {
       const other = slots[role === "host" ? "doped" : "host"];  // what no file says is the same of both
-      if (other.info && other.info[`${key}_from`] !== "the file") other.say(key, value);
+      if (other.info && !["the file", "you"].includes(other.info[`${key}_from`])) other.say(key, value);
     });
     $(".slots", root).append(slots[role].root);
   }
