@@ -14,7 +14,7 @@ from typing import Any
 from defectnet.cli.app import app
 from defectnet.cli.data import data_measure, data_show, data_stats, data_verify, simulate
 from defectnet.cli.host import host_list, host_make, host_push, host_responses, host_show, host_spectra
-from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify
+from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify_pair
 from defectnet.cli.plan import plan_measurement
 from defectnet.cli.publish import checkpoints, data_push, push
 from defectnet.cli.training import benchmark, export, finetune, fit, test, validate
@@ -50,7 +50,7 @@ EXTRAS = {
 _DESCRIPTION = "Which dopants are in a crystal, and how much: from its phonon density of states."
 
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
-    "identify": identify,
+    "identify": identify_pair,  # named unlike `defectnet.identify`, as is `plan` below
     "plan": plan_measurement,  # named unlike `defectnet.plan`, which the parser would load, with torch, to compare
     "host": {
         "_help": "Host packs: a crystal's force constants and how dopants change them; spectra of any composition.",

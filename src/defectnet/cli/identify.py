@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = "defectnet-small"
 
 
-def identify(
+def identify_pair(
     *,
     host: str | None = None,
     doped: str | None = None,

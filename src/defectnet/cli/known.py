@@ -35,7 +35,7 @@ def identify_known(
     plot: str | None,
     json: bool,
 ) -> None:
-    """Answer, and print it; arguments as those of `defectnet.cli.identify.identify`."""
+    """Answer, and print it; arguments as those of `defectnet.cli.identify.identify_pair`."""
     from defectnet.inference.ask import CrystalWanted, ask_known
 
     samples = () if standards is None else read_standards(standards)
