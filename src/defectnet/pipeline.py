@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Answer: TypeAlias = Prediction | KnownCrystalAnswer
 
 DEFAULT_CHECKPOINT: Final = "defectnet-small"
+QUICK_CHECKPOINT: Final = "defectnet-quick"
 
 TOGETHER: Final = 64
 """Rows that a network is asked at a time: so many are asked again after a kill."""
@@ -82,13 +83,14 @@ class Asker:
     """Answers questions; networks and known crystals stay loaded for the next one.
 
     Attributes:
-        checkpoint, revision: Network, as for `from_pretrained`, where the formula alone is known.
+        checkpoint, revision: Network, as for `from_pretrained`, where the formula alone is known, or with `quick`; by
+            default defectnet-small or defectnet-quick.
         potential, minutes: For structures without a bundled pack, as for `find_pack_for`.
         fwhm_mev, same_potential, standards: As for `KnownCrystal.identify`.
         quick: Whether the network reads what is computed of known crystals, in the place of the inference.
     """
 
-    checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT
+    checkpoint: str | os.PathLike[str] | None = None
     revision: str | None = None
     potential: str = "nequix"
     minutes: float | None = None
@@ -102,7 +104,8 @@ class Asker:
     @property
     def model(self) -> DefectModel:
         """The network, loaded when it is first needed."""
-        self._model = self._model or from_pretrained(self.checkpoint, revision=self.revision)
+        name = self.checkpoint or (QUICK_CHECKPOINT if self.quick else DEFAULT_CHECKPOINT)
+        self._model = self._model or from_pretrained(name, revision=self.revision)
         return self._model
 
     def ask(self, question: Question) -> Answer:
@@ -122,7 +125,7 @@ class Asker:
             responses, elements = crystal
             query = Query(host, doped, responses.formula, elements, question.edge, responses)
             return self.model.predict_many([query], kind=question.kind)[0]
-        return crystal.identify(
+        found: KnownCrystalAnswer = crystal.identify(
             host,
             doped,
             fwhm_mev=self.fwhm_mev,
@@ -130,6 +133,7 @@ class Asker:
             same_potential=self.same_potential,
             standards=self.standards,
         )
+        return found
 
     def ask_many(self, questions: Sequence[Question]) -> list[Answer | Unanswered]:
         """Answer each question, in order; where one cannot be answered an `Unanswered` says why."""

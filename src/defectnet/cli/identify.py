@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from defectnet.prediction import Prediction
 
 DEFAULT_CHECKPOINT = "defectnet-small"
+QUICK_CHECKPOINT = "defectnet-quick"
 
 
 def identify_pair(
@@ -28,7 +29,7 @@ def identify_pair(
     kind: str | None = None,
     element: str | None = None,
     edge: float | None = None,
-    checkpoint: str = DEFAULT_CHECKPOINT,
+    checkpoint: str | None = None,
     revision: str | None = None,
     potential: str = "nequix",
     minutes: float | None = None,
@@ -63,8 +64,9 @@ def identify_pair(
         kind: Kind of DOS where the files do not declare it: total, neutron-weighted or projected.
         element: Element that the DOS is projected on, or to select from a file of projected DOS.
         edge: Band edge of the host in meV, where noise or a short file hides it. Without it, it is read from the file.
-        checkpoint: Network, where the formula alone is given: a bundled name, a folder such as ./run/best, or org/repo
-            on the Hugging Face Hub.
+        checkpoint: Network, where the formula alone is given or with --quick: a bundled name (by default
+            defectnet-small, with --quick defectnet-quick), a folder such as ./run/best, or org/repo on the Hugging Face
+            Hub.
         revision: Branch, tag or full commit of org/repo.
         potential: With --structure: what computes substitutions. nequix, defectnet-nep (faster, less exact), or a path.
         minutes: With --structure: when to stop computing; what is missing then is said.
@@ -143,7 +145,7 @@ def identify_pair(
         return
     from defectnet.hub import from_pretrained
 
-    model = from_pretrained(checkpoint, revision=revision)
+    model = from_pretrained(checkpoint or (QUICK_CHECKPOINT if quick else DEFAULT_CHECKPOINT), revision=revision)
     responses = None
     if quick:
         from defectnet.cli.host_screen import Steps

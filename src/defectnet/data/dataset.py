@@ -242,7 +242,7 @@ class View(Bounded, called="data"):
             for i in np.flatnonzero(known.any(axis=1)).tolist():
                 rngs[i] = rng = row_rng("disturbance", samples[i].row_id, *keys)
                 known[i] &= rng.random(len(VOCABULARY)) >= how.forgotten
-        disturbed = None if self.seed is None else lambda i, *responses: how(*responses, rngs[i])
+        disturbed = None if self.seed is None else lambda i, host, change: how(host, change, rngs[i])
         return computed_batch(chosen, kinds, known, disturbed) if known.any() else None
 
 
