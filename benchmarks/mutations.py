@@ -546,8 +546,8 @@ MUTATIONS: list[Mutation] = [
         ("none added", "wanted > k", "wanted > 100", (f"{D}candidates_hold_the_dopants",)),
         (
             "host elements added",
-            "weights = np.where(masks | hosts, 0.0,",
-            "weights = np.where(masks, 0.0,",
+            "weights = np.where(masks | taken, 0.0, np.where(by_likeness",
+            "weights = np.where(masks, 0.0, np.where(by_likeness",
             (f"{D}candidates_hold_the_dopants",),
         ),
         (
@@ -625,7 +625,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "what is missing is a distractor",
-            "hosts = hosts | dopants",
+            "taken = ~free | dopants",
             "hosts = hosts | masks",
             (f"{OPEN}open_lists_miss",),
         ),

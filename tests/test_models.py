@@ -362,7 +362,7 @@ def test_predict_many_equals_predict(model):
     ]
     many = model.predict_many(queries, unit="meV")
     for query, answer in zip(queries, many, strict=True):
-        host, doped, formula, candidates, edge = Query(*query)
+        host, doped, formula, candidates, edge, _ = Query(*query)
         one = model.predict(host, doped, formula, candidates=candidates, unit="meV", edge=edge)
         assert one.elements == answer.elements
         np.testing.assert_allclose(one.probability, answer.probability, atol=1e-6)

@@ -214,7 +214,7 @@ def read_golden(folder: str | os.PathLike[str]) -> tuple[Batch, Output]:
         odd = ", ".join(sorted((set(found) - {_OTHER}) ^ (wanted | further)))
         raise CheckpointError(f"{path} has other tensors than a golden file", why=odd[:160], fix=_AGAIN)
     _check_golden(path, found)
-    batch = Batch(**{name: found[f"input.{name}"] for name in MEASURED})
+    batch = Batch._make((*(found[f"input.{name}"] for name in MEASURED), None))
     logits, concentration = (found[name] for name in _OUTPUTS.values())
     more = {name.removeprefix(_FURTHER): found[name] for name in sorted(further)}
     return batch, Output(logits, concentration, more, found.get(_OTHER))
