@@ -626,7 +626,7 @@ MUTATIONS: list[Mutation] = [
         (
             "what is missing is a distractor",
             "taken = ~free | dopants",
-            "hosts = hosts | masks",
+            "taken = ~free | masks",
             (f"{OPEN}open_lists_miss",),
         ),
         ("twins without effect", "if twin.any():", "if False:", (f"{OPEN}twins_look_like",)),
