@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.ndimage import gaussian_filter1d
+from scipy.optimize import nnls
 
 from conftest import TINY_NETS
 from defectnet import hub, pipeline
@@ -28,6 +29,7 @@ from defectnet.inference.responses import compute_responses, likeliest_sites, on
 from defectnet.io.write import write_spectrum
 from defectnet.models.registry import build_model
 from defectnet.nn.computed import BINS
+from defectnet.nn.fits import non_negative_fits
 from defectnet.spectrum import Spectrum
 from defectnet.tasks.defect import able_to
 from make_shards import toy_folder
@@ -169,6 +171,26 @@ def test_impossible_disturbances_are_refused():
     for wrong in ({"shares": (0.1,)}, {"chances": (0.0,) * 5}, {"own": -1.0}, {"shown": 1.5}):
         with pytest.raises(ConfigError, match=r"data\.responses"):
             Disturbance(**wrong)
+
+
+# the fits
+
+
+def test_fits_are_those_of_non_negative_least_squares():
+    rng = np.random.default_rng(0)
+    response, seen = rng.normal(size=(6, 9, 64)), rng.normal(size=(6, 64))
+    response[:, 7:] = 0.0  # not in question
+    seen[:3] += 0.3 * response[:3, 0] + 0.1 * response[:3, 4]
+    found = non_negative_fits(*(torch.from_numpy(x) for x in (response, seen))).numpy()
+    for r, d, said in zip(response, seen, found, strict=True):
+        amount, rest = nnls(r[:7].T, d)
+        np.testing.assert_allclose(said[:7, 0] / 8.0, np.minimum(amount, 1.0), atol=1e-6)
+        np.testing.assert_allclose(said[:, 3], 0.5 * np.log(rest**2 / (d @ d) + 1e-3) + 1.0, atol=1e-6)
+        for k in range(7):
+            _, worse = nnls(np.delete(r[:7], k, axis=0).T, d)
+            floor = 1e-3 * (d @ d)
+            assert said[k, 2] == pytest.approx(np.log((worse**2 + floor) / (rest**2 + floor)), abs=1e-4)
+    assert np.abs(found[:, 7:, :3]).max() < 1e-6
 
 
 # the network
