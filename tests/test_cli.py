@@ -88,12 +88,12 @@ for hidden, words, _ in {commands}:
 
 
 def test_a_missing_package_says_what_to_install(tmp_path):
-    commands = [
+    commands = [  # what lacks ase first: others import it, and it is loaded once
+        ("ase", ["simulate", "--hosts", "x", "--potential", "defectnet-nep", "--out", str(tmp_path / "y")], "sim"),
+        ("ase", ["host", "list"], "sim"),
         ("pyarrow", ["data", "stats", "x"], "data"),
         ("pyarrow", ["fit", "--help"], "data"),
         ("pyarrow", ["finetune", "--data", "x", "--out", "y"], "data"),
-        ("ase", ["simulate", "--hosts", "x", "--potential", "defectnet-nep", "--out", str(tmp_path / "y")], "sim"),
-        ("ase", ["host", "list"], "sim"),
         ("sklearn", ["benchmark", "--model", "ridge"], "benchmark"),
     ]
     code = HIDDEN.format(commands=commands)
