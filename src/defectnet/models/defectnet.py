@@ -211,7 +211,7 @@ class DefectNet(DefectModel):
         everything = torch.arange(batch.candidates.shape[1], device=batch.host.device).expand_as(batch.candidates)
         response: Tensor = self.impurity(batch, everything).response
         if self.computed is not None and batch.computed is not None:
-            response = self.computed(batch, batch.computed, everything, response)[1]
+            response = self.computed.responses(batch, everything, response)[:, :, 0]
         return response.repeat_interleave(batch.host.shape[1] // response.shape[2], dim=2)
 
     def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, dict[str, Tensor]]:
@@ -277,9 +277,11 @@ class DefectNet(DefectModel):
         x = x + self.summary(contrast_summary(batch.host, batch.doped, self.bins, width)).unsqueeze(1)
         explained: Explained = self.impurity(batch, elements)
         x = x + explained.features
-        if self.computed is not None and batch.computed is not None:
+        rows = self.reads_computed(batch).to(x.device).nonzero()[:, 0]
+        if self.computed is not None and len(rows):
             with torch.autocast(x.device.type, enabled=False):  # for the fits half precision would not do
-                x = x + self.computed(batch, batch.computed, elements, explained.response)[0]
+                said, _ = self.computed(batch.rows(rows), elements[rows], explained.response[rows])
+            x = x.index_put((rows,), x[rows] + said.to(x.dtype))
         return x, explained
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:

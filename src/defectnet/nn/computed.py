@@ -102,36 +102,46 @@ class ComputedFits(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, batch: Batch, computed: Computed, elements: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, elements: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """Fit.
 
         Args:
-            batch: Spectra (B, L) and candidates (B, E).
-            computed: What is known of these crystals.
+            batch: Spectra (B, L), candidates (B, E), and what is known of the crystals, of each something.
             elements: (B, K) long, the elements in question.
             own: (B, K, N or fewer) what the network itself expects of each.
 
         Returns:
-            (B, K, D), zero in rows of which nothing is known; and (B, K, N) responses, those of the network where none
-            was computed.
+            (B, K, D), and (B, K, C, N) `responses`.
         """
         host, doped = (avg_pool1d(curve.unsqueeze(1), self.pool)[:, 0] for curve in (batch.host, batch.doped))
-        asked = batch.candidates.gather(1, elements)
-        known = computed.known.gather(1, elements)
-        operator, rest = self.align(host, computed.host)
-        at = elements[:, :, None, None]
-        response = computed.response.gather(1, at.expand(-1, -1, *computed.response.shape[2:]))  # (B, K, C, L)
-        response = torch.einsum("bnl,bkcl->bkcn", operator, response)
-        own = own.detach().repeat_interleave(BINS // own.shape[2], dim=2)
-        response = torch.where(known[..., None, None], response, own[:, :, None])
+        computed = _of(batch)
+        response = self.responses(batch, elements, own)
         level = computed.concentration.gather(1, elements[:, :, None].expand(-1, -1, LEVELS))
-        chosen = response * asked[..., None, None]
+        chosen = response * batch.candidates.gather(1, elements)[..., None, None]
         said = [
             non_negative_fits(chosen[:, :, c] @ kernel, (doped - host) @ kernel)
             for kernel in self.smoothing.transpose(1, 2)
             for c in range(LEVELS)
         ]
         one = torch.ones_like(level[..., :1])
-        said += [level.clamp_min(1e-3).log() + 3.0, (rest + 1e-3).log()[:, None, None] * one, known[..., None].to(one)]
+        known = computed.known.gather(1, elements)[..., None].to(one)
+        rest = (self.align(host, computed.host)[1] + 1e-3).log()
+        said += [level.clamp_min(1e-3).log() + 3.0, rest[:, None, None] * one, known]
         features: Tensor = self.read(torch.cat(said, -1).clamp(-20.0, 20.0))
-        return features * computed.known.any(1)[:, None, None], response[:, :, 0]
+        return features, response
+
+    def responses(self, batch: Batch, elements: Tensor, own: Tensor) -> Tensor:
+        """Return (B, K, C, N) responses, brought into line with the measured hosts; `own` where none was computed."""
+        computed = _of(batch)
+        operator, _ = self.align(avg_pool1d(batch.host.unsqueeze(1), self.pool)[:, 0], computed.host)
+        at = elements[:, :, None, None]
+        response = computed.response.gather(1, at.expand(-1, -1, *computed.response.shape[2:]))  # (B, K, C, L)
+        response = torch.einsum("bnl,bkcl->bkcn", operator, response)
+        own = own.detach().repeat_interleave(BINS // own.shape[2], dim=2)
+        return torch.where(computed.known.gather(1, elements)[..., None, None], response, own[:, :, None])
+
+
+def _of(batch: Batch) -> Computed:
+    if batch.computed is None:
+        raise ValueError("a batch without computed responses")
+    return batch.computed
