@@ -249,7 +249,7 @@ def test_encoding_ignores_grid_and_unit():
     other = encode_pair(
         host.to("THz"), doped.resampled(grid(100.0, 1200)).to("cm-1"), "GaAs", grid=MODEL_GRID, candidates=["In", "Al"]
     )
-    for one, two in zip(plain, other, strict=True):
+    for one, two in zip(plain.tensors().values(), other.tensors().values(), strict=True):
         assert one.shape == two.shape
         assert np.allclose(one.numpy(), two.numpy(), atol=0.05 * float(one.max()))
     assert plain.host.shape == (1, MODEL_GRID.bins)
