@@ -42,15 +42,14 @@ class HostModes(nn.Module):
 
     Args:
         reach: Upper end of the grid.
-        bins: N.
     """
 
     hats: Tensor
     energies: Tensor
 
-    def __init__(self, reach: float, bins: int = PROJECTED_BINS) -> None:
+    def __init__(self, reach: float) -> None:
         super().__init__()
-        energies = (torch.arange(bins) + 0.5) * (reach / bins)
+        energies = (torch.arange(PROJECTED_BINS) + 0.5) * (reach / PROJECTED_BINS)
         nodes = torch.arange(NODES) * _NODE_STEP
         # Hats around the nodes, which add up to 1: (nodes, N).
         hats = (1.0 - (energies - nodes[:, None]).abs() / _NODE_STEP).clamp_min(0.0)

@@ -68,12 +68,22 @@ class CorrelatedFit(nn.Module):
             (B, K, 6), each of order 1: amount and score of each element alone; mean of all together, mean over its
             standard deviation, log of the deviation; and log of what no amount explains, the same for all elements.
         """
-        gram, right, square, prior = self.normal_equations(response, seen, shapes)
+        variance = self.log_shapes.clamp(*_ERRORS).exp().repeat_interleave(shapes.shape[1] // len(self.log_shapes))
+        weighted = shapes * variance.sqrt()[:, None]
+        white = self.log_white.clamp(*_ERRORS).exp() * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
+        power = seen.square().mean(1)[:, None, None] + 1e-4
+        factor = torch.linalg.cholesky(power * (white + weighted.transpose(1, 2) @ weighted))
+        both = torch.cat([response, seen[:, None]], dim=1).transpose(1, 2)
+        whitened = torch.linalg.solve_triangular(factor, both, upper=False)  # (B, N, K + 1)
+        x, d = whitened[..., :-1], whitened[..., -1:]
+        gram, right = x.transpose(1, 2) @ x, (x * d).sum(1)
         size = gram.diagonal(dim1=1, dim2=2)
+        # The second term: where the change is weak, the first alone would not do in single precision.
+        prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-5 * size.amax(1)
         root = torch.linalg.cholesky(gram + torch.diag_embed(prior[:, None].expand_as(size)))
         mean = torch.cholesky_solve(right.unsqueeze(-1), root).squeeze(-1)
         deviation = torch.cholesky_inverse(root).diagonal(dim1=1, dim2=2).clamp_min(1e-9).sqrt()
-        rest = (square - (right * mean).sum(1)).clamp_min(1e-3)[:, None]
+        rest = (d.square().sum((1, 2)) - (right * mean).sum(1)).clamp_min(1e-3)[:, None]
         return torch.stack(
             [
                 5.0 * right / (size + 10.0),
@@ -85,21 +95,6 @@ class CorrelatedFit(nn.Module):
             ],
             dim=-1,
         )
-
-    def normal_equations(self, response: Tensor, seen: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return, whitened, products of responses (B, K, K), with the change (B, K), its square and the prior (B,)."""
-        variance = self.log_shapes.clamp(*_ERRORS).exp().repeat_interleave(shapes.shape[1] // len(self.log_shapes))
-        weighted = shapes * variance.sqrt()[:, None]
-        white = self.log_white.clamp(*_ERRORS).exp() * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
-        power = seen.square().mean(1)[:, None, None] + 1e-4
-        factor = torch.linalg.cholesky(power * (white + weighted.transpose(1, 2) @ weighted))
-        both = torch.cat([response, seen[:, None]], dim=1).transpose(1, 2)
-        whitened = torch.linalg.solve_triangular(factor, both, upper=False)  # (B, N, K + 1)
-        x, d = whitened[..., :-1], whitened[..., -1:]
-        gram, right = x.transpose(1, 2) @ x, (x * d).sum(1)
-        # The second term: where the change is weak, the first alone would not do in single precision.
-        prior = self.log_prior.clamp(0.0, 9.0).exp() + 1e-5 * gram.diagonal(dim1=1, dim2=2).amax(1)
-        return gram, right, d.square().sum((1, 2)), prior
 
 
 SWEEPS: Final = 60
