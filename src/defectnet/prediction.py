@@ -385,7 +385,7 @@ class Prediction:
             self.sentence,
             f"{self.model}, {asked}, threshold {self.threshold:.2f}",
             *([", ".join(filter(None, read))] if any(read) else []),
-            f"answered by {'the ' if self.answered_by == 'network' else ''}{self.answered_by}"
+            f"answered by {'the ' if self.answered_by.startswith('network') else ''}{self.answered_by}"
             f"{': ' + self.reason if self.reason else ''}",
             *self._beyond(),
             "",

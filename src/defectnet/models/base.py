@@ -334,7 +334,7 @@ class DefectModel(nn.Module, Estimator):
             told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
             asked_for = {"candidates": query.candidates and list(query.candidates), "edge": query.edge}
             told["provenance"] = made_with(self.source, "weights", {**asked_for, "unit": unit, "kind": kind})
-            if query.responses is not None:
+            if query.responses is not None and bool(self.reads_computed(batch.rows(slice(i, i + 1)))):
                 told |= {"answered_by": NETWORK_WITH_RESPONSES, "reason": query.responses.source}
             said.append(replace(answer, warnings=(*pair.warnings, *answer.warnings), pair=spectra[i], **told))
         return [

@@ -211,7 +211,7 @@ class DefectNet(DefectModel):
         everything = torch.arange(batch.candidates.shape[1], device=batch.host.device).expand_as(batch.candidates)
         response: Tensor = self.impurity(batch, everything).response
         if self.computed is not None and batch.computed is not None:
-            response = self.computed.responses(batch, everything, response)[:, :, 0]
+            response = self.computed.responses(batch, everything, response)[0][:, :, 0]
         return response.repeat_interleave(batch.host.shape[1] // response.shape[2], dim=2)
 
     def _answer(self, batch: Batch, targets: Targets | None = None) -> tuple[Output, dict[str, Tensor]]:
@@ -280,7 +280,7 @@ class DefectNet(DefectModel):
         rows = self.reads_computed(batch).to(x.device).nonzero()[:, 0]
         if self.computed is not None and len(rows):
             with torch.autocast(x.device.type, enabled=False):  # for the fits half precision would not do
-                said, _ = self.computed(batch.rows(rows), elements[rows], explained.response[rows])
+                said = self.computed(batch.rows(rows), elements[rows], explained.response[rows])
             x = x.index_put((rows,), x[rows] + said.to(x.dtype))
         return x, explained
 

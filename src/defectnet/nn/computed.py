@@ -102,7 +102,7 @@ class ComputedFits(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, batch: Batch, elements: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, elements: Tensor, own: Tensor) -> Tensor:
         """Fit.
 
         Args:
@@ -111,11 +111,11 @@ class ComputedFits(nn.Module):
             own: (B, K, N or fewer) what the network itself expects of each.
 
         Returns:
-            (B, K, D), and (B, K, C, N) `responses`.
+            (B, K, D).
         """
         host, doped = (avg_pool1d(curve.unsqueeze(1), self.pool)[:, 0] for curve in (batch.host, batch.doped))
         computed = _of(batch)
-        response = self.responses(batch, elements, own)
+        response, rest = self.responses(batch, elements, own)
         level = computed.concentration.gather(1, elements[:, :, None].expand(-1, -1, LEVELS))
         chosen = response * batch.candidates.gather(1, elements)[..., None, None]
         said = [
@@ -125,20 +125,23 @@ class ComputedFits(nn.Module):
         ]
         one = torch.ones_like(level[..., :1])
         known = computed.known.gather(1, elements)[..., None].to(one)
-        rest = (self.align(host, computed.host)[1] + 1e-3).log()
-        said += [level.clamp_min(1e-3).log() + 3.0, rest[:, None, None] * one, known]
+        said += [level.clamp_min(1e-3).log() + 3.0, (rest + 1e-3).log()[:, None, None] * one, known]
         features: Tensor = self.read(torch.cat(said, -1).clamp(-20.0, 20.0))
-        return features, response
+        return features
 
-    def responses(self, batch: Batch, elements: Tensor, own: Tensor) -> Tensor:
-        """Return (B, K, C, N) responses, brought into line with the measured hosts; `own` where none was computed."""
+    def responses(self, batch: Batch, elements: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring responses into line with the measured hosts; arguments as those of `forward`.
+
+        Returns:
+            (B, K, C, N), `own` where none was computed; and (B,) what is left of the measured hosts, see `Alignment`.
+        """
         computed = _of(batch)
-        operator, _ = self.align(avg_pool1d(batch.host.unsqueeze(1), self.pool)[:, 0], computed.host)
+        operator, rest = self.align(avg_pool1d(batch.host.unsqueeze(1), self.pool)[:, 0], computed.host)
         at = elements[:, :, None, None]
         response = computed.response.gather(1, at.expand(-1, -1, *computed.response.shape[2:]))  # (B, K, C, L)
         response = torch.einsum("bnl,bkcl->bkcn", operator, response)
         own = own.detach().repeat_interleave(BINS // own.shape[2], dim=2)
-        return torch.where(computed.known.gather(1, elements)[..., None, None], response, own[:, :, None])
+        return torch.where(computed.known.gather(1, elements)[..., None, None], response, own[:, :, None]), rest
 
 
 def _of(batch: Batch) -> Computed:
