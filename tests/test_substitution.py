@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 from defectnet.crystal import substitution as engine
 from defectnet.crystal.host import make_host
-from defectnet.crystal.structures import spacegroup
+from defectnet.crystal.structures import read_structure, spacegroup
 from defectnet.crystal.substitution import KEEP, Substitution, substitute
 from defectnet.crystal.superposition import Occupation, Superposition, turned
 from defectnet.errors import DefectNetError, SimulationError
@@ -285,3 +286,21 @@ def test_the_host_is_displaced_in_a_larger_cell_and_differences_are_of_one_cell(
     again = substitute(Slow(), narrow, 0, "In", volume_step=0.0, keep=0.0, tolerance=1e-4, preconditioner=nep())
     # Both are differences of the same two cells.
     assert largest(found.change - again.change) < 1e-6 * largest(found.change)
+
+
+def test_a_crystal_that_relaxes_to_nearly_a_higher_symmetry():
+    """Sr2NiN2 in 139: its supercell has, within the tolerance, operations that the relaxed crystal has not."""
+    atoms = Atoms(
+        ["Sr", "Sr", "Ni", "N", "N"],
+        cell=[3.851538, 3.851538, 6.804851, 73.560699, 73.560699, 90.0],
+        scaled_positions=[
+            (0.643128, 0.643128, 0.713743),
+            (0.347057, 0.347057, 0.305885),
+            (0.994089, 0.994089, 0.011821),
+            (0.134851, 0.134851, 0.730298),
+            (0.853174, 0.853174, 0.293652),
+        ],
+        pbc=True,
+    )
+    host = make_host(nep(), read_structure(atoms), atoms=40)
+    assert isinstance(substitute(nep(), host, site_of(host, "Ni"), "V"), Substitution)
