@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import threading
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from conftest import make_random_batch
 from defectnet.batch import Batch
-from defectnet.errors import ConfigError, FormulaError
+from defectnet.errors import ConfigError, FormulaError, SimulationError, SpectrumError
 from defectnet.models import base
 from spectra import spectrum
 
@@ -121,3 +122,12 @@ def test_weights_beyond_belief_are_one_error(tiny_model):
             parameter.fill_(3e38)
     with pytest.raises(ConfigError, match="cannot answer rows 0 to 4 of the batch"):
         model.predict_batch(make_random_batch(5))
+
+
+@pytest.mark.parametrize("kind", [ConfigError, SimulationError, SpectrumError])
+def test_errors_come_out_of_another_process_as_they_went_in(kind):
+    """One that does not ends a pool of processes, and with it all the others' work."""
+    error = kind("host x: it is unstable", fix="Take another", why="1.7 % of its modes")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), again.what, again.why, again.fix) == (str(error), error.what, error.why, error.fix)

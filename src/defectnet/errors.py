@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class DefectNetError(ValueError):
     """Base of every error that bad input raises.
@@ -17,6 +20,10 @@ class DefectNetError(ValueError):
         self.why = why
         self.fix = fix
         super().__init__(format_error(what, why=why, fix=fix))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come out of another process as it went in: by default an exception is made again without its keywords."""
+        return partial(type(self), self.what, fix=self.fix, why=self.why), ()
 
 
 class SpectrumError(DefectNetError):
