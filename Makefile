@@ -57,5 +57,5 @@ $(BIN)/pip:
 		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu it is the package python3-venv." >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) demo dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo jupyter_execute dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
