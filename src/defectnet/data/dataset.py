@@ -16,7 +16,6 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,19 +35,6 @@ from defectnet.errors import ConfigError, DefectNetError, ShardError
 from defectnet.measure.forward import measure_pairs
 from defectnet.measure.settings import CLEAN, Measurement
 from defectnet.rng import row_rng
-
-
-class LoadFailure(NamedTuple):
-    """An error on its way out of a worker process, where DataLoader would bury it in a traceback."""
-
-    kind: type[DefectNetError]
-    what: str
-    why: str
-    fix: str
-
-    def error(self) -> DefectNetError:
-        """Return the error again."""
-        return self.kind(self.what, why=self.why, fix=self.fix)
 
 
 @dataclass(frozen=True)
@@ -280,7 +266,7 @@ class Stream(Bounded, called="data"):
         self.require(self.rank < self.ranks, "rank", f"Use less than ranks = {self.ranks}")
 
 
-class ShardDataset(IterableDataset[Item | LoadFailure]):
+class ShardDataset(IterableDataset[Item | DefectNetError]):
     """Batches of one split, to be read by `defectnet.data.module.ShardLoader`.
 
     Args:
@@ -324,7 +310,7 @@ class ShardDataset(IterableDataset[Item | LoadFailure]):
         """Say which epoch the next iteration gives, and from which batch of this rank on."""
         self._position[0], self._position[1] = epoch, first_batch
 
-    def __iter__(self) -> Iterator[Item | LoadFailure]:
+    def __iter__(self) -> Iterator[Item | DefectNetError]:
         info = get_worker_info()
         if info is None:
             yield from self._turn(0, 1)
@@ -332,7 +318,7 @@ class ShardDataset(IterableDataset[Item | LoadFailure]):
         try:
             yield from self._turn(info.id, info.num_workers)
         except DefectNetError as error:
-            yield LoadFailure(type(error), error.what, error.why, error.fix)
+            yield error  # raised here, DataLoader would bury it in a traceback
 
     def _turn(self, worker: int, workers: int) -> Iterator[Item]:
         if workers != max(self.stream.workers, 1):

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from defectnet.batch import Batch, Item
-from defectnet.data.dataset import LoadFailure, View
+from defectnet.data.dataset import View
 from defectnet.data.packs import PackPairs
 from defectnet.data.shards import Row, in_brief
 from defectnet.errors import ConfigError, DefectNetError
@@ -43,7 +43,7 @@ class PackPart:
             )
 
 
-class PackDataset(IterableDataset[Item | LoadFailure]):
+class PackDataset(IterableDataset[Item | DefectNetError]):
     """Batches without end, to be read by `PackLoader`.
 
     Args:
@@ -79,7 +79,7 @@ class PackDataset(IterableDataset[Item | LoadFailure]):
         """Return which row of each part is next once every rank has given out so many batches since `enter`."""
         return [first + batches * self.ranks * part.rows for first, part in zip(self._first, self.parts, strict=True)]
 
-    def __iter__(self) -> Iterator[Item | LoadFailure]:
+    def __iter__(self) -> Iterator[Item | DefectNetError]:
         info = get_worker_info()
         if info is None:
             yield from self.batches(0, 1)
@@ -88,7 +88,7 @@ class PackDataset(IterableDataset[Item | LoadFailure]):
         try:
             yield from self.batches(info.id, info.num_workers)
         except DefectNetError as error:
-            yield LoadFailure(type(error), error.what, error.why, error.fix)
+            yield error  # raised here, DataLoader would bury it in a traceback
 
     def batches(self, worker: int, workers: int) -> Iterator[Item]:
         """Yield the batches of one worker of this rank."""
@@ -127,10 +127,10 @@ class PackLoader(DataLoader[Item]):
         self._given = 0
         return self._count(super().__iter__())
 
-    def _count(self, batches: Iterator[Item | LoadFailure]) -> Iterator[Item]:
+    def _count(self, batches: Iterator[Item | DefectNetError]) -> Iterator[Item]:
         for batch in batches:
-            if isinstance(batch, LoadFailure):
-                raise batch.error()
+            if isinstance(batch, DefectNetError):
+                raise batch
             self._given += 1
             yield batch
 

@@ -15,12 +15,12 @@ from defectnet.batch import Item
 from defectnet.config import MODEL_GRID, Bounded, Grid, ModelSpec, bounded
 from defectnet.data.candidates import TRACKS, Track, TrackSettings
 from defectnet.data.computed import Disturbance, ResponseTable
-from defectnet.data.dataset import LoadFailure, ShardDataset, ShardIndex, Stream, View, index_folder
+from defectnet.data.dataset import ShardDataset, ShardIndex, Stream, View, index_folder
 from defectnet.data.endless import PackDataset, PackLoader, PackPart, joined
 from defectnet.data.packs import PackPairs, PairSettings, find_packs
 from defectnet.data.source import fetch, parse_source
 from defectnet.data.splits import Split
-from defectnet.errors import ConfigError
+from defectnet.errors import ConfigError, DefectNetError
 from defectnet.measure.settings import measurement_named
 from defectnet.spectrum import KINDS
 
@@ -72,10 +72,10 @@ class ShardLoader(DataLoader[Item]):
         self._next, self._given = (epoch + 1, 0), (epoch, first)
         return self._count(super().__iter__())
 
-    def _count(self, batches: Iterator[Item | LoadFailure]) -> Iterator[Item]:
+    def _count(self, batches: Iterator[Item | DefectNetError]) -> Iterator[Item]:
         for batch in batches:
-            if isinstance(batch, LoadFailure):
-                raise batch.error()
+            if isinstance(batch, DefectNetError):
+                raise batch
             epoch, given = self._given
             self._given = (epoch, given + 1)
             yield batch
