@@ -207,6 +207,11 @@ class DefectModel(nn.Module, Estimator):
         return bool(getattr(self.net, "something_else", False))
 
     @property
+    def can_read_computed(self) -> bool:
+        """Whether it reads what a host pack says of a crystal (`Batch.computed`)."""
+        return bool(getattr(self.net, "computed_responses", False))
+
+    @property
     def wants_projected(self) -> bool:
         """Whether `forward_training` learns from projected DOS, too (`Targets.projected`)."""
         return False
@@ -352,7 +357,7 @@ class DefectModel(nn.Module, Estimator):
         found = query.responses
         if found is None:
             return batch
-        if not getattr(self.net, "computed_responses", False):
+        if not self.can_read_computed:
             raise ConfigError(f"{self.name} reads no computed responses", fix="Leave out responses, or take another")
         shares = torch.as_tensor(composition(found.formula), dtype=batch.composition.dtype)
         if float((batch.composition[0] - shares).abs().sum()) >= SAME_COMPOSITION:
@@ -426,7 +431,7 @@ class DefectModel(nn.Module, Estimator):
 
     def reads_computed(self, batch: Batch) -> Tensor:
         """Return (B,) bool, which questions are answered with computed responses of some of their candidates."""
-        if batch.computed is None or not getattr(self.net, "computed_responses", False):
+        if batch.computed is None or not self.can_read_computed:
             return torch.zeros(len(batch.host), dtype=torch.bool)
         return (batch.computed.known & batch.candidates).any(dim=1).cpu()
 

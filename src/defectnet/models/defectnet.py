@@ -277,8 +277,10 @@ class DefectNet(DefectModel):
         x = x + self.summary(contrast_summary(batch.host, batch.doped, self.bins, width)).unsqueeze(1)
         explained: Explained = self.impurity(batch, elements)
         x = x + explained.features
+        if self.computed is None or batch.computed is None:
+            return x, explained
         rows = self.reads_computed(batch).to(x.device).nonzero()[:, 0]
-        if self.computed is not None and len(rows):
+        if len(rows):
             with torch.autocast(x.device.type, enabled=False):  # for the fits half precision would not do
                 said = self.computed(batch.rows(rows), elements[rows], explained.response[rows])
             x = x.index_put((rows,), x[rows] + said.to(x.dtype))
