@@ -73,30 +73,21 @@ def read_standards(table: str) -> tuple[Standard, ...]:
 def _print(reply: KnownReply) -> None:
     from rich.table import Table
 
-    from defectnet.inference.answer_text import sentence, verdict
+    from defectnet.inference.answer_text import OTHER, about, rows, sentence, verdict
 
-    console, answer, p = terminal(), reply.answer, reply.answer.posterior
+    console, answer = terminal(), reply.answer
     console.print(sentence(answer), style="bold", markup=False)
     console.print(verdict(answer), markup=False)
     if reply.parting is not None:
         console.print(str(reply.parting), markup=False)
-    about = f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide"
-    console.print("; ".join([about, *reply.remarks]) + "\n", style="dim", markup=False)
-    table = Table("element", box=None, pad_edge=False, header_style="bold")
-    for title in ("probability", "at.% if present", f"{p.coverage:.0%} interval", "at most"):
+    console.print(about(answer, reply.remarks) + "\n", style="dim", markup=False)
+    titles, *elements, other = rows(answer)
+    table = Table(titles[0], box=None, pad_edge=False, header_style="bold")
+    for title in titles[1:]:
         table.add_column(title, justify="right")
-    order = sorted(range(len(p.elements)), key=lambda i: -p.probability[i])
-    for i in order if reply.named else order[:ROWS]:
-        there = p.elements[i] in answer.present
-        table.add_row(
-            p.elements[i],
-            f"{p.probability[i]:.3f}",
-            f"{100 * p.if_present[i]:.2f}" if there else "",
-            f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else "",
-            "" if there else f"{100 * p.upper[i]:.1f}",
-            style="bold" if there else "dim",
-        )
-    table.add_row("something else", f"{p.other:.3f}", "", "", "", style="bold" if p.other >= 0.5 else "dim")
+    for cells in elements if reply.named else elements[:ROWS]:
+        table.add_row(*cells, style="bold" if cells[0] in answer.present else "dim")
+    table.add_row(*other, style="bold" if answer.posterior.other >= OTHER else "dim")
     console.print(table)
     for warning in answer.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,9 +79,7 @@ def rows(answer: KnownCrystalAnswer) -> list[tuple[str, ...]]:
     return [*table, ("something else", f"{p.other:.3f}", "", "", "")]
 
 
-def about(answer: KnownCrystalAnswer) -> str:
-    """Say how an answer came about."""
-    return (
-        f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide; "
-        f"computed with {answer.potential}"
-    )
+def about(answer: KnownCrystalAnswer, remarks: Sequence[str] = ()) -> str:
+    """Say how an answer came about; remarks on its pack take the place of what computed it."""
+    how = f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide"
+    return "; ".join([how, *(remarks or [f"computed with {answer.potential}"])])
