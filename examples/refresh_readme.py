@@ -11,8 +11,8 @@ from statistics import mean
 from typing import Any
 
 from defectnet import from_pretrained, list_checkpoints
-from defectnet.cli import DEFAULT_CHECKPOINT
 from defectnet.cli import main as command_line
+from defectnet.defaults import DEFAULT_CHECKPOINT
 from defectnet.files import into_block, replacing
 from defectnet.hub.card import checkpoint_card, read_results
 from defectnet.hub.catalogue import bundled

@@ -20,7 +20,20 @@ PACKAGE = Path(defectnet.__file__).parent
 # A file may import from its own entry, and from entries of lower layers.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ("errors", "elements", "files", "config", "rng", "spectrum", "measure", "batch", "prediction", "provenance"), 0
+        (
+            "errors",
+            "defaults",
+            "elements",
+            "files",
+            "config",
+            "rng",
+            "spectrum",
+            "measure",
+            "batch",
+            "prediction",
+            "provenance",
+        ),
+        0,
     ),
     "io": 1,
     "nn": 1,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from defectnet.defaults import default_checkpoint
 from defectnet.errors import ConfigError, DefectNetError
 from defectnet.files import file_sha256, home_expanded, locked, replacing
 from defectnet.hub import from_pretrained
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from defectnet.inference.known_crystal import KnownCrystalAnswer, Standard
 
     Answer: TypeAlias = Prediction | KnownCrystalAnswer
-
-DEFAULT_CHECKPOINT: Final = "defectnet-small"
-QUICK_CHECKPOINT: Final = "defectnet-quick"
 
 TOGETHER: Final = 64
 """Rows that a network is asked at a time: so many are asked again after a kill."""
@@ -104,7 +102,7 @@ class Asker:
     @property
     def model(self) -> DefectModel:
         """The network, loaded when it is first needed."""
-        name = self.checkpoint or (QUICK_CHECKPOINT if self.quick else DEFAULT_CHECKPOINT)
+        name = self.checkpoint or default_checkpoint(self.quick)
         self._model = self._model or from_pretrained(name, revision=self.revision)
         return self._model
 

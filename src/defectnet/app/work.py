@@ -25,6 +25,7 @@ from defectnet import __version__
 from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack, bundled_packs
 from defectnet.crystal.structures import read_structure, spacegroup
+from defectnet.defaults import DEFAULT_CHECKPOINT
 from defectnet.elements import SYMBOLS, VOCABULARY, parse_formula, properties
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.hub import from_pretrained
@@ -32,7 +33,7 @@ from defectnet.hub.catalogue import bundled, bundled_root
 from defectnet.inference import plan as planning
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.ask import CrystalWanted, KnownReply, ask_known, ask_plan
-from defectnet.inference.packs import check_fits
+from defectnet.inference.packs import bundled_packs_of, check_fits
 from defectnet.inference.parting import as_measured
 from defectnet.io import read_spectrum
 from defectnet.io.read import describe_file
@@ -46,7 +47,6 @@ FloatArray = NDArray[np.float64]
 POTENTIALS: Final = ("nequix", "defectnet-nep")
 """What may compute substitutions: those that are bundled. A path is for the command line."""
 
-NETWORK: Final = "defectnet-small"
 POINTS: Final = 400
 """Most points of a curve that is sent to the page."""
 
@@ -92,7 +92,7 @@ def start(request: Mapping[str, Any], tell: Tell) -> None:
             "packs": packs,
             "potentials": POTENTIALS,
             "networks": list(bundled()),
-            "network": NETWORK,
+            "network": DEFAULT_CHECKPOINT,
             "example": example,
         },
     )
@@ -198,13 +198,12 @@ def structure(request: Mapping[str, Any], tell: Tell) -> None:
         warnings.simplefilter("always")
         host = read_structure(_saved(request, "structure"))
     name, dopants = None, list[str]()
-    for other, folder in bundled_packs().items():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if parse_formula(config["formula"]) == parse_formula(host.formula) and name is None:
-            pack = HostPack.load(folder)
-            with suppress(SimulationError):
-                check_fits(pack, host)
-                name, dopants = other, list(pack.dopants)
+    for file in bundled_packs_of(host.formula):
+        pack = HostPack.load(file.folder)
+        with suppress(SimulationError):
+            check_fits(pack, host)
+            name, dopants = file.folder.name, list(pack.dopants)
+            break
     elements = list(dict.fromkeys(SYMBOLS[int(z)] for z in host.crystal.numbers))
     tell.part(
         "structure",
@@ -264,7 +263,7 @@ def _ask_network(
 ) -> None:
     formula = str(request.get("formula") or "").strip()
     parse_formula(formula)
-    network = request.get("network") or NETWORK
+    network = request.get("network") or DEFAULT_CHECKPOINT
     if network not in bundled():
         raise ConfigError(f"network {network!r} is not bundled", fix=f"Choose one of {', '.join(bundled())}")
     tell.progress("network", 0, None)
@@ -371,12 +370,7 @@ def _known_view(reply: KnownReply, setup: planning.Setup) -> dict[str, Any]:
 
 
 def _network_view(host: Spectrum, doped: Spectrum, p: Prediction) -> dict[str, Any]:
-    packs = [
-        name
-        for name, folder in bundled_packs().items()
-        if parse_formula(json.loads((folder / "config.json").read_text(encoding="utf-8"))["formula"])
-        == parse_formula(p.formula)
-    ]
+    packs = [file.folder.name for file in bundled_packs_of(p.formula)]
     better = (
         f"The zoo has {' and '.join(packs)}: choose it as the crystal, "
         if packs

@@ -14,13 +14,13 @@ from typing import Any
 from defectnet.cli.app import app
 from defectnet.cli.data import data_measure, data_show, data_stats, data_verify, simulate
 from defectnet.cli.host import host_list, host_make, host_push, host_responses, host_show, host_spectra
-from defectnet.cli.identify import DEFAULT_CHECKPOINT, identify_pair
+from defectnet.cli.identify import identify_pair
 from defectnet.cli.plan import plan_measurement
 from defectnet.cli.publish import checkpoints, data_push, push
 from defectnet.cli.training import benchmark, export, finetune, fit, test, validate
 from defectnet.errors import ConfigError, DefectNetError, LabError
 
-__all__ = ["COMMANDS", "DEFAULT_CHECKPOINT", "EXIT_ERROR", "TRAINING", "main"]
+__all__ = ["COMMANDS", "EXIT_ERROR", "TRAINING", "main"]
 
 TRAINING: dict[str, Callable[..., None]] = {"fit": fit, "validate": validate, "test": test}
 """Commands whose words go to Lightning's own command line as they are."""

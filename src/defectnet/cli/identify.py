@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from defectnet.cli.screen import print_json, terminal, words
+from defectnet.defaults import default_checkpoint
 
 if TYPE_CHECKING:
     from defectnet.prediction import Prediction
-
-DEFAULT_CHECKPOINT = "defectnet-small"
-QUICK_CHECKPOINT = "defectnet-quick"
 
 
 def identify_pair(
@@ -145,7 +143,7 @@ def identify_pair(
         return
     from defectnet.hub import from_pretrained
 
-    model = from_pretrained(checkpoint or (QUICK_CHECKPOINT if quick else DEFAULT_CHECKPOINT), revision=revision)
+    model = from_pretrained(checkpoint or default_checkpoint(quick), revision=revision)
     responses = None
     if quick:
         from defectnet.cli.host_screen import Steps

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from defectnet.cli.identify import DEFAULT_CHECKPOINT
 from defectnet.cli.screen import print_json, terminal
+from defectnet.defaults import DEFAULT_CHECKPOINT
 
 
 def fit(*words: str) -> None:

@@ -200,8 +200,7 @@ def _missing(pack: HostPack, dopant: str, replaced: str) -> SimulationError:
 
 def _plausible(pack: HostPack, dopant: str, options: list[str]) -> tuple[list[str], list[str]]:
     """Return the site of several that is clearly the plausible one, and say so."""
-    counts = Counter(pack.replaced(atom) for atom in range(len(pack.host.primitive)))
-    charges = guess_charges(counts)
+    charges = guess_charges(pack.amounts)
     ranked = sorted(options, key=lambda symbol: -likeness_on_site(dopant, symbol, charges))
     best, second = (likeness_on_site(dopant, symbol, charges) for symbol in ranked[:2])
     if best < CLEARLY * second:
@@ -213,7 +212,7 @@ def _plausible(pack: HostPack, dopant: str, options: list[str]) -> tuple[list[st
 
 
 def _check_room(pack: HostPack, composition: Composition) -> None:
-    symbols = Counter(pack.replaced(atom) for atom in range(len(pack.host.primitive)))
+    symbols = pack.amounts
     for replaced in dict.fromkeys(one.replaced for one in composition.components):
         share = symbols[replaced] / symbols.total()
         asked = sum(one.concentration for one in composition.components if one.replaced == replaced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,6 +104,11 @@ class HostPack:
         """What can be substituted, such as ``Al@Ga``, in the order of the elements."""
         pairs = {(dopant, self.replaced(site)) for dopant, site in self.substitutions}
         return tuple(f"{x}@{y}" for x, y in sorted(pairs, key=lambda pair: (INDEX[pair[0]], INDEX[pair[1]])))
+
+    @property
+    def amounts(self) -> Counter[str]:
+        """Atoms of each element in the primitive cell."""
+        return Counter(self.replaced(atom) for atom in range(len(self.host.primitive)))
 
     def replaced(self, site: int) -> str:
         """Return the symbol of an atom of the primitive cell."""

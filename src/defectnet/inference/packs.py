@@ -18,7 +18,7 @@ from defectnet.crystal.make import MakeSettings, Progress, choose_dopants, make_
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import guess_charges, likeness_on_site
 from defectnet.crystal.structures import read_structure, spacegroup
-from defectnet.data.packs import find_packs
+from defectnet.data.packs import PackFile, find_packs
 from defectnet.elements import SYMBOLS, formula_text, parse_formula
 from defectnet.errors import SimulationError
 from defectnet.inference.known_crystal import known_dopants
@@ -112,15 +112,20 @@ def find_pack_for(
     pairs = choose_dopants(host, ["plausible"] if candidates is None else list(candidates))
     if candidates is not None:
         pairs = _plausible_sites(host, pairs, candidates)
-    for file in find_packs("bundled"):
-        if file.potential != potential or parse_formula(file.formula) != parse_formula(host.formula):
-            continue  # before it is loaded, which takes longer
+    for file in bundled_packs_of(host.formula):
+        if file.potential != potential:
+            continue
         pack = HostPack.load(file.folder)
         with suppress(SimulationError):
             check_fits(pack, host)
             known_dopants(pack, candidates)
             return pack, (f"bundled pack {file.folder.name}, computed with {potential}",)
     return _computed(host, pairs, potential, minutes, workers, report)
+
+
+def bundled_packs_of(formula: str) -> list[PackFile]:
+    """Return the bundled packs of a formula, not loaded: that takes longer."""
+    return [file for file in find_packs("bundled") if parse_formula(file.formula) == parse_formula(formula)]
 
 
 def in_time(pack: HostPack, candidates: Sequence[str] | None, minutes: float) -> Sequence[str] | None:

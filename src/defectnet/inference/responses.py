@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -94,7 +93,7 @@ def compute_responses(pack: HostPack, dopants: Sequence[str] | None = None, *, s
 
 def likeliest_sites(pack: HostPack, dopants: Sequence[str]) -> tuple[str, ...]:
     """Return dopants such as ``Al@Ga``, of those with one dopant the one on the site where it is likeliest."""
-    charges = guess_charges(Counter(pack.replaced(atom) for atom in range(len(pack.host.primitive))))
+    charges = guess_charges(pack.amounts)
     best: dict[str, str] = {}
     for name in dopants:
         dopant, _, replaced = name.partition("@")
