@@ -1,4 +1,4 @@
-"""Small host packs, made once in a session with the bundled `defectnet-nep`."""
+"""Host packs, each made or read once in a session; small ones are made with the bundled `defectnet-nep`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from ase.build import bulk
 from defectnet.crystal.make import MakeSettings, choose_dopants, make_packs
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.structures import read_structure
+
+
+@cache
+def bundled(name: str) -> HostPack:
+    """Return a bundled pack; reading one takes a second."""
+    return HostPack.load(name)
 
 
 @cache

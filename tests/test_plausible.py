@@ -139,7 +139,11 @@ def test_plausible_dopants_of_nonsense():
 # -- data/zoo.json -----------------------------------------------------------------------------------------------------
 
 ZOO = json.loads((ROOT / "data" / "zoo.json").read_text(encoding="utf-8"))
-LISTED = {host.id: host for host in read_hosts(ROOT / "data" / "hosts.json.xz")}
+
+
+@pytest.fixture(scope="module")
+def listed():
+    return {host.id: host for host in read_hosts(ROOT / "data" / "hosts.json.xz")}
 
 
 def check_dopants(dopants, inside):
@@ -151,7 +155,7 @@ def check_dopants(dopants, inside):
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry["id"])
-def test_zoo(entry):
+def test_zoo(entry, listed):
     atoms = Atoms(entry["species"], scaled_positions=entry["frac"], cell=entry["cell"], pbc=True)
     host = read_structure(atoms)
     assert len(host.crystal) == len(entry["species"])
@@ -166,12 +170,12 @@ def test_zoo(entry):
     assert low <= len(entry["dopants"]) <= high
     check_dopants(entry["dopants"], set(entry["species"]))
     if entry["source"] == "hosts.json.xz":
-        listed = LISTED[entry["id"]].crystal
+        listed = listed[entry["id"]].crystal
         assert sorted(listed.numbers) == sorted(atoms.numbers)
         assert listed.volume == pytest.approx(atoms.cell.volume, rel=1e-6)
     else:
         assert entry["source"] == "textbook"
-        assert entry["id"] not in LISTED
+        assert entry["id"] not in listed
 
 
 def test_zoo_as_a_list_of_hosts():
@@ -183,9 +187,9 @@ def test_zoo_as_a_list_of_hosts():
 # -- benchmarks/pack_order.py ------------------------------------------------------------------------------------------
 
 
-def test_order_of_packs():
+def test_order_of_packs(listed):
     names = ["Si-diamond", "GaAs-zincblende", "MgB2", "mp-1143", "mp-1317", "mp-22862", "mp-23193", "mp-2176"]
-    candidates = [pack_order.candidate(LISTED[name]) for name in names]
+    candidates = [pack_order.candidate(listed[name]) for name in names]
     assert [one.spacegroup for one in candidates] == [227, 216, 191, 167, 204, 225, 225, 216]
     silicon, _, _, corundum = candidates[:4]
     assert silicon.cost == pytest.approx(4 / 48)
@@ -194,10 +198,10 @@ def test_order_of_packs():
     assert sorted(ordered) == sorted(names)
     assert pack_order.order(iter(candidates), 3) == pack_order.order(candidates, 99)[:3]
     assert ordered.index("mp-22862") < ordered.index("mp-1143")
-    assert pack_order.candidate(LISTED["mp-1030119"]) is None  # a layer with 12 angstrom of vacuum
+    assert pack_order.candidate(listed["mp-1030119"]) is None  # a layer with 12 angstrom of vacuum
 
 
-def test_list_of_packs():
+def test_list_of_packs(listed):
     path = ROOT / "data" / "pack-order.json"
     assert path.stat().st_size < 150_000
     entries = json.loads(path.read_text(encoding="utf-8"))
@@ -206,9 +210,9 @@ def test_list_of_packs():
         splits = Counter(entry["split"] for entry in start)
         assert splits["val"] == splits["test"] == pytest.approx(0.15 * len(start), abs=1)
     for entry in entries:
-        host = LISTED[entry["id"]]
+        host = listed[entry["id"]]
         assert entry["split"] == split_of(host.chemical_system)
         assert 8 <= len(entry["dopants"]) <= 12
         check_dopants(entry["dopants"], set(host.chemical_system.split("-")))
     for entry in entries[::40]:
-        assert entry == pack_order.entry(pack_order.candidate(LISTED[entry["id"]]))
+        assert entry == pack_order.entry(pack_order.candidate(listed[entry["id"]]))

@@ -220,17 +220,19 @@ def supercell_candidates(cell: FloatArray, atoms: int, most: int) -> IntArray:
 
 def _candidates(cell: FloatArray, atoms: int, wanted: int, fewest: int, most: int) -> FloatArray:
     """Return (K, 3, 3) integer matrices: near cubes of growing size, and plain repetitions of every allowed size."""
-    inverse, volume = np.linalg.inv(cell), abs(np.linalg.det(cell))
-    lengths = np.linalg.norm(cell, axis=1)
+    edges = (wanted / atoms * abs(np.linalg.det(cell))) ** (1 / 3) * np.linspace(0.5, 1.6, 111)
     single = np.concatenate([np.zeros((1, 9)), np.eye(9), -np.eye(9)]).reshape(-1, 3, 3)
-    found = []
-    for size in np.linspace(0.5, 1.6, 111):
-        edge = (wanted / atoms * volume) ** (1 / 3) * size
-        found.append(np.round(edge * inverse) + single)
-        found.append(np.diag(np.maximum(np.round(edge / lengths), 1.0))[None])
-    for count in range(fewest, most + 1):
-        for first in range(1, count + 1):
-            for second in range(1, count // first + 1):
-                if count % (first * second) == 0:
-                    found.append(np.diag([first, second, count // (first * second)]).astype(float)[None])
-    return np.concatenate(found)
+    near = np.round(edges[:, None, None, None] * np.linalg.inv(cell)) + single
+    repeats = np.maximum(np.round(edges[:, None] / np.linalg.norm(cell, axis=1)), 1.0)
+    found = np.concatenate([near, repeats[:, None, :, None] * np.eye(3)], axis=1)
+    plain = [
+        (first, second, count // (first * second))
+        for count in range(fewest, most + 1)
+        for first in _divisors(count)
+        for second in _divisors(count // first)
+    ]
+    return np.concatenate([found.reshape(-1, 3, 3), np.array(plain, dtype=float)[:, :, None] * np.eye(3)])
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
