@@ -3,12 +3,19 @@
 Test crystals as files would show them: points of energy and DOS, with noise, background or another instrument, asked
 through `predict_many` as a user asks. Of undoped samples it counts those of which the answer names a dopant; of doped
 ones those of which it names an element although the list holds no true dopant; of complete lists what is found.
+
+    K=data/known-crystal-v1
+    python benchmarks/false_alarms.py --data $K/defectnet-nep --packs $K/packs --kinds total --hosts 5 --json
+
+asks known-crystal inference instead, of crystals simulated with another potential than their packs'; candidates are
+what the pack holds, at most eight.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,12 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from defectnet import Spectrum, from_pretrained
+from defectnet.benchmark.known_crystal import CANDIDATES
 from defectnet.config import STORAGE_GRID
+from defectnet.crystal.pack import HostPack
 from defectnet.data.candidates import LIKENESS, TrackSettings, questions
 from defectnet.data.dataset import index_folder
+from defectnet.data.packs import find_packs
 from defectnet.data.shards import Row, Sample, projected_pairs, read_shard
 from defectnet.elements import INDEX, NEUTRON_WEIGHT, VOCABULARY, multi_hot
 from defectnet.errors import SpectrumError
+from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.measure.broadening import broaden
 from defectnet.models.base import DefectModel, Query
 from defectnet.prediction import Prediction
@@ -102,6 +113,65 @@ def curve(sample: Sample, doped: bool, kind: str, see: Instrument, rng: np.rando
     return Spectrum(energy, y + noise, "meV", kind=kind, element=element if kind == "projected" else None)
 
 
+class Answer(NamedTuple):
+    """What is counted of an answer: elements that it names, and the probability of something else."""
+
+    found: tuple[str, ...]
+    something_else: float
+
+
+class Packs:
+    """Known-crystal inference, asked as a model is.
+
+    Attributes:
+        held: Host id -> elements that its pack can put in, the likeliest first.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.files = {one.id: one for one in find_packs(folder)}
+        self.packs = {name: HostPack.load(one.folder) for name, one in self.files.items()}
+        self.held = {
+            name: list(dict.fromkeys(x.partition("@")[0] for x in pack.dopants)) for name, pack in self.packs.items()
+        }
+        self._last: tuple[tuple[str, tuple[str, ...]], KnownCrystal] | None = None
+
+    def predict_many(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answer questions; `formula` holds the host's id."""
+        answers = []
+        for query in queries:
+            key = query.formula, tuple(query.candidates or ())
+            if self._last is None or self._last[0] != key:
+                self._last = key, KnownCrystal(self.packs[query.formula], query.candidates)
+            found = self._last[1].identify(query.host, query.doped)
+            answers.append(Answer(found.present, found.posterior.other))
+            print(query.formula, found.present, file=sys.stderr, flush=True)
+        return answers
+
+
+def of_packs(samples: Sequence[Sample], packs: Packs, kinds: Sequence[str]) -> Iterator[Case]:
+    """Yield the same questions with candidates that packs hold, and hosts by their id."""
+    for sample in samples:
+        names = packs.held[sample.host_id][:CANDIDATES]
+        for case in undoped([sample], 1, kinds):
+            if case.group.endswith("candidates"):
+                yield case._replace(query=case.query._replace(formula=sample.host_id, candidates=names))
+            elif case.group.endswith("refused"):
+                yield case
+
+
+def doped_of_packs(samples: Sequence[Sample], packs: Packs) -> Iterator[Case]:
+    """Yield doped pairs whose list holds no true dopant, and complete lists."""
+    for sample in samples:
+        held, true = packs.held[sample.host_id], frozenset(sample.dopants)
+        rng = row_rng("false alarms", sample.row_id)
+        host, other = (curve(sample, part, "total", PLAIN, rng) for part in (False, True))
+        wrong = [name for name in held if name not in true][:CANDIDATES]
+        if sum(sample.concentrations.values()) >= LEAST_TOTAL and wrong:
+            one = [str(rng.choice(wrong))]
+            yield Case("doped, no true dopant, one candidate", "", Query(host, other, sample.host_id, one), true)
+            yield Case("doped, no true dopant, a list", "", Query(host, other, sample.host_id, wrong), true)
+
+
 def named(sample: Sample, rng: np.random.Generator, *, missing: bool) -> list[str]:
     """Return candidates as the benchmark draws them; without the true dopants if they shall be missing."""
     settings = TrackSettings(open_share=float(missing), missing_all=float(missing))
@@ -126,11 +196,11 @@ class Case(NamedTuple):
     true: frozenset[str]
 
 
-def undoped(samples: Sequence[Sample], draws: int) -> Iterator[Case]:
+def undoped(samples: Sequence[Sample], draws: int, kinds: Sequence[str] = KINDS) -> Iterator[Case]:
     """Yield undoped pairs: constant noise, and two instruments."""
     for sample in samples:
         for draw in range(draws):
-            for kind in KINDS:
+            for kind in kinds:
                 plans: list[tuple[str, str, tuple[Instrument, Instrument]]] = []
                 for level in LEVELS:
                     for end in ENDS:
@@ -178,9 +248,9 @@ def doped(samples: Sequence[Sample]) -> Iterator[Case]:
                     yield Case(f"doped, {name}", condition, Query(host, other, sample.formula, asked), true)
 
 
-def ask(model: DefectModel, cases: Sequence[Case], chunk: int = 64) -> list[Prediction | None]:
+def ask(model: DefectModel | Packs, cases: Sequence[Case], chunk: int = 64) -> list[Prediction | Answer | None]:
     """Answer all questions; None where the files are refused."""
-    found: list[Prediction | None] = []
+    found: list[Prediction | Answer | None] = []
     for begin in range(0, len(cases), chunk):
         part = cases[begin : begin + chunk]
         try:
@@ -194,7 +264,7 @@ def ask(model: DefectModel, cases: Sequence[Case], chunk: int = 64) -> list[Pred
     return found
 
 
-def summary(cases: Sequence[Case], answers: Sequence[Prediction | None]) -> dict[str, Any]:
+def summary(cases: Sequence[Case], answers: Sequence[Prediction | Answer | None]) -> dict[str, Any]:
     """Count by group and by part."""
     groups: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for case, answer in zip(cases, answers, strict=True):
@@ -206,7 +276,7 @@ def summary(cases: Sequence[Case], answers: Sequence[Prediction | None]) -> dict
     }
 
 
-def _count(found: Sequence[tuple[Case, Prediction | None]]) -> dict[str, float]:
+def _count(found: Sequence[tuple[Case, Prediction | Answer | None]]) -> dict[str, float]:
     answered = [(case, answer) for case, answer in found if answer is not None]
     count: dict[str, float] = {"pairs": len(found), "refused": len(found) - len(answered)}
     if not answered:
@@ -230,6 +300,10 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=10, help="undoped crystals")
     parser.add_argument("--rows", type=int, default=300, help="doped samples")
     parser.add_argument("--draws", type=int, default=1, help="of noise for each undoped crystal")
+    parser.add_argument(
+        "--packs", help="folder of host packs of the crystals of the data: asks known-crystal inference"
+    )
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of the undoped pairs")
     parser.add_argument("--json", action="store_true", help="print JSON, with all parts")
     options = parser.parse_args()
     index = index_folder(options.data, options.split)
@@ -240,11 +314,18 @@ def main() -> None:
         samples += [sample for i, sample in enumerate(read_shard(path)) if i == row]
     hosts = list({sample.host_id: sample for sample in samples}.values())
     hosts = [hosts[i] for i in np.random.default_rng(1).permutation(len(hosts))[: options.hosts]]
-    cases = [*undoped(hosts, options.draws), *doped([sample for sample in samples if sample.dopants])]
+    with_dopants = [sample for sample in samples if sample.dopants]
+    models: dict[str, DefectModel | Packs]
+    if options.packs:
+        packs = Packs(options.packs)
+        models = {"known crystal": packs}
+        cases = [*of_packs(hosts, packs, options.kinds), *doped_of_packs(with_dopants, packs)]
+    else:
+        models = {name: from_pretrained(name) for name in options.model or ("defectnet-base", "defectnet-small")}
+        cases = [*undoped(hosts, options.draws, options.kinds), *doped(with_dopants)]
     report: dict[str, Any] = {"split": options.split, "hosts": [sample.host_id for sample in hosts]}
-    for name in options.model or ("defectnet-base", "defectnet-small"):
+    for name, model in models.items():
         askable = [case for case in cases if case.query.formula]
-        model = from_pretrained(name)
         report[name] = summary(askable, ask(model, askable))
         report[name] |= summary(refused, [None] * len(refused)) if (refused := _refused(cases)) else {}
     if options.json:

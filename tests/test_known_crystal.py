@@ -108,6 +108,31 @@ def test_with_a_list_that_lacks_the_dopant_something_else_is_there(pack):
     assert "something" in sentence(answer)
 
 
+def test_two_instruments_are_no_dopant(crystal):
+    host, _, _ = spectra({"Al": 0.05})
+    answer = crystal.identify(host, replace(host, energy=1.006 * np.asarray(host.energy)))
+    assert answer.changed
+    assert answer.present == ()
+    assert "two measurements may differ by" in verdict(answer)
+
+
+def test_what_no_candidate_explains_is_not_claimed(pack):
+    """A new peak far from what any candidate does: none is named, and limits leave room for as much as is changed."""
+    host, doped, true = spectra({"In": 0.03})
+    moved = np.interp(host.energy - 4.0, host.energy, host.dos)
+    answer = KnownCrystal(pack, ["Al", "In"]).identify(host, replace(doped, dos=0.8 * doped.dos + 0.2 * moved))
+    p = answer.posterior
+    assert answer.verdict == "does not explain"
+    assert p.probability.max() > 0.9
+    assert answer.present == ()
+    assert answer.to_dict()["present"] == []
+    assert "Cannot tell" in sentence(answer)
+    i = p.elements.index("In")
+    assert answer.upper_limit[i] >= max(true["In"], p.upper[i])
+    assert f"{100 * answer.upper_limit[i]:.2g} at.% In" in sentence(answer)
+    assert answer.to_dict()["elements"][0]["upper_limit"] == answer.upper_limit[p.probability.argmax()]
+
+
 def test_errors_weigh(pack, crystal):
     host, doped, _ = spectra({"In": 0.03})
     sharp = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS).posterior

@@ -210,12 +210,11 @@ def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
     order = np.argsort(-p.probability, kind="stable")[:MOST_ELEMENTS][::-1]
     place = np.arange(len(order))
     for y, i in zip(place, order, strict=True):
-        there = p.probability[i] >= 0.5
-        if there:
+        if p.elements[i] in answer.present:
             axes.plot([100 * p.low[i], 100 * p.high[i]], [y, y], color=PRESENT_COLOUR, linewidth=5.0, alpha=0.4)
             axes.plot(100 * p.if_present[i], y, "o", color=PRESENT_COLOUR)
         else:
-            axes.plot([0.0, 100 * p.upper[i]], [y, y], color=ABSENT_COLOUR, linewidth=3.0)
+            axes.plot([0.0, 100 * answer.upper_limit[i]], [y, y], color=ABSENT_COLOUR, linewidth=3.0)
     axes.set_yticks(place, [f"{p.elements[i]}  {p.probability[i]:.0%}" for i in order])
     axes.set(
         xlabel="Concentration (at.%)",

@@ -346,7 +346,7 @@ def _known_view(reply: KnownReply, setup: planning.Setup) -> dict[str, Any]:
                 "amount": 100 * float(p.if_present[i]),
                 "low": 100 * float(p.low[i]),
                 "high": 100 * float(p.high[i]),
-                "upper": 100 * float(p.upper[i]),
+                "upper": 100 * float(a.upper_limit[i]),
             }
             for i in order
         ],

@@ -16,27 +16,38 @@ SURE = 0.9
 OTHER = 0.5
 """Probability of something else from which on it is named first."""
 
+LISTED = 3
+"""Elements whose limits are listed where nothing explains the change."""
+
 _VERDICTS = {
     "explains": "It explains the change of the spectrum",
     "explains part": "It explains only part of the change of the spectrum",
-    "does not explain": "It does not explain the change of the spectrum",
+    "does not explain": "It does not explain the change of the spectrum: the probabilities below are worth little",
 }
 
 
 def sentence(answer: KnownCrystalAnswer) -> str:
     """Say an answer in one sentence."""
-    p = answer.posterior
+    p, limits = answer.posterior, answer.upper_limit
+    if answer.verdict == "does not explain":
+        names = " and ".join(x.partition("@")[0] for x, c in zip(p.dopants, p.best, strict=True) if c)
+        best = f"the best explanation, {names}, accounts for {max(p.explained, 0.0):.0%} of the change beyond noise"
+        if p.other >= OTHER or not names:
+            told = f" ({best})" if names else ""
+            best = f"something that is none of the candidates, or that the force constants do not describe{told}"
+        room = ", ".join(f"{100 * limits[i]:.2g} at.% {p.elements[i]}" for i in np.argsort(limits)[:LISTED])
+        return f"Cannot tell what changed {answer.formula}: {best}. The change has room for no more than {room}."
     if not answer.present:
         if p.other >= OTHER:
             return (
                 f"{answer.formula} is changed by something that is none of the candidates "
                 f"(probability {p.other:.0%}), or that the force constants do not describe."
             )
-        worst = int(np.argmax(p.upper))
+        worst = int(np.argmax(limits))
         best = int(np.argmax(p.probability))
         return (
             f"No dopant found in {answer.formula}: the likeliest, {p.elements[best]}, has probability "
-            f"{p.probability[best]:.0%}. Upper limits ({p.coverage:.0%}): at most {100 * p.upper[worst]:.1f} at.% "
+            f"{p.probability[best]:.0%}. Upper limits ({p.coverage:.0%}): at most {100 * limits[worst]:.1f} at.% "
             f"({p.elements[worst]})."
         )
     parts = []
@@ -58,6 +69,10 @@ def verdict(answer: KnownCrystalAnswer) -> str:
     """Say whether the answer explains the spectrum, and what the next explanation is."""
     p = answer.posterior
     text = _VERDICTS[answer.verdict]
+    if answer.changed and not p.best.any() and answer.verdict == "explains":
+        text = (
+            "What changed is within noise and what two measurements may differ by: energy scale, background, resolution"
+        )
     text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present else ""
     others = [one for one in p.likeliest[1:] if one.probability >= 0.05][:1]
     if others:
@@ -74,7 +89,7 @@ def rows(answer: KnownCrystalAnswer) -> list[tuple[str, ...]]:
     for i in np.argsort(-p.probability, kind="stable"):
         there = p.elements[i] in answer.present
         interval = f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else ""
-        amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * p.upper[i]:.1f}")
+        amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * answer.upper_limit[i]:.1f}")
         table.append((p.elements[i], f"{p.probability[i]:.3f}", amount, interval, limit))
     return [*table, ("something else", f"{p.other:.3f}", "", "", "")]
 

@@ -84,7 +84,7 @@ class KnownReply:
     Attributes:
         crystal: What was asked, for further questions.
         answer: What it says.
-        parting: What would part the two likeliest explanations; None where there is one alone.
+        parting: What would part the two likeliest explanations; None where there is one alone, or none explains.
         remarks: Where the pack comes from.
         named: Whether candidates were named.
     """
@@ -133,7 +133,8 @@ def ask_known(
     answer = crystal.identify(
         host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev, same_potential=same_potential, standards=standards
     )
-    parting = part(crystal, answer, element=host.element, same_potential=same_potential)
+    told = answer.verdict != "does not explain"
+    parting = part(crystal, answer, element=host.element, same_potential=same_potential) if told else None
     return KnownReply(crystal, answer, parting, remarks, candidates is not None)
 
 

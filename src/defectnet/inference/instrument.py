@@ -33,6 +33,10 @@ WIDTHS: Final = (0.005, 0.2)
 """Narrowest and widest FWHM, in edges, that is looked for."""
 
 
+REACH: Final = 9.0
+"""Deviations beyond which nothing of a Gaussian is left in double precision."""
+
+
 @dataclass(frozen=True)
 class InstrumentMap:
     """A linear map from projected DOS on `STORAGE_GRID` to M bins of measured energy.
@@ -68,9 +72,14 @@ class InstrumentMap:
         """Return the (M, L) share of each bin of `STORAGE_GRID` that comes to lie in each bin; columns sum to <= 1."""
         at = STORAGE_GRID.centres * np.exp(np.interp(STORAGE_GRID.centres, KNOTS, self.log_scale))
         sigma = max(self.fwhm * FWHM_TO_SIGMA, 0.3 * STORAGE_GRID.width)
-        up = np.diff(ndtr((self.edges[:, None] - at) / sigma), axis=0)
+        z = (self.edges[:, None] - at) / sigma
+        near = np.abs(z) < REACH
+        below = (z > 0.0).astype(np.float64)
+        below[near] = ndtr(z[near])
         # What a Gaussian puts below zero energy is mirrored, as at a wall.
-        return np.asarray(up + np.diff(-ndtr((-self.edges[:, None] - at) / sigma), axis=0))
+        low = at < REACH * sigma
+        below[:, low] -= ndtr((-self.edges[:, None] - at[low]) / sigma)
+        return np.diff(below, axis=0)
 
     def seen(self, elements: Sequence[str], dos: FloatArray) -> FloatArray:
         """Return the (..., M) DOS per edge in the bins, of unit area, of (..., E, L) projected DOS."""

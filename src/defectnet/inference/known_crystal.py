@@ -90,8 +90,8 @@ of the highest value, and width of the resolution."""
 UNFIT: Final = 1e-3
 """p-value below which an answer does not explain the spectrum."""
 
-EXPLAINS: Final = 0.9
-"""Share of the change from which on an answer explains it."""
+EXPLAINS, EXPLAINS_PART = 0.9, 0.5
+"""Shares of the change from which on an answer explains it, and a part of it that is worth a name."""
 
 SAME_HOST: Final = 0.35
 """Largest squared distance of measured and computed host over the square of the former that is one crystal's."""
@@ -154,17 +154,28 @@ class KnownCrystalAnswer:
     def verdict(self) -> str:
         """``explains``, ``explains part`` or ``does not explain``."""
         found = self.posterior
-        if not self.changed:
+        fits = found.p_value >= UNFIT
+        # Without a dopant what is left may be an instrument's: energy scale, background and resolution.
+        if not self.changed or (fits and (found.explained >= EXPLAINS or not found.best.any())):
             return "explains"
-        if found.explained >= EXPLAINS and found.p_value >= UNFIT:
-            return "explains"
-        return "explains part" if found.explained >= 0.5 else "does not explain"
+        return "explains part" if found.explained >= EXPLAINS_PART else "does not explain"
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Elements that are more likely there than not, the likeliest first."""
+        """Elements that are more likely there than not, the likeliest first; none if they do not explain the change."""
         p = self.posterior.probability
+        if self.verdict == "does not explain":
+            return ()
         return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= 0.5)
+
+    @property
+    def upper_limit(self) -> FloatArray:
+        """(J,) concentrations below which elements are, absent or not.
+
+        With the posterior's coverage where the answer explains the change; else as much as the change has room for.
+        """
+        p = self.posterior
+        return np.maximum(p.upper, p.ceiling) if self.verdict == "does not explain" else p.upper
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table, the likeliest element first.
@@ -278,6 +289,7 @@ class KnownCrystalAnswer:
             "best": {name: float(x) for name, x in zip(p.dopants, p.best, strict=True) if x},
             "elements": [
                 {"element": p.elements[i], **{name: float(getattr(p, own)[i]) for own, name in _COLUMNS.items()}}
+                | {"upper_limit": float(self.upper_limit[i])}
                 for i in np.argsort(-p.probability, kind="stable")
             ],
             "explanations": [

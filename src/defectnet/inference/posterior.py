@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from scipy.special import logsumexp
-from scipy.stats import chi2
+from scipy.special import chdtrc, logsumexp
 
 from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
 
@@ -436,6 +435,8 @@ class Posterior:
         mean: (J,) expected concentration, 0 where it is absent. if_present: (J,) given that it is there.
         low, high: (J,) ends of the interval given that it is there, of `coverage`.
         upper: (J,) concentration below which it is with probability `coverage`, absent or not.
+        ceiling: (J,) concentration from which on it alone would change the spectrum by more than it is changed, even if
+            its response were smaller than computed by two deviations of the amplitude.
         explained: Share of the change that the best explanation accounts for, beyond noise.
         p_value: Probability of a misfit as large as this under the best explanation.
         likeliest: The likeliest explanations, at most ten.
@@ -452,6 +453,7 @@ class Posterior:
     low: FloatArray
     high: FloatArray
     upper: FloatArray
+    ceiling: FloatArray
     coverage: float
     explained: float
     p_value: float
@@ -744,6 +746,8 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
         c[list(one.subset)] = one.weight @ one.concentration
         likeliest.append(Likely(float(share[i]), tuple(dopants[n] for n in one.subset), one.other, c))
     explained, p_value = _fit(likelihood, best)
+    alone = _ceiling(likelihood)
+    ceiling = np.array([alone[[name == symbol for name in symbols]].max() for symbol in elements])
     return Posterior(
         dopants,
         elements,
@@ -754,6 +758,7 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
         low,
         high,
         upper,
+        ceiling,
         coverage,
         explained,
         p_value,
@@ -794,6 +799,14 @@ def _quantiles(values: FloatArray, weights: FloatArray, at: Sequence[float]) -> 
     return np.asarray(np.interp(np.array(at) * total[-1], total, values[order]))
 
 
+def _ceiling(likelihood: Likelihood) -> FloatArray:
+    """Return the (K,) concentrations at which each candidate alone changes the spectrum as much as it is changed."""
+    amplitude = likelihood.amplitude
+    smallest = amplitude.mean * np.exp(-2.0 * np.hypot(amplitude.own, amplitude.common))
+    found = np.linalg.norm(likelihood.change) / np.maximum(smallest * likelihood.emulator.norms, 1e-12)
+    return np.asarray(np.minimum(found, 1.0))
+
+
 def _fit(likelihood: Likelihood, best: FloatArray) -> tuple[float, float]:
     """Return the share of the change that concentrations explain beyond noise, and the p-value of what they leave."""
     change, errors = likelihood.change, likelihood.errors
@@ -806,4 +819,4 @@ def _fit(likelihood: Likelihood, best: FloatArray) -> tuple[float, float]:
     covariance = noise + errors.nuisance.T @ errors.nuisance + likelihood.spread(best)
     covariance = covariance + likelihood.amplitude.own**2 * np.outer(predicted, predicted)
     white = np.linalg.solve(np.linalg.cholesky(covariance), change - predicted)
-    return explained, float(chi2.sf((white**2).sum(), len(noise)))
+    return explained, float(chdtrc(len(noise), (white**2).sum()))

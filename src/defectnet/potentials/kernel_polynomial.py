@@ -164,6 +164,10 @@ def dynamical_matrix_sparse(
         return torch.sparse_csr_tensor(ends, columns, values, size=(3 * atoms, 3 * atoms), check_invariants=True)
 
 
+REACH_OF_GAUSSIAN = 9.0
+"""Deviations beyond which nothing of a Gaussian is left in double precision."""
+
+
 def broadened(energy_mev: FloatArray, edge_mev: float, grid: Grid, fwhm_mev: float) -> FloatArray:
     """Return the histogram of `phonons.projected_dos` for each of M energies, convolved with a Gaussian.
 
@@ -182,7 +186,9 @@ def broadened(energy_mev: FloatArray, edge_mev: float, grid: Grid, fwhm_mev: flo
         return np.asarray(smooth[:, 2:] - 2.0 * smooth[:, 1:-1] + smooth[:, :-2])
 
     position = np.maximum(energy_mev, 0.0) / edge_mev / grid.width - 0.5
-    out = shared(position) + shared(-1.0 - position)
+    out = shared(position)
+    low = position < REACH_OF_GAUSSIAN * sigma  # others have no mirror image on the grid
+    out[low] += shared(-1.0 - position[low])
     out[:, -1] += 1.0 - out.sum(1)
     return np.maximum(out, 0.0) / grid.width
 
