@@ -30,6 +30,9 @@ from defectnet.lab.table import MIN_SAMPLES, LabPair, read_table
 from defectnet.lab.virtual import as_is, write_lab
 from virtual_lab import FAMILIES, FOLDER, INSTRUMENT, METHODS, RUNS, metrics, rows_of, split
 
+ATOMS = {"SiGe": 36, "MgB2-Al": 36, "GaAs": 128, "LiAlO2": 128}
+"""Atoms of the cells that the samples were simulated in, about."""
+
 
 def samples(lab: str) -> list[LabPair]:
     """Return the pairs of a lab as its instrument shows them."""
@@ -50,7 +53,7 @@ def responses_alone(pairs: list[LabPair], learn: list[int], asked: list[int], si
     return {"mae_at_percent": round(found["mae"], 3)}
 
 
-def study(lab: str, pack: HostPack, sizes: list[int], most: int, out: Path) -> dict[str, Any]:
+def study(lab: str, pack: HostPack, sizes: list[int], most: int, same: bool, out: Path) -> dict[str, Any]:
     """Return errors by number of standards."""
     pairs = samples(lab)
     held = {name.partition("@")[0] for name in pack.dopants}
@@ -66,7 +69,11 @@ def study(lab: str, pack: HostPack, sizes: list[int], most: int, out: Path) -> d
             key = f"{size}/{pairs[i].sample}"
             if key in rows:
                 continue
-            p = known.identify(pairs[i].host, pairs[i].doped, standards=standards).posterior
+            atoms = ATOMS[lab] if same else np.inf
+            answer = known.identify(
+                pairs[i].host, pairs[i].doped, standards=standards, same_potential=same, sample_atoms=atoms
+            )
+            p = answer.posterior
             true = [pairs[i].dopants.get(symbol, 0.0) for symbol in p.elements]
             rows[key] = {name: getattr(p, name).tolist() for name in ("probability", "mean", "low", "high")}
             rows[key] |= {"true": true, "other": p.other}
@@ -76,6 +83,7 @@ def study(lab: str, pack: HostPack, sizes: list[int], most: int, out: Path) -> d
     return {
         "candidates": elements,
         "potential": pack.host.potential,
+        "same_potential": same,
         "standards": {
             str(size): summary([row for key, row in rows.items() if key.startswith(f"{size}/")])
             for size in sizes
@@ -109,11 +117,16 @@ def main() -> None:
     parser.add_argument("--pack", required=True, help="bundled name or folder")
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2, 5, 10, 20])
     parser.add_argument("--asked", type=int, default=20, help="most samples that are asked about")
+    parser.add_argument(
+        "--same-potential", action="store_true", help="the lab was simulated with the pack's potential; no standards"
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     pack = HostPack.load(chosen.pack)
-    out = RUNS / "standards" / f"{chosen.lab}-{pack.host.potential}.json"
-    print(json.dumps({chosen.lab: study(chosen.lab, pack, chosen.sizes, chosen.asked, out)}, indent=1))
+    same = chosen.same_potential
+    out = RUNS / "standards" / f"{chosen.lab}-{pack.host.potential}{'-same' if same else ''}.json"
+    sizes = [0] if same else chosen.sizes
+    print(json.dumps({chosen.lab: study(chosen.lab, pack, sizes, chosen.asked, same, out)}, indent=1))
 
 
 if __name__ == "__main__":
