@@ -45,9 +45,11 @@ def test_the_usual_constraints_are_allowed():
 def test_the_conda_recipe_asks_for_what_the_project_does():
     recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
     names = {"torch": "pytorch", "matplotlib": "matplotlib-base", "jsonargparse[signatures]": "jsonargparse"}
-    extras = [PROJECT["optional-dependencies"][name] for name in ("plot", "data", "hdf5", "formats", "sim")]
+    asked = list(PROJECT["dependencies"])
+    for extra in ("plot", "data", "hdf5", "formats", "sim"):
+        asked += PROJECT["optional-dependencies"][extra]
     wanted = {f"python {PROJECT['requires-python']}", "docstring_parser", "typeshed_client"}  # of [signatures]
-    for text in [*PROJECT["dependencies"], *sum(extras, [])]:
+    for text in asked:
         name, bounds = re.fullmatch(r"([\w.-]+(?:\[[\w,]+\])?)(.*)", text).groups()
         if not name.startswith("defectnet"):
             wanted.add(f"{names.get(name, name)} {bounds}")

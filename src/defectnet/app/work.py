@@ -226,7 +226,7 @@ def structure(request: Mapping[str, Any], tell: Tell) -> None:
     )
 
 
-# -- samples of known content -------------------------------------------------------------------------------------------
+# -- samples of known content ------------------------------------------------------------------------------------------
 
 _CONTENT: Final = re.compile(r"([A-Z][a-z]?(?:@[A-Z][a-z]?)?)\s*[:=]?\s*(\d+\.?\d*|\.\d+)\s*(?:at\.?)?\s*%?")
 
@@ -482,6 +482,7 @@ def _known_view(reply: KnownReply, setup: planning.Setup, standards: int) -> dic
 
 
 def _network_view(host: Spectrum, doped: Spectrum, p: Prediction, *, quick: bool) -> dict[str, Any]:
+    article = "the " if p.answered_by.startswith("network") else ""
     packs = [] if quick else [file.folder.name for file in bundled_packs_of(p.formula)]
     title = f"Answered by a network from the formula alone ({p.model}): a hint"
     better = (
@@ -521,7 +522,7 @@ def _network_view(host: Spectrum, doped: Spectrum, p: Prediction, *, quick: bool
     return {
         "way": {
             "title": title,
-            "text": f"Answered by {'the ' if p.answered_by.startswith('network') else ''}{p.answered_by}{': ' + p.reason if p.reason else ''}.",
+            "text": f"Answered by {article}{p.answered_by}{': ' + p.reason if p.reason else ''}.",
             "better": better,
             "packs": packs,
         },

@@ -686,7 +686,7 @@ def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kin
     """See that a standard belongs to a question, and return its (K,) concentrations of the candidates' names.
 
     Raises:
-        SpectrumError: Its spectra do not belong together, end too early, or are not of the kind of the pair in question.
+        SpectrumError: Its spectra do not belong together, end too early, or are of another kind than the pair's.
         SimulationError: It holds what is no candidate.
     """
     check_pair(pack, standard.host, standard.doped)
