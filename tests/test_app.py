@@ -10,15 +10,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
 from browser import Served, browser
 from defectnet import cli
-from defectnet.app.jobs import Jobs, sentence
-from defectnet.app.server import LARGEST, _Guard, _plain
+from defectnet.app.jobs import Jobs, plain_name, sentence
+from defectnet.app.server import LARGEST, _Guard
 from defectnet.crystal.pack import HostPack
-from defectnet.errors import ConfigError
+from defectnet.errors import ConfigError, DefectNetError
 from defectnet.io import read_spectrum
 from defectnet.io.write import write_spectrum
 from spectra import grid, spectrum, table, write_table
@@ -41,6 +42,15 @@ def files(tmp_path_factory):
     example.mkdir()
     write_spectrum(example / "host.csv", made.host_spectrum("total"))
     write_spectrum(example / "doped.csv", made.doped_spectrum("total"))
+    (files := folder / "samples").mkdir()
+    host, doped = made.host_spectrum("total"), made.doped_spectrum("total")
+    for amount in (4, 8):
+        between = host.dos + amount / 6 * (doped.dos - host.dos)
+        write_spectrum(files / f"al{amount}.csv", replace(host, dos=between))
+    (files / "pairs.csv").write_text(
+        "sample,host_file,doped_file,formula,dopants\n# with folders, as they lie on a disk\n"
+        "a,../example/host.csv,samples/al4.csv,V,Al:0.04\n"
+    )
     about = {"pack": "V", "candidates": "Al", "dopants": {"Al": 0.06}}
     (example / "answer.json").write_text(json.dumps(about))
     return folder
@@ -142,6 +152,45 @@ def test_two_files_with_a_formula_and_clicked_elements(page, files, capsys):
     assert of_page["elements"] == of_command["elements"]
 
 
+def test_samples_of_known_content(page, files):
+    give(page, files, "example/host.csv", "example/doped.csv")
+    page.select_option("#identify .crystal select", "V")
+    element(page, "identify", "Al").click()
+    page.click(".samples summary")
+    page.set_input_files("#file-samples", [str(files / "samples" / f"al{x}.csv") for x in (4, 8)])
+    assert "say what is in al4.csv and al8.csv" in page.text_content("#identify .missing")
+    page.fill("[aria-label='Content of al4.csv']", "Al 4")
+    page.fill("[aria-label='Content of al8.csv']", "Al much")
+    page.keyboard.press("Tab")
+    assert "Content of al8.csv: 'Al much' cannot be read" in page.text_content(".samples .problem")
+    assert page.is_disabled("#identify .primary")
+    page.fill("[aria-label='Content of al8.csv']", "Al@V: 8 %")
+    page.keyboard.press("Tab")
+    assert page.text_content(".told") == "2 samples, at.%: al4.csv Al 4; al8.csv Al@V 8."
+    page.click("#identify .primary")
+    assert "Corrected by 2 samples of known content." in page.text_content("[data-way=pack]")
+    page.set_input_files("#file-samples", str(files / "samples" / "pairs.csv"))
+    assert "pairs.csv names ../example/host.csv" in page.text_content(".samples .problem")
+    page.set_input_files("#file-samples", str(files / "example" / "host.csv"))
+    assert page.text_content(".told") == "One sample, at.%: al4.csv Al 4."
+    page.get_by_role("button", name="Remove pairs.csv").click()
+    assert page.locator(".told, .sample").count() == 0
+
+
+def test_a_quick_answer(page, files):
+    give(page, files, "example/host.csv", "example/doped.csv")
+    page.select_option("#identify .crystal select", "V")
+    page.click(".settings summary")
+    page.check("[name=quick]")
+    assert not page.is_visible(".samples")
+    assert not page.is_visible("[name=fwhm_mev]")
+    page.click("#identify .primary")
+    way = page.text_content("[data-way=network]")
+    assert "reads what is computed of this crystal (defectnet-quick): a hint" in way
+    assert "network with computed responses: V" in way
+    assert page.locator("tr[data-element]").count() == len(HostPack.load("V").dopants)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -207,7 +256,6 @@ def test_a_plan_colours_the_periodic_table(page):
     page.click("#plan .primary")
     assert "fwhm_mev is 999: that hides all of V" in page.text_content("#plan .reply .problem")
     page.fill("#plan [name=fwhm_mev]", "2")
-    page.uncheck("#plan [name=vary]")
     page.click("#plan .primary")
     page.wait_for_selector("#plan .says")
     assert "In V this measurement finds Al@V from" in page.text_content("#plan .says")
@@ -216,6 +264,10 @@ def test_a_plan_colours_the_periodic_table(page):
     assert colour.startswith("rgb(")
     assert colour != "rgb(255, 255, 255)"
     assert "at.% of all atoms. Limit: found in 90 %" in page.text_content("#plan .reply")
+    cards = page.locator("#plan .reply .card")
+    limit = cards.nth(1).locator("td strong").text_content()
+    assert cards.nth(2).locator("td strong").all_text_contents() == [limit]  # as asked, among other instruments
+    assert cards.nth(3).locator("tbody td").nth(1).text_content() == limit
     with page.expect_download() as saved:
         page.click("#plan [data-save=png]")
     assert saved.value.suggested_filename == "V-plan.png"
@@ -306,6 +358,17 @@ def test_what_is_no_question_is_refused(served, place, body, headers, status, to
         ("plan", {"pack": "V", "candidates": ["Xx"]}, "'Xx' is not an element of the vocabulary"),
         ("plan", {"pack": "V", "amounts": "1,x"}, "are not numbers"),
         ("plan", {"pack": "V", "candidates": 7}, "not foreseen (TypeError)"),
+        (
+            "samples",
+            {"samples": [{"name": "x", "data": b""}] * 2},
+            "Two samples are called x. Give their files different",
+        ),
+        ("samples", {"samples": [{"name": "x", "data": b'dopants,doped_file\n"1'}]}, "x, line 2 is broken"),
+        (
+            "samples",
+            {"samples": [{"name": n, "data": b"dopants,doped_file"} for n in "xy"]},
+            "X and y are both tables.",
+        ),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_one_sentence(served, name, question, told):
@@ -316,6 +379,30 @@ def test_a_question_that_cannot_be_answered_is_one_sentence(served, name, questi
     assert job.state == "failed"
     assert told in job.error
     assert "\n" not in job.error
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Al 5; In 2.5 at.%", {"Al": 0.05, "In": 0.025}),
+        ("Al@Ga: .5%", {"Al@Ga": 0.005}),
+        ("None", {}),
+        ("Al 5, Al 2", "an element is named twice"),
+        ("Al 30, In 30", "60 at.%. "),
+        ("Al 0", "0 at.%. "),
+        ("Al 2,5", "'5' cannot be read"),
+        ("Xx 5", "'Xx' is not an element"),
+    ],
+)
+def test_contents_as_they_are_typed(text, told):
+    from defectnet.app.work import content
+
+    if isinstance(told, dict):
+        assert content("x.csv", text) == pytest.approx(told)
+    else:
+        with pytest.raises(DefectNetError) as error:
+            content("x.csv", text)
+        assert told in str(error.value)
 
 
 def test_only_this_page_may_ask():
@@ -340,9 +427,9 @@ def test_names_of_files_stay_in_their_folder():
         "..": "file",
         "a\nb;$(x).csv": "a_b__(x).csv",
     }
-    assert {name: _plain(name) for name in names} == names
-    assert _plain(None) == "file"
-    assert len(_plain("x" * 500 + ".csv")) <= 80
+    assert {name: plain_name(name) for name in names} == names
+    assert plain_name(None) == "file"
+    assert len(plain_name("x" * 500 + ".csv")) <= 80
 
 
 def test_errors_are_one_line():

@@ -19,6 +19,7 @@ import pytest
 from defectnet.config import MODEL_GRID
 from defectnet.errors import SpectrumError
 from defectnet.io import read_spectrum
+from defectnet.io.read import JSON, NAMES, TEXT, describe_file
 from defectnet.measure.encode import Examined, examine_pair, host_edge_mev
 from spectra import dos_of
 
@@ -322,6 +323,15 @@ KIN: dict[str, tuple[str | bytes, dict[str, Any], str, str, str | None]] = {
         None,
     ),
 }
+
+
+def test_the_program_is_told(tmp_path):
+    for program in ("abinit", "DAVE", "Euphonic", "GPUMD", "Mantid", "ShengBTE", "elk"):
+        content = next(given[0] for name, given in KIN.items() if name.startswith(program))
+        (tmp_path / "file").write_text(content)
+        assert describe_file(tmp_path / "file")[0] == program
+    readers = {read.__module__.rpartition(".")[2] for _, read in (*TEXT, *JSON)} | {"hdf5", "table"}
+    assert readers - {"untitled"} == NAMES.keys()
 
 
 @pytest.mark.parametrize("name", KIN)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import lowest_versions
 from defectnet.errors import CheckpointError
@@ -39,6 +40,24 @@ def test_the_usual_constraints_are_allowed():
     usual, lowest = lowest_versions.pinned(ROOT / "constraints.txt"), requirements()
     for name, bound in lowest.items():
         assert [int(x) for x in re.findall(r"\d+", usual[name])] >= [int(x) for x in re.findall(r"\d+", bound)]
+
+
+def test_the_conda_recipe_asks_for_what_the_project_does():
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
+    names = {"torch": "pytorch", "matplotlib": "matplotlib-base", "jsonargparse[signatures]": "jsonargparse"}
+    asked = list(PROJECT["dependencies"])
+    for extra in ("plot", "data", "hdf5", "formats", "sim"):
+        asked += PROJECT["optional-dependencies"][extra]
+    wanted = {f"python {PROJECT['requires-python']}", "docstring_parser", "typeshed_client"}  # of [signatures]
+    for text in asked:
+        name, bounds = re.fullmatch(r"([\w.-]+(?:\[[\w,]+\])?)(.*)", text).groups()
+        if not name.startswith("defectnet"):
+            wanted.add(f"{names.get(name, name)} {bounds}")
+    assert PROJECT["optional-dependencies"]["lab"] == ["defectnet[plot,sim,formats]"]
+    assert set(recipe["requirements"]["run"]) == wanted
+    assert recipe["package"] == {"name": PROJECT["name"], "version": PROJECT["version"]}
+    assert recipe["build"]["python"]["entry_points"] == [f"{k} = {v}" for k, v in PROJECT["scripts"].items()]
+    assert recipe["about"]["summary"] == PROJECT["description"]
 
 
 @pytest.mark.parametrize(

@@ -340,3 +340,6 @@ def test_a_standard_that_holds_no_candidate_is_one_error(pack, crystal):
     host, doped, true = weaker(0.05)
     with pytest.raises(DefectNetError, match=r"standard .* holds Sb"):
         crystal.identify(host, doped, standards=[Standard(host, doped, {"Sb": true})])
+    pair = [replace(one, kind="neutron-weighted") for one in (host, doped)]
+    with pytest.raises(DefectNetError, match=r"another kind of DOS .* \(neutron-weighted and total\)"):
+        crystal.identify(host, doped, standards=[Standard(*pair, {"Al": true})])

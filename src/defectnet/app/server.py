@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from defectnet.app.jobs import Jobs, PageJob, sentence
+from defectnet.app.jobs import Jobs, PageJob, plain_name, sentence
 from defectnet.errors import ConfigError, DefectNetError
 
 STATIC: Final = Path(__file__).with_name("static")
@@ -33,12 +33,15 @@ LARGEST: Final = 20 << 20
 """Bytes of an uploaded file."""
 
 FILES: Final = ("host", "doped", "structure")
-"""Files that a question may have."""
+"""Files that a question may have one of."""
+
+SAMPLES: Final = 60
+"""Spectra of samples of known content, and tables of them, that a question may have."""
 
 LONGEST: Final = 1 << 16
 """Characters of a question, without its files."""
 
-ASKED: Final = ("read", "structure", "identify", "plan")
+ASKED: Final = ("read", "structure", "samples", "identify", "plan")
 
 NEEDS: Final = ("ase", "matplotlib", "scipy", "spglib", "vesin")
 """Packages that answers need, beside those of the server."""
@@ -151,7 +154,7 @@ def create_app(running: Jobs, facts: dict[str, Any], names: frozenset[str] | Non
         if name not in ASKED:
             raise HTTPException(404)
         question = await _question(request)
-        short = name in ("read", "structure") or question.get("mode") == "formula"
+        short = name in ("read", "structure", "samples") or question.get("mode") == "formula"
         job = running.start(name, question, "short" if short else "long")
         return JSONResponse({"id": job.id})
 
@@ -205,31 +208,31 @@ async def _question(request: Request) -> dict[str, Any]:
     Raises:
         ConfigError: It is none, or a file is too large.
     """
-    async with request.form(max_files=len(FILES), max_fields=1, max_part_size=LONGEST) as form:
+    async with request.form(max_files=len(FILES) + SAMPLES, max_fields=1, max_part_size=LONGEST) as form:
         try:
             question = json.loads(str(form.get("question")))
         except (ValueError, RecursionError):
             question = None
         if not isinstance(question, dict):
             raise ConfigError("the question is no JSON object", fix="Reload the page")
-        files = {}
-        for role in FILES:
-            file = form.get(role)
-            if isinstance(file, UploadFile):
-                data = await file.read(LARGEST + 1)
-                if len(data) > LARGEST:
-                    raise ConfigError(
-                        f"{_plain(file.filename)} has more than {LARGEST / 1e6:.0f} MB",
-                        fix="A spectrum has far fewer: export energy and DOS alone",
-                    )
-                files[role] = {"name": _plain(file.filename), "data": data}
-    return question | {"files": files}
+        files = {role: await _uploaded(file) for role in FILES if isinstance(file := form.get(role), UploadFile)}
+        samples = [await _uploaded(file) for file in form.getlist("sample") if isinstance(file, UploadFile)]
+    return question | {"files": files, "samples": samples}
 
 
-def _plain(name: str | None) -> str:
-    """Return a file's name without folders and what a file system or a terminal may stumble over."""
-    last = re.split(r"[\\/]", name or "")[-1]
-    return re.sub(r"[^\w.()+, -]", "_", last).strip(". ")[-80:] or "file"
+async def _uploaded(file: UploadFile) -> dict[str, Any]:
+    """Return name and content of a file.
+
+    Raises:
+        ConfigError: It is too large.
+    """
+    data = await file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ConfigError(
+            f"{plain_name(file.filename)} has more than {LARGEST / 1e6:.0f} MB",
+            fix="A spectrum has far fewer: export energy and DOS alone",
+        )
+    return {"name": plain_name(file.filename), "data": data}
 
 
 def serve(host: str, port: int, ready: Callable[[str], None]) -> None:

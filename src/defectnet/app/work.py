@@ -6,9 +6,11 @@ Requests hold plain values and uploaded files; what is told of them are plain va
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,21 +24,24 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from defectnet import __version__
+from defectnet.app.jobs import plain_name
 from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack, bundled_packs
 from defectnet.crystal.structures import read_structure, spacegroup
-from defectnet.defaults import DEFAULT_CHECKPOINT
-from defectnet.elements import SYMBOLS, VOCABULARY, parse_formula, properties
+from defectnet.defaults import DEFAULT_CHECKPOINT, QUICK_CHECKPOINT
+from defectnet.elements import SYMBOLS, VOCABULARY, element_index, parse_formula, properties
 from defectnet.errors import ConfigError, SimulationError
 from defectnet.hub import from_pretrained
 from defectnet.hub.catalogue import bundled, bundled_root
 from defectnet.inference import plan as planning
 from defectnet.inference.answer_text import sentence, verdict
-from defectnet.inference.ask import CrystalWanted, KnownReply, ask_known, ask_plan
+from defectnet.inference.ask import CrystalWanted, KnownReply, ask_known, ask_plan, ask_responses
+from defectnet.inference.known_crystal import Standard
 from defectnet.inference.packs import bundled_packs_of, check_fits
 from defectnet.inference.parting import as_measured
 from defectnet.io import read_spectrum
 from defectnet.io.read import describe_file
+from defectnet.lab.table import MAX_CONCENTRATION, read_table
 from defectnet.measure.encode import host_edge_mev
 from defectnet.plotting import plot_known, plot_pair, plot_plan
 from defectnet.prediction import Prediction
@@ -128,7 +133,11 @@ def _saved(request: Mapping[str, Any], role: str) -> Path:
     file = request.get("files", {}).get(role)
     if file is None:
         raise ConfigError(f"the file of the {_ROLES[role]} is missing", fix="Drop it, or choose it")
-    path = Path(role) / str(file["name"])
+    return _written(file, role)
+
+
+def _written(file: Mapping[str, Any], folder: str) -> Path:
+    path = Path(folder) / str(file["name"])
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(file["data"])
     return path
@@ -137,13 +146,13 @@ def _saved(request: Mapping[str, Any], role: str) -> Path:
 _ROLES: Final = {"host": "pristine host", "doped": "doped sample", "structure": "crystal structure"}
 
 
-def _read(request: Mapping[str, Any], role: str) -> tuple[Spectrum, dict[str, Any]]:
-    """Return a spectrum, and how it was read: what its file declares, corrected by what the user says of it.
+def _read(request: Mapping[str, Any], role: str, path: Path | None = None) -> tuple[Spectrum, dict[str, Any]]:
+    """Return a spectrum, and how it was read: what its file declares, corrected by what the user says of its role.
 
     Raises:
         SpectrumError: It is no DOS; or neither file nor user says its unit.
     """
-    path = _saved(request, role)
+    path = path or _saved(request, role)
     said = request.get("read", {}).get(role) or {}
     unit, kind, element = (said.get(key) or None for key in ("unit", "kind", "element"))
     name, raw = describe_file(path, element=element)
@@ -217,6 +226,97 @@ def structure(request: Mapping[str, Any], tell: Tell) -> None:
     )
 
 
+# -- samples of known content ------------------------------------------------------------------------------------------
+
+_CONTENT: Final = re.compile(r"([A-Z][a-z]?(?:@[A-Z][a-z]?)?)\s*[:=]?\s*(\d+\.?\d*|\.\d+)\s*(?:at\.?)?\s*%?")
+
+
+def content(name: str, text: str) -> dict[str, float]:
+    """Return the concentrations that a text such as ``Al 5, In 2``, in at.%, names.
+
+    Raises:
+        ConfigError: It cannot be read, or cannot be.
+    """
+    if text.strip().lower() == "none":
+        return {}
+    parts = [part.strip() for part in re.split(r"[,;]", text)]
+    found = [_CONTENT.fullmatch(part) for part in parts]
+    fix = "Write at.% of all atoms, such as Al 5, In 2.5, or none"
+    for part, one in zip(parts, found, strict=True):
+        if one is None:
+            raise ConfigError(f"content of {name}: {part!r} cannot be read", fix=fix)
+        element_index(one[1].partition("@")[0])
+    shares = {one[1]: float(one[2]) / 100.0 for one in found if one is not None}
+    total = sum(shares.values())
+    if len(shares) < len(parts) or not 0.0 < total <= MAX_CONCENTRATION:
+        what = "an element is named twice" if len(shares) < len(parts) else f"{100 * total:g} at.%"
+        raise ConfigError(f"content of {name}: {what}", fix=f"{fix}; {100 * MAX_CONCENTRATION:g} at most together")
+    return shares
+
+
+def _standards(request: Mapping[str, Any]) -> list[Standard]:
+    """Return the samples of a table, or those whose content was typed, each beside the pristine host of the question.
+
+    Raises:
+        LabError, SpectrumError, ConfigError: A file or a content cannot be read.
+    """
+    files = list(request.get("samples") or [])
+    names = [str(file["name"]) for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two samples are called {twice}", fix="Give their files different names")
+    paths = [_written(file, "samples") for file in files]
+    tables = [path for path in paths if _is_table(path)]
+    if len(tables) > 1:
+        raise ConfigError(f"{tables[0].name} and {tables[1].name} are both tables", fix="Put all samples into one")
+    if tables:
+        _beside(tables[0], names)
+        return [Standard(one.host, one.doped, one.dopants) for one in read_table(tables[0], fewest=1)]
+    if not paths:
+        return []
+    contents = list(request.get("contents") or [])
+    host = _read(request, "host")[0]
+    return [
+        Standard(host, _read(request, "doped", path)[0], content(path.name, str(text)))
+        for path, text in zip(paths, contents, strict=True)
+    ]
+
+
+def _beside(table: Path, names: list[str]) -> None:
+    """Have a table name uploaded files by their names alone: a browser tells no folders.
+
+    Raises:
+        ConfigError: It names a file that was not uploaded.
+    """
+    with suppress(UnicodeDecodeError, csv.Error):  # which is said when it is read
+        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines(), skipinitialspace=True))
+        titles = next((row for row in rows if "doped_file" in row), [])
+        columns = [titles.index(title) for title in ("host_file", "doped_file") if title in titles]
+        for row in rows[rows.index(titles) + 1 :] if titles else []:
+            for at in columns if len(row) == len(titles) and not row[0].startswith("#") else []:
+                if row[at] and plain_name(row[at]) not in names:
+                    raise ConfigError(f"{table.name} names {row[at]}, which was not given", fix="Drop that file too")
+                row[at] = row[at] and plain_name(row[at])
+        with table.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+
+def _is_table(path: Path) -> bool:
+    head = path.read_bytes()[:4096]
+    return b"doped_file" in head and b"dopants" in head
+
+
+def samples(request: Mapping[str, Any], tell: Tell) -> None:
+    """Tell what is known of samples."""
+    tell.part(
+        "samples",
+        [
+            {"file": Path(one.doped.source).name, "content": {name: 100.0 * c for name, c in one.dopants.items()}}
+            for one in _standards(request)
+        ],
+    )
+
+
 # -- questions ---------------------------------------------------------------------------------------------------------
 
 
@@ -225,14 +325,16 @@ def identify(request: Mapping[str, Any], tell: Tell) -> None:
     names = list(request.get("candidates") or []) or None
     pair = [_read(request, role)[0] for role in ("host", "doped")]
     edge = _number(request, "edge_mev")
-    if request.get("mode") == "formula":
+    if request.get("mode") == "formula" or request.get("quick"):
         _ask_network(request, pair[0], pair[1], names, edge, tell)
         return
     simulated = bool(request.get("same_potential"))
+    standards = _standards(request)
     reply = ask_known(
         pair[0],
         pair[1],
-        _wanted(request, names),
+        _wanted(request, names, tell),
+        standards=standards,
         fwhm_mev=_number(request, "fwhm_mev"),
         edge_mev=edge,
         same_potential=simulated,
@@ -240,7 +342,7 @@ def identify(request: Mapping[str, Any], tell: Tell) -> None:
         report=tell.progress,
     )
     setup = as_measured(reply.answer, element=pair[0].element, same_potential=simulated)
-    tell.part("answer", {"json": reply.to_dict(), "view": _known_view(reply, setup)})
+    tell.part("answer", {"json": reply.to_dict(), "view": _known_view(reply, setup, len(standards))})
     tell.progress("figure", 0, None)
     tell.part("figure", _figure(plot_known(reply.answer)))
     tell.progress("detection limits", 0, None)
@@ -261,15 +363,22 @@ def _ask_network(
     edge: float | None,
     tell: Tell,
 ) -> None:
-    formula = str(request.get("formula") or "").strip()
-    parse_formula(formula)
-    network = request.get("network") or DEFAULT_CHECKPOINT
+    responses = None
+    if request.get("quick"):
+        network = QUICK_CHECKPOINT
+        responses, names = ask_responses(_wanted(request, names, tell), made=tell.made, report=tell.progress)
+        formula = responses.formula
+    else:
+        network = request.get("network") or DEFAULT_CHECKPOINT
+        formula = str(request.get("formula") or "").strip()
+        parse_formula(formula)
     if network not in bundled():
         raise ConfigError(f"network {network!r} is not bundled", fix=f"Choose one of {', '.join(bundled())}")
     tell.progress("network", 0, None)
     model = from_pretrained(network)
-    prediction = model.predict(host, doped, formula, candidates=names, edge=edge)
-    tell.part("answer", {"json": prediction.to_dict(), "view": _network_view(host, doped, prediction)})
+    prediction = model.predict(host, doped, formula, candidates=names, edge=edge, responses=responses)
+    view = _network_view(host, doped, prediction, quick=responses is not None)
+    tell.part("answer", {"json": prediction.to_dict(), "view": view})
     tell.part("figure", _figure(plot_pair(host, doped, prediction)))
 
 
@@ -282,7 +391,7 @@ def plan(request: Mapping[str, Any], tell: Tell) -> None:
         noise=_number(request, "noise", 0.02),
     )
     amounts = planning.parse_amounts(str(request.get("amounts") or "1,3,10"))
-    wanted = _wanted(request, list(request.get("candidates") or []) or None)
+    wanted = _wanted(request, list(request.get("candidates") or []) or None, tell)
     vary = bool(request.get("vary", True))
     made, remarks = ask_plan(wanted, setup, amounts, vary=vary, made=tell.made, report=tell.progress)
     tell.part("plan", {"json": {**made.to_dict(), "pack": list(remarks)}, "view": _plan_view(made, remarks)})
@@ -291,7 +400,7 @@ def plan(request: Mapping[str, Any], tell: Tell) -> None:
 
 
 WORK: Final[dict[str, Callable[[Mapping[str, Any], Tell], None]]] = {
-    one.__name__: one for one in (start, read, structure, identify, plan)
+    one.__name__: one for one in (start, read, structure, samples, identify, plan)
 }
 
 
@@ -304,8 +413,9 @@ def _number(request: Mapping[str, Any], name: str, default: float | None = None)
     return float(value)
 
 
-def _wanted(request: Mapping[str, Any], names: list[str] | None) -> CrystalWanted:
+def _wanted(request: Mapping[str, Any], names: list[str] | None, tell: Tell) -> CrystalWanted:
     if request.get("mode") == "structure":
+        tell.progress("host: found among the bundled, or relaxed and computed", 0, None)
         potential = request.get("potential") or POTENTIALS[0]
         if potential not in POTENTIALS:
             raise ConfigError(f"potential {potential!r} is not bundled", fix=f"Choose {' or '.join(POTENTIALS)}")
@@ -320,7 +430,7 @@ def _wanted(request: Mapping[str, Any], names: list[str] | None) -> CrystalWante
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _known_view(reply: KnownReply, setup: planning.Setup) -> dict[str, Any]:
+def _known_view(reply: KnownReply, setup: planning.Setup, standards: int) -> dict[str, Any]:
     a, p = reply.answer, reply.answer.posterior
     order = np.argsort(-p.probability, kind="stable")
     spread = np.sqrt(a.noise**2 + a.band**2)
@@ -328,8 +438,10 @@ def _known_view(reply: KnownReply, setup: planning.Setup) -> dict[str, Any]:
         "way": {
             "title": "Answered by spectra computed for this crystal",
             "text": f"Host {'; '.join(reply.remarks)}.",
-            "better": "Samples of known content would make it better: they correct what the potential gets wrong. "
-            "The command line takes them: identify --standards.",
+            "better": f"Corrected by {standards} sample{'s' if standards > 1 else ''} of known content."
+            if standards
+            else "Samples of known content, given beside the candidates, would make it better: "
+            "they correct what the potential gets wrong.",
         },
         "sentence": sentence(a),
         "verdict": {"state": a.verdict, "text": verdict(a)},
@@ -369,13 +481,20 @@ def _known_view(reply: KnownReply, setup: planning.Setup) -> dict[str, Any]:
     }
 
 
-def _network_view(host: Spectrum, doped: Spectrum, p: Prediction) -> dict[str, Any]:
-    packs = [file.folder.name for file in bundled_packs_of(p.formula)]
+def _network_view(host: Spectrum, doped: Spectrum, p: Prediction, *, quick: bool) -> dict[str, Any]:
+    article = "the " if p.answered_by.startswith("network") else ""
+    packs = [] if quick else [file.folder.name for file in bundled_packs_of(p.formula)]
+    title = f"Answered by a network from the formula alone ({p.model}): a hint"
     better = (
         f"The zoo has {' and '.join(packs)}: choose it as the crystal, "
         if packs
         else "Give the structure (CIF, POSCAR), "
     ) + "and what each candidate does to the spectrum is computed."
+    if quick:
+        title = f"Answered by a network that reads what is computed of this crystal ({p.model}): a hint"
+        better = (
+            "Asked without a quick answer, spectra are computed and compared, which finds more and is surer of amounts."
+        )
     energy, pristine = _unit_area(host, None)
     _, sample = _unit_area(doped, energy)
     curves: dict[str, Any] = {
@@ -402,8 +521,8 @@ def _network_view(host: Spectrum, doped: Spectrum, p: Prediction) -> dict[str, A
     }
     return {
         "way": {
-            "title": f"Answered by a network from the formula alone ({p.model}): a hint",
-            "text": f"Answered by {p.answered_by}{': ' + p.reason if p.reason else ''}.",
+            "title": title,
+            "text": f"Answered by {article}{p.answered_by}{': ' + p.reason if p.reason else ''}.",
             "better": better,
             "packs": packs,
         },
@@ -456,11 +575,12 @@ def _plan_view(made: planning.Plan, remarks: tuple[str, ...]) -> dict[str, Any]:
         )
     return {
         "sentence": planning.sentence(made),
-        "about": f"{_kind(s.kind, s.element)}, {s.fwhm_mev:.3g} meV wide, noise {s.noise:.2%}; compared "
+        "about": f"{_kind(s.kind, s.element)}, {s.fwhm_mev:.3g} meV wide, noise {100 * s.noise:.3g} %; compared "
         f"{made.fwhm_mev:.3g} meV wide; {'; '.join(remarks)}",
         "elements": list(parse_formula(made.formula)),
         "amounts": [100 * a for a in made.amounts],
         "rows": rows,
+        "fwhm_mev": s.fwhm_mev,
         "fwhms_mev": list(made.fwhms_mev),
         "noises": list(made.noises),
         "times": [(s.noise / n) ** 2 if n else None for n in made.noises],

@@ -11,7 +11,14 @@ from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.responses import HostResponses
 from defectnet.crystal.structures import read_structure
-from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard, check_pair, known_dopants
+from defectnet.inference.known_crystal import (
+    KnownCrystal,
+    KnownCrystalAnswer,
+    Standard,
+    check_pair,
+    check_standard,
+    known_dopants,
+)
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for, in_time
 from defectnet.inference.parting import Parting, part
 from defectnet.inference.plan import Plan, Setup, check_setup, plan
@@ -128,6 +135,8 @@ def ask_known(
     """
     pack, candidates, remarks = wanted.find(made)
     check_pair(pack, host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev)  # before cells are made
+    for one in standards:
+        check_standard(pack, known_dopants(pack, candidates), one, doped.kind)
     crystal = KnownCrystal(pack, candidates, report=lambda done, total: report("superposed cells", done, total))
     report("inference", 0, None)
     answer = crystal.identify(

@@ -540,7 +540,7 @@ class KnownCrystal:
 
     def _standard(self, standard: Standard, seen: Compared) -> SeenStandard:
         """Bring a standard to the bins of the pair that is asked about."""
-        check_pair(self.pack, standard.host, standard.doped)
+        concentration = check_standard(self.pack, self.dopants, standard, seen.instrument.kind)
         reach = seen.instrument.edges[-1] * self.pack.host.band_edge_mev
         for spectrum in (standard.host, standard.doped):
             if spectrum.energy_mev[-1] < 0.98 * reach:
@@ -549,16 +549,6 @@ class KnownCrystal:
                     why=f"the pair in question is compared up to {reach:.4g} meV",
                     fix="Leave this standard out, or give both up to the same energy",
                 )
-        concentration = np.zeros(len(self.dopants))
-        for name, amount in standard.dopants.items():
-            asked = _meant(name, self.dopants)
-            if not asked:
-                raise SimulationError(
-                    f"standard {standard.doped.name} holds {name}",
-                    why=f"the candidates are {', '.join(self.dopants)}",
-                    fix="Name it among the candidates too, or leave this standard out",
-                )
-            concentration[self.dopants.index(asked[0])] += amount
         pair = (standard.host, None), (standard.doped, None)
         _, change, noise = _changed(*pair, seen.instrument, self.pack.host.band_edge_mev, seen.smooth)
         return SeenStandard(concentration, change, noise)
@@ -702,6 +692,33 @@ def check_pair(
             fix="Give both spectra until they have fallen to zero",
         )
     return edge
+
+
+def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kind: str) -> FloatArray:
+    """See that a standard belongs to a question, and return its (K,) concentrations of the candidates' names.
+
+    Raises:
+        SpectrumError: Its spectra do not belong together, end too early, or are of another kind than the pair's.
+        SimulationError: It holds what is no candidate.
+    """
+    check_pair(pack, standard.host, standard.doped)
+    if standard.doped.kind != kind:
+        raise SpectrumError(
+            f"standard {standard.doped.name} is of another kind of DOS than the pair in question",
+            why=f"{standard.doped.kind} and {kind}",
+            fix="Say its kind if it is taken for another, or leave this standard out",
+        )
+    concentration = np.zeros(len(names))
+    for name, amount in standard.dopants.items():
+        asked = _meant(name, names)
+        if not asked:
+            raise SimulationError(
+                f"standard {standard.doped.name} holds {name}",
+                why=f"the candidates are {', '.join(names)}",
+                fix="Name it among the candidates too, or leave this standard out",
+            )
+        concentration[list(names).index(asked[0])] += amount
+    return concentration
 
 
 def _binned(

@@ -46,7 +46,7 @@ class Parting:
         if enough is not None:
             return f"To part {names}: {enough[0]} ({enough[1]:.0%} of samples; now {self.now:.0%})."
         best = max(self.options, key=lambda option: option[1])
-        return f"No measurement that was thought of parts {names}; most does {best[0]} ({best[1]:.0%} of samples)."
+        return f"No measurement that was thought of parts {names}; nearest comes: {best[0]} ({best[1]:.0%} of samples)."
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -30,6 +30,7 @@ class Raw:
         error: (n,) standard deviation of the DOS, where the file has it.
         remark: What is doubtful of it, for a warning.
         usual_unit: Unit that the format has where nobody says otherwise; a caller's takes precedence over it.
+        program: What wrote it, where one reader knows files of several programs.
     """
 
     energy: FloatArray
@@ -40,6 +41,7 @@ class Raw:
     error: FloatArray | None = None
     usual_unit: str | None = None
     remark: str = ""
+    program: str = ""
 
 
 def numbers(values: Any, what: str) -> FloatArray:

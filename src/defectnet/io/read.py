@@ -47,16 +47,19 @@ TEXT: Final = (
 JSON: Final = ((euphonic.matches, euphonic.read), (pymatgen.matches, pymatgen.read))
 
 NAMES: Final = {
+    "abinit": "abinit",
     "castep": "CASTEP",
+    "dave": "DAVE",
     "euphonic": "Euphonic",
     "hdf5": "HDF5",
     "mantid": "Mantid",
+    "ncmat": "NCMAT",
     "phoenix": "PHOENIX",
     "phonopy": "phonopy",
     "pymatgen": "pymatgen, Materials Project",
     "table": "table of text",
 }
-"""What a person calls the format that a module reads."""
+"""What a person calls the format that a module reads; of those of `untitled` the program is told (`Raw.program`)."""
 
 PACKED: Final[dict[bytes, Callable[..., Any]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """First bytes of compressed files, and what unpacks them."""
@@ -172,8 +175,8 @@ def describe_file(path: str | os.PathLike[str], *, element: str | None = None) -
     """
     source = os.fspath(path)
     read, content = _reader(_bytes(Path(path), source), source)
-    module = read.__module__.rpartition(".")[2]
-    return NAMES.get(module, module), read(content, source, element)
+    raw = read(content, source, element)
+    return raw.program or NAMES[read.__module__.rpartition(".")[2]], raw
 
 
 def _parse(data: bytes, source: str, element: str | None) -> Raw:

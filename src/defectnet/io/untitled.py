@@ -41,7 +41,7 @@ def read(text: str, source: str, element: str | None) -> Raw:
             fix="Leave element out, or sum the columns of its atoms into a two-column file yourself",
         )
     values = rows(uncommented(text), source, fix=f"Run {program} again")
-    return Raw(values[:, 0], values[:, 1:].sum(axis=1), None, "total", usual_unit=unit)
+    return Raw(values[:, 0], values[:, 1:].sum(axis=1), None, "total", usual_unit=unit, program=program)
 
 
 def _program(text: str) -> tuple[str, str | None] | None:

@@ -43,8 +43,7 @@ async function call(path, request) {
 async function ask(name, question, files, task = {}) {
   const form = new FormData();
   form.append("question", JSON.stringify(question));
-  for (const [role, file] of Object.entries(files)) {
-    if (!file) continue;
+  for (const [role, given] of Object.entries(files)) for (const file of [given ?? []].flat()) {
     tooLarge(file);
     form.append(role, file, file.name);
   }
@@ -177,6 +176,64 @@ function spark({ x, y }) {
   const top = Math.max(...y), end = x.at(-1);
   const d = x.map((v, i) => `${i ? "L" : "M"}${(100 * v / end).toFixed(2)} ${(30 - 28 * Math.max(0, y[i]) / top).toFixed(2)}`).join("");
   return h("svg", { class: "spark", viewBox: "0 0 100 31", preserveAspectRatio: "none", "aria-hidden": "true" }, h("path", { d }));
+}
+
+// -- samples of known content --------------------------------------------------------------------------------------
+
+/** Rows of files and contents, or a table with all that it names; `pair` is what they are read like. */
+function known(root, pair, changed) {
+  const it = { rows: [], table: null, told: null, problem: "" };
+  let turn = 0;
+  const input = h("input", { type: "file", id: "file-samples", multiple: true, onchange: () => add([...input.files]) });
+  const drop = h("div", { class: "slot" }, h("label", { class: "choose" }, input, h("strong", {}, "Their spectra"),
+    h("span", { class: "facts" }, "Drop files, or choose them; a table, too")));
+  for (const kind of ["dragover", "dragleave", "drop"]) drop.addEventListener(kind, (event) => {
+    event.preventDefault();
+    drop.classList.toggle("over", kind === "dragover");
+    if (kind === "drop") add([...event.dataTransfer.files]);
+  });
+  const body = h("div"), note = h("div");
+  root.append(h("p", { class: "hint" }, "Measured like the sample in question, they correct what the potential gets wrong; one is enough. " +
+    "Write what each holds. Or drop a table with columns sample, host_file, doped_file, formula, dopants (such as Al:0.05;In:0.02: atomic fractions) and the files that it names."), drop, body, note);
+  const add = async (files) => {
+    input.value = "";
+    for (const file of files) {
+      try { tooLarge(file); } catch (error) { it.problem = error.message; tell(); return; }
+      const head = await file.slice(0, 4096).text();
+      if (/doped_file/.test(head) && /dopants/.test(head)) it.table = file;
+      else it.rows = [...it.rows.filter((row) => row.file.name !== file.name), { file, content: "" }];
+    }
+    draw(); check();
+  };
+  const files = () => [...(it.table ? [it.table] : []), ...it.rows.map((row) => row.file)];
+  const lacking = () => (it.table ? [] : it.rows.filter((row) => !row.content.trim()).map((row) => row.file.name));
+  const check = async () => {
+    const mine = ++turn;
+    Object.assign(it, { told: null, problem: "" });
+    tell(); changed();
+    if (!files().length || lacking().length || !(it.table || pair.host.info?.points)) return;
+    try {
+      await ask("samples", question(), { sample: files(), host: pair.host.file }, { part: (_, told) => { if (mine === turn) it.told = told; } });
+    } catch (error) { if (mine === turn) it.problem = error.message; }
+    if (mine === turn) { tell(); changed(); }
+  };
+  const question = () => ({ contents: it.rows.map((row) => row.content), read: { host: pair.host.said, doped: pair.doped.said } });
+  const remove = (text, gone) => h("button", { type: "button", class: "plain", title: "Remove", "aria-label": `Remove ${text}`, onclick: () => { gone(); draw(); check(); } }, "×");
+  const holds = (content) => Object.entries(content).map(([name, c]) => `${name} ${+c.toPrecision(3)}`).join(", ") || "none";
+  // Apart from what is told of them: whoever types in one row must not lose it when another is checked.
+  function draw() {
+    body.replaceChildren(...(it.table ? [h("div", { class: "sample" }, h("span", {}, it.table.name), h("span", { class: "facts" }, `a table, and ${it.rows.length} spectra`), remove(it.table.name, () => { it.table = null; it.rows = []; }))]
+      : it.rows.map((row) => h("div", { class: "sample" }, h("span", {}, row.file.name),
+        h("input", { type: "text", value: row.content, placeholder: "at.%, such as Al 5, In 2.5", "aria-label": `Content of ${row.file.name}`, spellcheck: "false", autocapitalize: "off", autocomplete: "off",
+          onchange: (event) => { row.content = event.target.value; check(); } }),
+        remove(row.file.name, () => { it.rows = it.rows.filter((other) => other !== row); })))));
+  }
+  function tell() {
+    const told = it.told && `${it.told.length === 1 ? "One sample" : `${it.told.length} samples`}, at.%: ${it.told.map((one) => `${one.file} ${holds(one.content)}`).join("; ")}.`;
+    note.replaceChildren(it.problem ? sentence(it.problem) : told ? h("p", { class: "facts told" }, told) : "");
+  }
+  return Object.assign(it, { check, files, question,
+    missing: () => (lacking().length ? [`say what is in ${list(lacking())}`] : it.problem ? ["mend the samples of known content"] : []) });
 }
 
 // -- crystal -------------------------------------------------------------------------------------------------------
@@ -481,7 +538,7 @@ function shade(value, low, high) {
   const at = high > low ? (Math.log(value) - Math.log(low)) / (Math.log(high) - Math.log(low)) : 0;
   const stops = [[19, 74, 93], [31, 111, 139], [127, 179, 197], [220, 235, 240]];
   const k = Math.min(2, Math.floor(3 * at)), t = 3 * at - k;
-  return [`rgb(${stops[k].map((v, i) => Math.round(v + t * (stops[k + 1][i] - v))).join(",")})`, at < 0.5 ? "#fff" : "#1b2430"];
+  return [`rgb(${stops[k].map((v, i) => Math.round(v + t * (stops[k + 1][i] - v))).join(",")})`, at < 0.4 ? "#fff" : "#1b2430"];
 }
 
 function showPlan(reply, { json, view }) {
@@ -491,7 +548,9 @@ function showPlan(reply, { json, view }) {
     if (!old || (row.limit ?? Infinity) < (old.limit ?? Infinity)) best.set(symbol, row);
   }
   const finite = [...best.values()].map((row) => row.limit).filter((v) => v !== null);
-  const [low, high] = [Math.min(...finite), Math.max(...finite)];
+  const spread = Math.max(1, Math.sqrt(10 * Math.min(...finite) / Math.max(...finite)));  // a decade at least: small differences are none
+  const [low, high] = [Math.min(...finite) / spread, Math.max(...finite) * spread];
+  view.rows.sort((a, b) => (a.limit ?? Infinity) - (b.limit ?? Infinity));
   const files = downloads(`${json.formula}-plan`, json);
   const cells = facts.elements.map((e) => {
     const row = best.get(e.symbol), own = view.elements.includes(e.symbol);
@@ -504,19 +563,25 @@ function showPlan(reply, { json, view }) {
   const card = h("section", { class: "card answer" }, h("p", { class: "says" }, view.sentence), h("p", { class: "hint" }, view.about),
     h("div", { class: "elements", "data-limits": "" }, cells),
     finite.length ? h("div", {}, h("div", { class: "scale" }), h("div", { class: "ends" }, h("span", {}, `${amount(low)} at.%`), h("span", {}, "detection limit"), h("span", {}, `${amount(high)} at.%`))) : null,
-    h("div", { class: "key" }, h("span", {}, h("i", { class: "k-host" }), "in the host"), h("span", {}, h("i", { class: "k-none" }), "not in any amount that fits in")), files);
+    h("div", { class: "key" }, h("span", {}, h("i", { class: "k-host" }), "in the host"), best.size > finite.length && h("span", {}, h("i", { class: "k-none" }), "not found in any amount that fits in")), files);
   const table = h("section", { class: "card" }, h("h2", {}, "Dopants"), h("div", { class: "wide" }, h("table", { class: "found" },
     h("thead", {}, h("tr", {}, ["dopant", "limit", "named from", ...view.amounts.map((a) => `90 % at ${+a.toPrecision(3)}`), "told apart from others at"].map((t) => h("th", {}, t)))),
-    h("tbody", {}, [...view.rows].sort((a, b) => (a.limit ?? Infinity) - (b.limit ?? Infinity)).map((r) => h("tr", {}, h("td", {}, r.dopant), h("td", {}, h("strong", {}, r.text)), h("td", {}, r.named),
-      r.intervals.map((pair) => h("td", {}, pair ? `${amount(pair[0])} to ${amount(pair[1])}` : "")), h("td", {}, r.apart.join(", "))))))),
-    h("p", { class: "hint" }, `at.% of all atoms. Limit: found in ${Math.round(100 * view.power)} % of samples where ${Math.round(100 * view.false_alarms)} % of undoped ones raise a false alarm.`));
+    h("tbody", {}, view.rows.map((r) => h("tr", {}, h("td", {}, r.dopant), h("td", {}, h("strong", {}, r.text)), h("td", {}, r.named),
+      r.intervals.map((pair) => h("td", {}, pair ? `${amount(pair[0])} to ${amount(pair[1])}` : "")), h("td", { class: "long" }, r.apart.join(", "))))))),
+    h("p", { class: "hint" }, `at.% of all atoms. Limit: found in ${Math.round(100 * view.power)} % of samples where ${Math.round(100 * view.false_alarms)} % of undoped ones raise a false alarm. ` +
+      "Named from: Identify calls it present. 90 % at: the interval that would be stated of such an amount. Told apart: from which amount on it is not taken for the other."));
   reply.append(card, table);
   show(card);
   if (view.rows.some((r) => r.by_instrument)) {
-    const grid = (title, head, rows) => h("section", { class: "card" }, h("h2", {}, title), h("div", { class: "wide" }, h("table", { class: "found" }, h("thead", {}, h("tr", {}, head.map((t) => h("th", {}, t)))), h("tbody", {}, rows.map((r) => h("tr", {}, r.map((t) => h("td", {}, t))))))));
-    reply.append(grid("Limit with another instrument", ["dopant", "noise", "counting time", ...view.fwhms_mev.map((f) => `${+f.toPrecision(3)} meV`)],
-      view.rows.flatMap((r) => view.noises.map((n, k) => [k ? "" : r.dopant, `${+(100 * n).toPrecision(3)} %`, view.times[k] === null ? "" : `× ${+view.times[k].toPrecision(3)}`, ...r.by_instrument[k]]))));
-    if (view.standards.length) reply.append(grid("Limit with samples of known content", ["dopant", ...view.standards.map(String)], view.rows.map((r) => [r.dopant, ...r.by_standards])));
+    const grid = (title, hint, head, rows) => h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "hint" }, hint), h("div", { class: "wide" }, h("table", { class: "found" },
+      h("thead", {}, h("tr", {}, head.map((t) => h("th", {}, t)))), h("tbody", {}, rows.map((r) => h("tr", {}, r.map((t) => h("td", {}, t))))))));
+    const asked = (n, f) => view.times[n] === 1 && view.fwhms_mev[f] === view.fwhm_mev;
+    reply.append(grid("Limit with another instrument", "at.%, by resolution (FWHM), noise, and the counting time that this noise takes. Bold: as asked.",
+      ["dopant", "noise", "time", ...view.fwhms_mev.map((f) => `${+f.toPrecision(3)} meV`)],
+      view.rows.flatMap((r) => view.noises.map((n, k) => [k ? "" : r.dopant, `${+(100 * n).toPrecision(3)} %`, view.times[k] === null ? "" : `× ${+view.times[k].toPrecision(3)}`,
+        ...r.by_instrument[k].map((text, f) => (asked(k, f) ? h("strong", {}, text) : text))]))));
+    if (view.standards.length) reply.append(grid("Limit with samples of known content", "at.%. They help amounts, hardly limits, which are a matter of noise.",
+      ["dopant", ...view.standards.map((n) => (n === 1 ? "1 sample" : n ? `${n} samples` : "none"))], view.rows.map((r) => [r.dopant, ...r.by_standards])));
   }
   return files;
 }
@@ -529,33 +594,42 @@ function number(label, key, { value = "", unit = "", step = "any", min = 0, note
 const values = (root) => Object.fromEntries([...root.querySelectorAll("[name]")].filter((i) => !i.closest("[hidden]") && i.type !== "radio")
   .map((i) => [i.name, i.type === "checkbox" ? i.checked : i.type === "number" ? (i.value === "" ? null : Number(i.value)) : i.value]));
 
+/** How what no bundled host has is computed. */
+const computing = () => [
+  h("label", { class: "field", "data-for": "structure" }, h("span", {}, "Potential"), h("select", { name: "potential" },
+    options([["nequix", "nequix: best"], ["defectnet-nep", "defectnet-nep: fastest"]].filter(([name]) => facts.potentials.includes(name)), facts.potentials[0])), h("small", {}, "for what is not bundled")),
+  h("div", { "data-for": "structure" }, number("Stop computing after", "minutes", { unit: "minutes", note: "never by default" }))];
+
 function identifyTab(usePlan) {
   const root = $("#identify"), form = $("form", root), reply = $(".reply", root), button = $(".primary", root);
   let truth = "";
-  const potential = () => h("label", { class: "field", "data-for": "structure" }, h("span", {}, "Potential"), h("select", { name: "potential" }, options(facts.potentials, facts.potentials[0])), h("small", {}, "for what is not bundled"));
-  $(".more .fields", root).append(number("Band edge of the host", "edge_mev", { unit: "meV", note: "read from its file by default" }),
-    h("div", { class: "field", "data-for": "zoo structure" }, number("Resolution, FWHM", "fwhm_mev", { unit: "meV", note: "fitted by default" })), potential(),
-    h("div", { "data-for": "structure" }, number("Stop computing after", "minutes", { unit: "minutes", note: "never by default" })),
+  const settings = $(".settings", root);
+  $(".fields", settings).append(number("Band edge of the host", "edge_mev", { unit: "meV", note: "read from its file by default" }),
+    h("div", { class: "field", "data-for": "zoo structure", "data-slow": "" }, number("Resolution, FWHM", "fwhm_mev", { unit: "meV", note: "fitted by default" })), ...computing(),
     h("label", { class: "field", "data-for": "formula" }, h("span", {}, "Network"), h("select", { name: "network" }, options(facts.networks, facts.network))),
-    h("label", { class: "field check", "data-for": "zoo structure" }, h("input", { type: "checkbox", name: "same_potential" }), h("span", {}, "The spectra are simulated, with the very potential of the host")));
-  let pair, host, elements;
+    h("label", { class: "field check", "data-for": "zoo structure", "data-slow": "" }, h("input", { type: "checkbox", name: "same_potential" }), h("span", {}, "The spectra are simulated, with the very potential of the host")),
+    h("label", { class: "field check", "data-for": "zoo structure" }, h("input", { type: "checkbox", name: "quick", onchange: () => changed() }), h("span", {}, "Quick answer: a network reads what each candidate does to the spectrum, in place of the inference")));
+  let pair, host, elements, samples;
   const changed = () => {
-    if (!pair || !host || !elements) return;
-    root.querySelectorAll("[data-for]").forEach((one) => { one.hidden = !one.dataset.for.includes(host.mode); });
+    if (!pair || !host || !elements || !samples) return;
+    const quick = $("[name=quick]", settings).checked && host.mode !== "formula";
+    root.querySelectorAll("[data-for]").forEach((one) => { one.hidden = !one.dataset.for.includes(host.mode) || (quick && "slow" in one.dataset); });
     elements.host(host.info, host.mode);
-    const lacks = [["host", "the host's spectrum"], ["doped", "the sample's spectrum"]].filter(([role]) => !pair[role].info?.points).map(([, text]) => `give ${text}`).concat(host.missing() || []);
+    const lacks = [["host", "the host's spectrum"], ["doped", "the sample's spectrum"]].filter(([role]) => !pair[role].info?.points).map(([, text]) => `give ${text}`).concat(host.missing() || [], useSamples() ? samples.missing() : []);
     const many = elements.lacking();
     $(".missing", root).textContent = lacks.length ? `Still to do: ${list(lacks)}.` : many.length ? `${list(many)} will be computed first; you can stop, and what is finished is kept.` : "";
     button.disabled = lacks.length > 0 || Boolean(button.dataset.busy);
   };
-  pair = spectra($("#spectra"), () => { truth = ""; changed(); });
+  const useSamples = () => !$(".samples", root).hidden && samples.files().length > 0;
+  pair = spectra($("#spectra"), () => { truth = ""; changed(); if (samples?.rows.length && !samples.told && pair.host.info?.points) samples.check(); });
   host = crystal($(".crystal", root), "identify-crystal", true, changed);
   elements = candidates($(".candidates", root), { hint: "Click the elements that may be there.", text: "None chosen: every element that can be is in question." }, changed);
+  samples = known($(".samples", root), pair, () => changed());
   const go = async () => {
     const names = elements.names(), known = truth;
-    const question = { ...host.question(), candidates: names, ...values($(".more", root)), read: { host: pair.host.said, doped: pair.doped.said } };
+    const question = { ...host.question(), candidates: names, ...values(settings), ...samples.question() };
     let shown;
-    await follow(reply, button, "identify", question, { host: pair.host.file, doped: pair.doped.file, structure: host.mode === "structure" ? host.file : null }, {
+    await follow(reply, button, "identify", question, { host: pair.host.file, doped: pair.doped.file, structure: host.mode === "structure" ? host.file : null, sample: useSamples() ? samples.files() : [] }, {
       answer: (part, seconds) => {
         shown = showAnswer(reply, part, { named: names.length > 0, truth: known, usePlan: (setup) => usePlan(host, names, setup), useZoo: (pack) => { host.choose("zoo", pack); go(); } });
         reply.dataset.seconds = seconds.toFixed(2);
@@ -591,13 +665,13 @@ function planTab() {
   const element = h("select", { name: "element" });
   fields.append(h("label", { class: "field" }, h("span", {}, "Kind of DOS"), kind), h("label", { class: "field", "data-for": "projected" }, h("span", {}, "of element"), element),
     number("Resolution, FWHM", "fwhm_mev", { value: 3, unit: "meV" }), number("Noise", "noise_percent", { value: 2, unit: "%", note: "of the host's highest value, at each point" }),
-    h("label", { class: "field" }, h("span", {}, "Amounts (at.%)"), h("input", { name: "amounts", value: "1, 3, 10" }), h("small", {}, "where intervals are told")),
+    h("label", { class: "field" }, h("span", {}, "Amounts (at.%)"), h("input", { name: "amounts", value: "1, 3, 10" }), h("small", {}, "where intervals are told")), ...computing(),
     h("label", { class: "field check" }, h("input", { type: "checkbox", name: "vary", checked: true }), h("span", {}, "Other instruments and standards, too, for up to six dopants: takes longer")));
   let host, elements;
   const changed = () => {
     if (!host || !elements) return;
     elements.host(host.info, host.mode);
-    $("[data-for=projected]", root).hidden = kind.value !== "projected";
+    for (const one of root.querySelectorAll("[data-for]")) one.hidden = one.dataset.for !== (one.dataset.for === "projected" ? kind.value : host.mode);
     element.replaceChildren(...options(host.info?.elements ?? [], element.value || host.info?.elements[0]));
     const lacks = host.missing(), many = elements.lacking();
     $(".missing", root).textContent = lacks ? `Still to do: ${lacks}.` : many.length ? `${list(many)} will be computed first; you can stop, and what is finished is kept.` : "";
