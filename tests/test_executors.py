@@ -69,6 +69,12 @@ def _nobody_stays(tmp_path, monkeypatch):
     assert left_behind(tmp_path, seconds=60) == []
 
 
+def helps(process: psutil.Process) -> bool:
+    """Whether it is one of multiprocessing's own, which live as long as the tests; what is forked has their words."""
+    words = " ".join(process.cmdline())
+    return "resource_tracker" in words or ("forkserver" in words and process.ppid() == os.getpid())
+
+
 def left_behind(folder: Path, seconds: float) -> list[str]:
     """Processes that work in a folder and are still there after so many seconds."""
     deadline = time.monotonic() + seconds
@@ -76,12 +82,10 @@ def left_behind(folder: Path, seconds: float) -> list[str]:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and Path(process.cwd()) == folder.resolve():
+                if process.pid != os.getpid() and Path(process.cwd()) == folder.resolve() and not helps(process):
                     found.append(" ".join(process.cmdline()))
             except (psutil.Error, OSError):
                 continue
-        # multiprocessing's own helper lives as long as the tests.
-        found = [line for line in found if "resource_tracker" not in line]
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)

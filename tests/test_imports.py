@@ -32,6 +32,7 @@ LAYERS: dict[str, int] = {
             "batch",
             "prediction",
             "provenance",
+            "processes",
         ),
         0,
     ),

@@ -34,7 +34,7 @@ from packs import bundled, gallium_arsenide
 
 CANDIDATES = ["Al", "In", "P", "Zn"]
 ATOMS = 2 * 100
-"""Wave vectors times atoms of the cells that play the sample: they are all sampled alike. With two dopants half more."""
+"""Wave vectors times atoms of the cells that play the sample, all sampled alike; with two dopants half more."""
 
 
 @pytest.fixture(scope="module")

@@ -40,18 +40,9 @@ class Watch:
     """A progress bar on stderr, or lines where that is no terminal; and once an estimate of what is left."""
 
     def __init__(self, total: int, workers: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from defectnet.simulate.runner import progress_bar
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Bar(*columns, console=Console(stderr=True))
+        self._bar = progress_bar()
         self._task = self._bar.add_task("host", total=total)
         self._total, self._workers, self._start = total, workers, time.monotonic()
         self._made = 0

@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from defectnet.errors import SimulationError
 from defectnet.files import locked, replacing
 from defectnet.potentials.folder import CONFIG
 from defectnet.potentials.potential import Potential, load_potential
+from defectnet.processes import forking
 
 EXACT_ATOMS, DISPLACED_ATOMS = 130, 100
 """Most atoms of a supercell, where the potential has exact force constants, and where atoms are displaced."""
@@ -172,7 +172,7 @@ def _make(builds: Sequence[_Build], workers: int, report: Callable[[Progress], N
             except SimulationError as error:
                 failed[build.host.id] = str(error)
         return failed
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=forking(__name__), initializer=_one_thread) as pool:
         waiting: dict[Future[object], tuple[_Build, Item | None]] = {
             pool.submit(build.make_host): (build, None) for build in builds
         }

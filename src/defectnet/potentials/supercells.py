@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -234,5 +234,6 @@ def _candidates(cell: FloatArray, atoms: int, wanted: int, fewest: int, most: in
     return np.concatenate([found.reshape(-1, 3, 3), np.array(plain, dtype=float)[:, :, None] * np.eye(3)])
 
 
+@lru_cache(maxsize=4096)
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]

@@ -22,12 +22,15 @@ from concurrent.futures import wait as wait_for_futures
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from defectnet.errors import DefectNetError, SimulationError
+from defectnet.processes import forking
 
 if TYPE_CHECKING:
     from parsl import Config, DataFlowKernel
@@ -139,6 +142,7 @@ def one_thread_in_children() -> Iterator[None]:
 @lru_cache(maxsize=1)  # once in a process
 def _prepare(memory_gib: float) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threadpool_limits(1)  # where NumPy was loaded before the variables of `worker_environment` were set
     if "torch" in sys.modules:  # loaded with the work, if at all
         sys.modules["torch"].set_num_threads(1)  # as `worker_environment` does for NumPy and SciPy
     if memory_gib:
@@ -287,10 +291,10 @@ class _Worker:
     """A process of a `LocalExecutor`."""
 
     def __init__(self) -> None:
-        context = get_context("spawn")
+        context = forking("defectnet.simulate.runner")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         with one_thread_in_children():
+            self.process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
             self.process.start()
         theirs.close()
 
@@ -306,8 +310,10 @@ class _Worker:
         return Failure(f"a worker process died ({how})", again=True, died=True)
 
 
-def _serve(connection: Connection[Any, Any]) -> None:
-    """Do tasks until told to stop."""
+def _serve(connection: Connection[Any, Any], environment: dict[str, str]) -> None:
+    """Do tasks until told to stop; a process that was forked has the environment of the first one's starter."""
+    os.environ.clear()
+    os.environ.update(environment)
     with suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             connection.send(_call(*connection.recv()))

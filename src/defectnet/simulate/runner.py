@@ -234,7 +234,7 @@ def run_shards(
                 f"{out / unexpected[0]} does not belong to this data set", fix="Use an empty --out folder"
             )
         failures: dict[str, Failure] = {}
-        with _progress() as bar:
+        with progress_bar() as bar:
             asked = sum(len(shard) for shard in shards)
             task = bar.add_task(units, total=asked, completed=asked - sum(len(shard) for shard in todo))
             with closing((executor or LocalExecutor()).run(work, todo, deaths=deaths)) as run:
@@ -511,12 +511,7 @@ def _hosts_sha256(hosts: Sequence[Host]) -> str:
     return digest.hexdigest()
 
 
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
+def progress_bar() -> Progress:
+    """Return a bar on stderr with what is done, of how many, and the time that is left."""
+    rest = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *rest, console=Console(stderr=True))
