@@ -422,17 +422,23 @@ class Expected:
         solved = np.linalg.solve(covariance, slope[..., None])[..., 0]
         return np.asarray(1.0 / np.sqrt(np.maximum((slope * solved).sum(-1), 1e-12)))
 
+    def factor_deviation(self, dopant: int, standards: int = 0) -> float:
+        """Return the deviation of the logarithm of the factor of true and computed responses; standards teach it."""
+        own, common = self.likelihood.factor_deviation
+        return 0.0 if standards else float(np.hypot(own[dopant], common))
+
     def draw(
         self, dopant: int, amounts: FloatArray, count: int, rng: np.random.Generator, standards: int = 0
     ) -> FloatArray:
         """Draw (S, count, D) changes of samples with (S,) amounts of one dopant; the same chances at each amount."""
-        mean = self.likelihood.mean(self.alone(dopant, amounts))
+        mean = self.likelihood.mean(self.alone(dopant, amounts))[:, None]
         normal = rng.standard_normal((count, self.size))
         kind = np.searchsorted(np.cumsum([p for _, p in self.shares]), rng.uniform(0.0, 1.0 - 1e-9, count))
+        mean = mean * np.exp(self.factor_deviation(dopant, standards) * rng.standard_normal((count, 1)))
         out = np.empty((len(amounts), count, self.size))
         for number, (share, _) in enumerate(self.shares):
             factor = np.linalg.cholesky(self.covariance(dopant, amounts, 0.0, share, standards))
-            out[:, kind == number] = mean[:, None] + normal[kind == number] @ factor.transpose(0, 2, 1)
+            out[:, kind == number] = mean[:, kind == number] + normal[kind == number] @ factor.transpose(0, 2, 1)
         return out
 
     def draw_undoped(self, count: int, rng: np.random.Generator) -> FloatArray:
@@ -454,16 +460,23 @@ class Expected:
         logs = np.log(0.5 * (steps[1:] + steps[:-1])) + PRIOR_DENSITY  # the trapezium rule
         return self._weights(dopant, nodes, logs, standards)
 
-    def _weights(self, dopant: int, nodes: FloatArray, logs: FloatArray, standards: int) -> FloatArray:
-        """Return (F, amounts of something else * shares * nodes) weights."""
+    def _weights(
+        self, dopant: int, nodes: FloatArray, logs: FloatArray, standards: int, held: float | None = None
+    ) -> FloatArray:
+        """Return (F, amounts of something else * shares * nodes) weights.
+
+        Covariances are those at the nodes, or all at one concentration.
+        """
+        places = nodes if held is None else np.full(1, held)
         mean = self.likelihood.mean(self.alone(dopant, nodes))
         out = []
         amounts = [(0.0, 1.0 - OTHER_PRIOR)]
         amounts += [(float(a), OTHER_PRIOR / len(OTHER_AMOUNTS[::2])) for a in OTHER_AMOUNTS[::2]]
         for other, prior in amounts:
             for share, probability in self.shares:
-                covariance = self.covariance(dopant, nodes, other, share, standards)
-                out.append(_gaussians(mean, covariance, logs + np.log(prior * probability)))
+                covariance = self.covariance(dopant, places, other, share, standards)
+                covariance = np.broadcast_to(covariance, (len(nodes), *covariance.shape[1:]))
+                out.append(self._gaussians(mean, covariance, logs + np.log(prior * probability)))
         return np.concatenate(out, axis=1)
 
     def nothing(self) -> FloatArray:
@@ -474,8 +487,23 @@ class Expected:
         amounts = [(0.0, 1.0 - OTHER_PRIOR), *((float(a), OTHER_PRIOR / len(OTHER_AMOUNTS)) for a in OTHER_AMOUNTS)]
         for other, prior in amounts:
             covariance = self.likelihood.covariance(none, other, 0.0)
-            out.append(_gaussians(mean, covariance, np.array([np.log(prior)])))
+            out.append(self._gaussians(mean, covariance, np.array([np.log(prior)])))
         return np.concatenate(out, axis=1)
+
+    def _gaussians(self, mean: FloatArray, covariance: FloatArray, logs: FloatArray) -> FloatArray:
+        """Return the (F, H) weights of `features` for the log likelihoods of H Gaussians, each with a log weight.
+
+        Raised to the power that `identify` raises them to.
+        """
+        inverse = np.linalg.inv(covariance)
+        towards = (inverse @ mean[..., None])[..., 0]
+        first, second = np.triu_indices(mean.shape[-1])
+        quadratic = np.where(first == second, -0.5, -1.0) * inverse[:, first, second]
+        constant = -0.5 * (mean * towards).sum(-1) - 0.5 * np.linalg.slogdet(covariance)[1]
+        density = np.concatenate([quadratic, towards, constant[:, None]], axis=1)
+        density *= self.likelihood.errors.power
+        density[:, -1] += logs
+        return np.asarray(density.T)
 
     def log_odds(self, changes: FloatArray, dopant: FloatArray, nothing: FloatArray) -> FloatArray:
         """Return the (...) log odds that a dopant is there, alone in question, for (..., D) changes."""
@@ -517,14 +545,22 @@ class Expected:
             return None
         at = np.array([amount])
         width = float(np.clip(self.deviation(dopant, at, standards)[0], 0.002, 0.6))
-        around = np.log(amount) + np.linspace(-6.0, 6.0, 73) * width
-        nodes = np.exp(around[(around > np.log(LOWEST)) & (around < np.log(1.2 * HIGHEST))])
-        weights = self._weights(dopant, nodes, np.zeros(len(nodes)), standards)
+        factor = self.factor_deviation(dopant, standards)
+        # A sixth of a deviation apart, as far as six of those that are found, which the factor scatters.
+        steps = int(np.ceil(36.0 * np.hypot(1.0, factor / width)))
+        logs = np.log(amount) + np.arange(-steps, steps + 1) * (width / 6.0)
+        logs = logs[(logs > np.log(LOWEST)) & (logs < np.log(1.2 * HIGHEST))]
+        # As in `identify`, what is unknown is held as it is at the likeliest while concentrations are moved.
+        weights = self._weights(dopant, np.exp(logs), np.zeros(len(logs)), standards, amount)
         drawn = self.draw(dopant, at, INTERVAL_DRAWS, rng, standards)[0]
-        logs = (features(drawn) @ weights).reshape(len(drawn), -1, len(nodes))
-        share = np.exp(logsumexp(logs, axis=1) - logsumexp(logs, axis=(1, 2))[:, None])
+        density = (features(drawn) @ weights).reshape(len(drawn), -1, len(logs))
+        share = np.exp(logsumexp(density, axis=1) - logsumexp(density, axis=(1, 2))[:, None])
+        if factor:  # it multiplies what is found
+            wider = np.linspace(logs[0] - 4.0 * factor, logs[-1] + 4.0 * factor, 400)
+            kernel = np.exp(-0.5 * ((wider - logs[:, None]) / factor) ** 2)
+            share, logs = share @ (kernel / kernel.sum(1, keepdims=True)), wider
         total = np.cumsum(share, axis=1) - 0.5 * share
-        ends = [[np.interp(q, one, nodes) for q in (0.5 - coverage / 2, 0.5 + coverage / 2)] for one in total]
+        ends = [[np.interp(q, one, np.exp(logs)) for q in (0.5 - coverage / 2, 0.5 + coverage / 2)] for one in total]
         low, high = np.median(np.array(ends), axis=0)
         return float(low), float(high)
 
@@ -541,16 +577,6 @@ def features(changes: FloatArray) -> FloatArray:
     first, second = np.triu_indices(changes.shape[-1])
     one = np.ones((*changes.shape[:-1], 1))
     return np.concatenate([changes[..., first] * changes[..., second], changes, one], axis=-1)
-
-
-def _gaussians(mean: FloatArray, covariance: FloatArray, logs: FloatArray) -> FloatArray:
-    """Return the (F, H) weights of `features` for the log densities of H Gaussians, each with a log weight."""
-    inverse = np.linalg.inv(covariance)
-    towards = (inverse @ mean[..., None])[..., 0]
-    first, second = np.triu_indices(mean.shape[-1])
-    quadratic = np.where(first == second, -0.5, -1.0) * inverse[:, first, second]
-    constant = logs - 0.5 * (mean * towards).sum(-1) - 0.5 * np.linalg.slogdet(covariance)[1]
-    return np.concatenate([quadratic, towards, constant[:, None]], axis=1).T
 
 
 def _crossing(grid: FloatArray, share: FloatArray, wanted: float) -> float | None:
