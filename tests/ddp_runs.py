@@ -1,11 +1,9 @@
-"""Fine-tuning runs that tests/test_ddp.py makes in one process and in two: `python ddp_runs.py LAB CHECKPOINT OUT`."""
+"""Fine-tuning runs that tests/test_ddp.py makes in one process and in two."""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from pathlib import Path
 
 import torch
 from lightning import LightningModule, Trainer
@@ -123,13 +121,9 @@ def run_naive(lab, checkpoint, devices):
     return {"weights": weights(task), "validated": counting.rows}
 
 
-def main(lab, checkpoint, out, devices):
+def rank(lab, checkpoint, out, environment):
+    """Do this rank's part, in a process of its own."""
+    os.environ.update(environment)
     warnings.simplefilter("ignore")
-    found = {"run": run(Path(lab), checkpoint, devices)}
-    if devices > 1:
-        found["naive"] = run_naive(Path(lab), checkpoint, devices)
-    torch.save(found, Path(out) / f"rank-{os.environ.get('LOCAL_RANK', '0')}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4], devices=2)
+    found = {"run": run(lab, checkpoint, 2), "naive": run_naive(lab, checkpoint, 2)}
+    torch.save(found, out / f"rank-{environment['LOCAL_RANK']}.pt")

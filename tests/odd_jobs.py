@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from defectnet.errors import SimulationError
+from defectnet.processes import end_with_parent
 
 
 def killed(signum: int = signal.SIGKILL) -> None:
@@ -45,3 +46,10 @@ def odd_job(task: tuple[Path, str]) -> str:
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "XLA_FLAGS")
         return " ".join(f"{name}={os.environ[name]}" for name in names) + f" torch={torch.get_num_threads()}"
     return f"{what} done"
+
+
+def outlives() -> None:
+    """Say who this is, and wait for ever."""
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(600)

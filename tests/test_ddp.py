@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
+import ddp_killed
 import ddp_runs
 from conftest import TINY_NETS, make_random_batch
 from defectnet.errors import ConfigError, LabError
@@ -23,6 +26,7 @@ from defectnet.lab.jobs import Job, TrainingSettings, run_jobs
 from defectnet.lab.progress import TrainingLog
 from defectnet.lab.table import read_table
 from defectnet.models.registry import build_model
+from defectnet.processes import forking
 from lab_tables import SHARES, write_lab
 
 pytestmark = pytest.mark.ddp
@@ -52,15 +56,19 @@ def runs(lab, checkpoint, tmp_path_factory):
     """One run in one process, and on each of two ranks."""
     out = tmp_path_factory.mktemp("runs")
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
-    words = [sys.executable, str(TESTS / "ddp_runs.py"), str(lab), checkpoint, str(out)]
-    ranks = [subprocess.Popen(words, env=os.environ | common | {"LOCAL_RANK": str(rank)}) for rank in range(RANKS)]
+    arguments = [(lab, checkpoint, out, common | {"LOCAL_RANK": str(rank)}) for rank in range(RANKS)]
+    ranks = [forking(jobs.__name__).Process(target=ddp_runs.rank, args=each) for each in arguments]
     try:
+        for process in ranks:
+            process.start()
         alone = {"run": ddp_runs.run(lab, checkpoint, 1)}
-        assert [process.wait(timeout=240) for process in ranks] == [0] * RANKS
+        for process in ranks:
+            process.join(timeout=240)
+        assert [process.exitcode for process in ranks] == [0] * RANKS
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
+            process.join()
     return alone, [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
@@ -138,7 +146,7 @@ def job_of(lab, checkpoint, folder, rows=range(20), epochs=4, **settings):
 @pytest.fixture
 def mortal(tmp_path, monkeypatch):
     """Ranks that note their epochs in a file, and that `KILL` kills."""
-    monkeypatch.setattr(jobs, "_RANK", (str(TESTS / "ddp_killed.py"),))
+    monkeypatch.setattr(jobs, "_rank", ddp_killed.rank)
     monkeypatch.setenv("EPOCHS_LOG", str(tmp_path / "epochs"))
     return tmp_path / "epochs"
 
@@ -174,11 +182,10 @@ def test_a_rank_that_is_told_to_stop_ends_the_run(lab, checkpoint, tmp_path, mon
         run_jobs([job_of(lab, checkpoint, tmp_path)])
 
 
-def test_a_plan_gives_the_ranks_the_same_jobs(lab, checkpoint, tmp_path):
+def test_ranks_get_the_same_jobs(lab, checkpoint, tmp_path):
     jobs_ = [job_of(lab, checkpoint, tmp_path, rows) for rows in (range(12), (3, 15, 22))]
     log = TrainingLog("csv", tmp_path / "logs")
-    jobs.write_plan(tmp_path / "plan.pt", jobs_, log)
-    found, same_log = jobs.read_plan(tmp_path / "plan.pt")
+    found, same_log = pickle.loads(pickle.dumps((jobs_, log)))  # as they go to ranks
     assert same_log == log
     for old, new in zip(jobs_, found, strict=True):
         assert (new.label, new.folder, new.training) == (old.label, old.folder, old.training)
@@ -192,14 +199,15 @@ def test_a_plan_gives_the_ranks_the_same_jobs(lab, checkpoint, tmp_path):
 
 
 def test_ranks_end_with_the_process_that_started_them():
-    code = "import threading; from defectnet.lab.jobs import _end_with_parent as e; e(); threading.Event().wait()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-    try:
-        process.stdin.close()
-        assert process.wait(timeout=120) == jobs.ENDED_WITH_PARENT
-    finally:
-        process.kill()
-        process.wait()
+    code = (
+        "import odd_jobs as o; from defectnet.processes import forking as f; p = f('math').Process(target=o.outlives)"
+    )
+    words = [sys.executable, "-c", f"{code}; p.start(); p.join()"]
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}) as starter:
+        rank = psutil.Process(int(starter.stdout.readline()))
+        starter.kill()
+    assert psutil.wait_procs([rank], timeout=60)[1] == []
 
 
 def test_the_whole_command_says_the_same_on_two_devices(lab, checkpoint, tmp_path):

@@ -11,19 +11,19 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import pickle
 import signal
-import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
@@ -31,8 +31,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Model
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from defectnet.batch import Batch
-from defectnet.config import Grid, Settings, bounded
+from defectnet.config import Settings, bounded
 from defectnet.data.candidates import OPEN_SHARE, TrackSettings
 from defectnet.errors import ConfigError, DefectNetError, LabError
 from defectnet.export import read_run
@@ -40,12 +39,10 @@ from defectnet.files import replacing
 from defectnet.lab import progress
 from defectnet.lab.data import EncodedPairs, LabDataModule, Replay
 from defectnet.lab.progress import NO_LOG, ProgressLines, TrainingLog
-from defectnet.lab.table import LabPair
 from defectnet.models.base import DefectModel
 from defectnet.models.measured import MeasuredResponses
-from defectnet.models.registry import architecture
+from defectnet.processes import end_with_parent, forking
 from defectnet.rng import row_rng
-from defectnet.spectrum import Spectrum
 from defectnet.tasks.defect import pretrained
 from defectnet.tasks.finetuning import LEARNING_RATE, FinetuneTask
 
@@ -63,9 +60,6 @@ SAVED_EVERY: Final = 5
 SMALL: Final = 1_000_000
 """Parameters of a network that one thread serves best."""
 
-ENDED_WITH_PARENT: Final = 3  # exit code of a rank whose parent is gone
-_PLAN = "plan.pt"
-_RANK = ("-m", "defectnet.lab.jobs")  # what a rank runs
 AGAIN: Final = "Give the same command again: it goes on from the last checkpoint"
 
 
@@ -329,104 +323,33 @@ def _run_in_processes(jobs: Sequence[Job], log: TrainingLog) -> None:
         LabError: A rank ended before its time; the others have been ended too.
     """
     folder, devices = jobs[0].folder.parent, jobs[0].training.devices
-    write_plan(folder / _PLAN, jobs, log)
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
-    ranks: list[subprocess.Popen[bytes]] = []
+    work = pickle.dumps((jobs, log))  # tensors by value: else they would go by shared memory, of which there is little
+    ranks: list[BaseProcess] = []
     try:
         for rank in range(devices):
             environment = os.environ | common | {"LOCAL_RANK": str(rank)}
-            words = [sys.executable, *_RANK, str(folder / _PLAN)]
-            with (folder / f"rank-{rank}.log").open("wb") as file:
-                # The pipe is never written to: it ends with this process, and the rank with it. Standard output is
-                # this one's standard error, for the progress.
-                screen = sys.stderr if _has_descriptor(sys.stderr) else subprocess.DEVNULL
-                ranks.append(
-                    subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=screen, stderr=file)
-                )
+            arguments = work, dict(environment), folder / f"rank-{rank}.log"
+            ranks.append(forking(__name__).Process(target=_rank, args=arguments))
+            ranks[-1].start()
         failed = _first_failure(ranks)
     finally:
         for process in ranks:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            process.kill()
+            process.join()
     if failed is not None:
-        raise _failure(folder, failed, ranks[failed].returncode, devices)
+        raise _failure(folder, failed, ranks[failed].exitcode or 0, devices)
 
 
-def _has_descriptor(stream: Any) -> bool:
-    try:
-        return bool(stream.fileno() >= 0)
-    except (AttributeError, OSError, ValueError):
-        return False
-
-
-def write_plan(path: Path, jobs: Sequence[Job], log: TrainingLog) -> None:
-    """Write jobs as tensors and plain values, for the ranks: the network once, and every pair once, encoded."""
-    start = jobs[0].start
-    table = {pair.key: (pair, job.pairs, i) for job in jobs for i, pair in enumerate(job.pairs.pairs)}
-    batch = [encoded.batch.rows(slice(i, i + 1)) for _, encoded, i in table.values()]
-    keys = list(table)
-    plan = {
-        "network": {"config": start.config, "weights": start.state_dict(), "name": start.name},
-        "pairs": [_plain_pair(pair) for pair, _, _ in table.values()],
-        "batch": list(Batch.join(batch).tensors().values()),
-        "grid": jobs[0].pairs.grid.to_dict(),
-        "training": jobs[0].training.to_dict(),
-        "log": asdict(log) | {"folder": str(log.folder)},
-        "jobs": [(job.label, str(job.folder), [keys.index(pair.key) for pair in job.pairs.pairs]) for job in jobs],
-    }
-    with replacing(path) as temporary:
-        torch.save(plan, temporary)
-
-
-def read_plan(path: Path) -> tuple[list[Job], TrainingLog]:
-    """Read what `write_plan` wrote."""
-    plan = torch.load(path, weights_only=True)
-    network = plan["network"]
-    config = network["config"]
-    start = architecture(config["architecture"]).from_config(config["spec"], config["net"])
-    start.load_state_dict(network["weights"], strict=True)
-    start.name = network["name"]
-    grid, training = Grid.from_dict(plan["grid"]), TrainingSettings.from_dict(plan["training"])
-    pairs = EncodedPairs([_pair(values) for values in plan["pairs"]], grid, batch=Batch(*plan["batch"]))
-    log = TrainingLog(**plan["log"] | {"folder": Path(plan["log"]["folder"])})
-    jobs = [Job(label, Path(folder), start.eval(), pairs.take(rows), training) for label, folder, rows in plan["jobs"]]
-    return jobs, log
-
-
-def _plain_pair(pair: LabPair) -> dict[str, Any]:
-    spectra = {
-        role: {
-            name: torch.tensor(value) if isinstance(value, np.ndarray) else value
-            for name, value in asdict(spectrum).items()
-        }
-        for role, spectrum in (("host", pair.host), ("doped", pair.doped))
-    }
-    return {**vars(pair), **spectra}
-
-
-def _pair(values: dict[str, Any]) -> LabPair:
-    spectra = {}
-    for role in ("host", "doped"):
-        plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values[role].items()}
-        spectra[role] = Spectrum(**plain)
-    return LabPair(**{**values, **spectra})
-
-
-def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all ranks, or until one fails; return which, with the others killed."""
-    with ThreadPoolExecutor(len(ranks)) as pool:
-        waits = {pool.submit(process.wait): rank for rank, process in enumerate(ranks)}
-        try:
-            for finished in as_completed(waits):
-                if finished.result() != 0:
-                    return waits[finished]
-        finally:
-            for process in ranks:  # before the pool is left, which waits for every process
-                if process.poll() is None:
-                    process.kill()
+def _first_failure(ranks: Sequence[BaseProcess]) -> int | None:
+    """Wait for all ranks, or until one fails; return which."""
+    left = {process.sentinel: rank for rank, process in enumerate(ranks)}
+    while left:
+        for sentinel in wait(list(left)):
+            rank = left.pop(sentinel)
+            ranks[rank].join()
+            if ranks[rank].exitcode != 0:
+                return rank
     return None
 
 
@@ -440,32 +363,21 @@ def _failure(folder: Path, rank: int, code: int, devices: int) -> DefectNetError
     return LabError(f"{who} ended with code {code}", why=lines[-1][:300] if lines else "no word", fix=AGAIN)
 
 
-def _end_with_parent() -> None:
-    """End this rank when the process that started it is gone, however it went."""
-
-    def watch() -> None:
-        # Not through sys.stdin: a thread that holds its lock would abort the interpreter at its end.
-        while os.read(0, 1):
-            pass
-        os._exit(ENDED_WITH_PARENT)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _main(plan: str) -> None:
-    _end_with_parent()
-    progress.stream = sys.stdout  # which is the standard error of the command; a rank's own is kept in a file
+def _rank(work: bytes, environment: dict[str, str], log_file: Path) -> None:
+    """Do this rank's part of pickled jobs. What it says of an error goes to a file, of progress to standard error."""
+    end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
+    progress.stream = os.fdopen(os.dup(2), "w", encoding="utf-8")
+    with log_file.open("wb") as file:
+        os.dup2(file.fileno(), 2)
     try:
         with stopped_by_sigterm():
-            jobs, log = read_plan(Path(plan))
+            jobs, log = pickle.loads(work)
             for job in jobs:
                 run(job, log)
     except DefectNetError as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)
+        print(str(error).replace("\n", " "), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -22,7 +21,6 @@ from concurrent.futures import wait as wait_for_futures
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -30,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.errors import DefectNetError, SimulationError
-from defectnet.processes import forking
+from defectnet.processes import end_with_parent, forking
 
 if TYPE_CHECKING:
     from parsl import Config, DataFlowKernel
@@ -141,7 +139,7 @@ def one_thread_in_children() -> Iterator[None]:
 
 @lru_cache(maxsize=1)  # once in a process
 def _prepare(memory_gib: float) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     threadpool_limits(1)  # where NumPy was loaded before the variables of `worker_environment` were set
     if "torch" in sys.modules:  # loaded with the work, if at all
         sys.modules["torch"].set_num_threads(1)  # as `worker_environment` does for NumPy and SciPy
@@ -152,16 +150,6 @@ def _prepare(memory_gib: float) -> None:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = round(memory_gib * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent does: an orphan would go on writing, and then wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)  # for a long call into a library, during which Python handles no signals
-        os._exit(1)
 
 
 class _Ended(BaseException):
