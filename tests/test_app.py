@@ -16,10 +16,11 @@ import pytest
 
 from browser import Served, browser
 from defectnet import cli
-from defectnet.app.jobs import Jobs, plain_name, sentence
+from defectnet.app.jobs import Jobs, sentence
 from defectnet.app.server import LARGEST, _Guard
 from defectnet.crystal.pack import HostPack
 from defectnet.errors import ConfigError, DefectNetError
+from defectnet.files import plain_name
 from defectnet.io import read_spectrum
 from defectnet.io.write import write_spectrum
 from spectra import grid, spectrum, table, write_table

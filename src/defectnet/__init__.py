@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defectnet.crystal.pack import HostPack
+    from defectnet.data.frame import load_dataset
     from defectnet.hub import from_pretrained, list_checkpoints
     from defectnet.inference.plan import plan
     from defectnet.inference.responses import compute_responses
@@ -34,6 +35,7 @@ __all__ = [
     "identify",
     "identify_table",
     "list_checkpoints",
+    "load_dataset",
     "plan",
     "read_spectrum",
 ]
@@ -50,6 +52,7 @@ _HOMES = {
     "identify": "defectnet.pipeline",
     "identify_table": "defectnet.pipeline",
     "list_checkpoints": "defectnet.hub.catalogue",
+    "load_dataset": "defectnet.data.frame",
     "plan": "defectnet.inference.plan",
     "read_spectrum": "defectnet.io",
 }

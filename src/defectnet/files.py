@@ -33,6 +33,12 @@ def is_file_name(text: str) -> bool:
     return _FILE_NAME.fullmatch(text) is not None and text not in (".", "..")
 
 
+def plain_name(name: str | None) -> str:
+    """Return a file's name without folders and what a file system or a terminal may stumble over."""
+    last = re.split(r"[\\/]", name or "")[-1]
+    return re.sub(r"[^\w.()+, -]", "_", last).strip(". ")[-80:] or "file"
+
+
 def home_expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path whose ``~`` or ``~user`` is replaced.
 

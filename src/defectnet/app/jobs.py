@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -207,12 +206,6 @@ class Jobs:
                         self.stop(job)
                     elif job.over and now - job.asked > FORGOTTEN:
                         del self._jobs[job.id]
-
-
-def plain_name(name: str | None) -> str:
-    """Return a file's name without folders and what a file system or a terminal may stumble over."""
-    last = re.split(r"[\\/]", name or "")[-1]
-    return re.sub(r"[^\w.()+, -]", "_", last).strip(". ")[-80:] or "file"
 
 
 def sentence(error: BaseException) -> str:

@@ -24,8 +24,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from defectnet.app.jobs import Jobs, PageJob, plain_name, sentence
+from defectnet.app.jobs import Jobs, PageJob, sentence
 from defectnet.errors import ConfigError, DefectNetError
+from defectnet.files import plain_name
 
 STATIC: Final = Path(__file__).with_name("static")
 

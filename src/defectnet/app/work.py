@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from defectnet import __version__
-from defectnet.app.jobs import plain_name
 from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack, bundled_packs
 from defectnet.crystal.structures import read_structure, spacegroup
 from defectnet.defaults import DEFAULT_CHECKPOINT, QUICK_CHECKPOINT
 from defectnet.elements import SYMBOLS, VOCABULARY, element_index, parse_formula, properties
 from defectnet.errors import ConfigError, SimulationError
+from defectnet.files import plain_name
 from defectnet.hub import from_pretrained
 from defectnet.hub.catalogue import bundled, bundled_root
 from defectnet.inference import plan as planning
