@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from itertools import pairwise
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -56,6 +57,7 @@ def runs(lab, checkpoint, tmp_path_factory):
     """One run in one process, and on each of two ranks."""
     out = tmp_path_factory.mktemp("runs")
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
+    forkserver._forkserver._stop()  # one of earlier tests has not imported Lightning, and each rank would
     arguments = [(lab, checkpoint, out, common | {"LOCAL_RANK": str(rank)}) for rank in range(RANKS)]
     ranks = [forking(jobs.__name__).Process(target=ddp_runs.rank, args=each) for each in arguments]
     try:

@@ -21,11 +21,13 @@ from defectnet.cli import main
 from defectnet.crystal.hosts import read_hosts
 from defectnet.data.shards import read_extra, read_shard
 from defectnet.errors import SimulationError
+from defectnet.processes import forking
 from defectnet.simulate.executors import (
     Executor,
     Failure,
     LocalExecutor,
     ParslExecutor,
+    _call,
     make_executor,
     one_thread_in_children,
     read_parsl_config,
@@ -220,24 +222,23 @@ def test_too_little_memory_is_a_reject(inputs, tmp_path, monkeypatch):
     assert {"id": victim, "reason": "out of memory"} in read_extra(out / "shard-00001.parquet")["rejects"]
 
 
+def begins_and_ends(hosts: Path, potential: str, out: Path, end: int) -> None:
+    """Do a shard in this process, which gets a signal over its first host."""
+    runner.relax_host = lambda *_: killed(end)
+    work = ShardWork(runner.ToolNames(potential, None, "cpu"), SETTINGS)
+    _call(work, runner.plan(read_hosts(hosts), out, 2)[0], 0.0)
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_only_a_sudden_end_counts(end, inputs, tmp_path):
     """A worker that is asked to end takes its attempt back; one that vanishes leaves it."""
-    code = """
-import os, sys
-from test_executors import *
-from defectnet.simulate.executors import _call
-hosts, potential, out, end = sys.argv[1:]
-runner.relax_host = lambda *_: killed(int(end))
-work = ShardWork(runner.ToolNames(potential, None, "cpu"), SETTINGS)
-_call(work, runner.plan(read_hosts(hosts), Path(out), 2)[0], 0.0)
-"""
     out = tmp_path / "out"
     out.mkdir()
-    path = write_hosts(tmp_path / "hosts.json", 2)
-    command = [sys.executable, "-c", code, str(path), inputs[1], str(out), str(int(end))]
-    done = subprocess.run(command, check=False, timeout=60)
-    assert done.returncode == (-end if end == signal.SIGKILL else 128 + end)
+    arguments = write_hosts(tmp_path / "hosts.json", 2), inputs[1], out, int(end)
+    process = forking(runner.__name__).Process(target=begins_and_ends, args=arguments)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == (-end if end == signal.SIGKILL else 128 + end)
     marks = [mark.stat().st_size for mark in out.rglob("*.begun")]
     assert marks == [1 if end == signal.SIGKILL else 0]
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from defectnet.crystal.pack import HostPack, _host_pairs, _local_pairs, bundled_
 from defectnet.crystal.pairs import expanded, fixing, reduced
 from defectnet.crystal.superposition import Occupation, Superposition
 from defectnet.errors import SimulationError
+from defectnet.processes import forking
 from host_models import host_of, largest, model, single, site_of
 
 SETTINGS = MakeSettings(potential="defectnet-nep", atoms=16)
@@ -261,44 +259,34 @@ def test_interrupted_while_tidying_up_it_is_the_same(undisturbed, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["GaAs"]
 
 
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from defectnet.crystal.make import MakeSettings, make_packs
-from host_models import host_of
-import defectnet.crystal.make as make
-plain = make.substitute
-def slow(*arguments, **options):
-    found = plain(*arguments, **options)
-    print(arguments[3], flush=True)
-    sys.stdin.readline()
-    return found
-make.substitute = slow
-make_packs([(host_of("GaAs"), [("In", "Ga"), ("N", "As"), ("Al", "Ga")], Path(sys.argv[1]))],
-           MakeSettings(potential="defectnet-nep", atoms=16))
-"""
+def made_in_steps(folder: Path, steps: Connection) -> None:
+    """Make a pack; each substitution, once computed, is told, and kept when an answer comes."""
+    plain = make.substitute
+
+    def slow(*arguments, **options):
+        found = plain(*arguments, **options)
+        steps.send(arguments[3])
+        steps.recv()
+        return found
+
+    make.substitute = slow
+    make_packs([job(folder)], SETTINGS)
 
 
 def test_killed_it_goes_on(undisturbed, tmp_path):
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), *(p for p in sys.path if p)])
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "GaAs")]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    context = forking(make.__name__)
+    steps, theirs = context.Pipe()
+    process = context.Process(target=made_in_steps, args=(tmp_path / "GaAs", theirs))
+    process.start()
     try:
-        assert process.stdout.readline().strip() == "In"
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline().strip() == "N"  # computed, and not yet kept
+        assert steps.recv() == "In"
+        steps.send("go on")
+        assert steps.recv() == "N"  # computed, and not yet kept
         parts = tmp_path / ".GaAs.parts"
         assert (parts / "In-0").is_dir()
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        process.kill()
+        process.join()
     (parts / ".N-1.new").mkdir(exist_ok=True)  # as if it had been killed while writing
     (parts / ".N-1.new" / "model.safetensors").write_bytes(b"half")
     kept = (parts / "In-0" / "model.safetensors").stat().st_mtime_ns
