@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from defectnet.crystal.substitution import substitute
 from defectnet.errors import SimulationError
 from defectnet.hub import Pushed
 from defectnet.io import read_spectrum
+from defectnet.processes import forking
 from packs import gallium_arsenide
 from spectra import band_edge
 
@@ -148,19 +149,20 @@ def test_failed_substitutions_are_listed(cif, tmp_path, capsys, monkeypatch):
 def test_sigkill_loses_no_finished_substitution(cif, tmp_path, monkeypatch):
     out = tmp_path / "gap"
     words = ["host", "make", "--structure", str(cif), "--dopants", "Al@Ga,In@Ga,As@P,Sb@P,N@P", *FAST]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "defectnet.cli", *words, "--out", str(out)], stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if line.startswith("GaP: 2 of 5"):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.stderr.close()
-    process.wait(30)
     parts = tmp_path / ".gap.parts"
+
+    def finished() -> set[str]:
+        return {path.parent.name.split("-")[0] for path in parts.glob("[!.]*-[01]/config.json")}
+
+    process = forking("defectnet.crystal.make").Process(target=cli.main, args=([*words, "--out", str(out)],))
+    process.start()
+    while len(finished()) < 2:
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     assert not out.exists()
-    kept = {path.parent.name.split("-")[0] for path in parts.glob("[!.]*-[01]/config.json")}
-    assert len(kept) >= 2
+    kept = finished()
     made = []
 
     def recorded(potential, host, site, dopant, **settings):

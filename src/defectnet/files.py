@@ -95,9 +95,9 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, ND
         raise ValueError(" ".join(str(error).split())[:120]) from error
 
 
-def _beside(path: Path, ending: str = "tmp") -> Path:
+def _beside(path: Path) -> Path:
     """Return a hidden name beside a path that no other process or thread uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.{ending}")
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextmanager

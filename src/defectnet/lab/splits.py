@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from defectnet.errors import ConfigError, LabError
 from defectnet.lab.table import LabPair
 from defectnet.rng import row_rng
-
-Grouping = Literal["auto", "sample", "host"]
 
 MIN_GROUPS: Final = 5
 """With fewer groups held out no difference can be told from chance (see `defectnet.lab.judge`)."""
