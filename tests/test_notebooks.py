@@ -13,18 +13,11 @@ from run_notebooks import run
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FASTER = {
-    "02_finetune_on_lab_spectra": """
-from lightning import Trainer
-def fit(trainer, *given, plain=Trainer.fit):
-    trainer.fit_loop.max_epochs = 3
-    plain(trainer, *given)
-Trainer.fit = fit
-""",
     "04_known_crystal": """
 from defectnet.inference import known_crystal, plan
 known_crystal.CELLS, known_crystal.NEAR_CELLS, known_crystal.ROUNDS = (8, 20), 8, 1
 plan.FINE_DRAWS, plan.NULL_DRAWS, plan.PAIR_DRAWS, plan.INTERVAL_DRAWS = 40, 100, 20, 10
-""",
+"""
 }
 """What is run before a notebook so that a test of it is short."""
 
