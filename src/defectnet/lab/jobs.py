@@ -343,7 +343,7 @@ def _run_in_processes(jobs: Sequence[Job], log: TrainingLog) -> None:
 
 def _first_failure(ranks: Sequence[BaseProcess]) -> int | None:
     """Wait for all ranks, or until one fails; return which."""
-    left = {process.sentinel: rank for rank, process in enumerate(ranks)}
+    left: dict[Any, int] = {process.sentinel: rank for rank, process in enumerate(ranks)}
     while left:
         for sentinel in wait(list(left)):
             rank = left.pop(sentinel)
