@@ -159,6 +159,7 @@ def test_samples_of_known_content(page, files):
     element(page, "identify", "Al").click()
     page.click(".samples summary")
     page.set_input_files("#file-samples", [str(files / "samples" / f"al{x}.csv") for x in (4, 8)])
+    page.wait_for_selector(".sample input")
     assert "say what is in al4.csv and al8.csv" in page.text_content("#identify .missing")
     page.fill("[aria-label='Content of al4.csv']", "Al 4")
     page.fill("[aria-label='Content of al8.csv']", "Al much")
@@ -181,6 +182,7 @@ def test_samples_of_known_content(page, files):
 def test_a_quick_answer(page, files):
     give(page, files, "example/host.csv", "example/doped.csv")
     page.select_option("#identify .crystal select", "V")
+    element(page, "identify", "Al").click()
     page.click(".settings summary")
     page.check("[name=quick]")
     assert not page.is_visible(".samples")
@@ -189,7 +191,7 @@ def test_a_quick_answer(page, files):
     way = page.text_content("[data-way=network]")
     assert "reads what is computed of this crystal (defectnet-quick): a hint" in way
     assert "network with computed responses: V" in way
-    assert page.locator("tr[data-element]").count() == len(HostPack.load("V").dopants)
+    assert page.locator("tr[data-element]").count() == 1
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import pytest
 import defectnet
 import pipeline_forms
 from defectnet import Prediction, Unanswered, answer_from_dict, identify, identify_table
-from defectnet.cli import main
+from defectnet.cli import known, main
 from defectnet.crystal.pack import HostPack
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
+from defectnet.inference.ask import KnownReply
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
 from defectnet.io import as_spectrum
 from defectnet.models.base import DefectModel
@@ -50,6 +51,14 @@ def crystal() -> KnownCrystalAnswer:
         patch.setattr("defectnet.inference.known_crystal.CELLS", (8, 16))
         patch.setattr("defectnet.inference.known_crystal.ROUNDS", 0)
         return KnownCrystal(HostPack.load("CdTe"), ["Mg"]).identify(*tables, kind="neutron-weighted")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_command_says_where_nobody_said_the_kind(crystal, capsys, told):
+    known._print(KnownReply(None, crystal, None, ("pack CdTe",), True), told)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pack CdTe" in shown
+    assert ("neutron-weighted DOS is assumed: no file says the kind, nor --kind" in shown) != told
 
 
 # Forms

@@ -289,7 +289,7 @@ def _beside(table: Path, names: list[str]) -> None:
         ConfigError: It names a file that was not uploaded.
     """
     with suppress(UnicodeDecodeError, csv.Error):  # which is said when it is read
-        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines(), skipinitialspace=True))
+        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines(), skipinitialspace=True, strict=True))
         titles = next((row for row in rows if "doped_file" in row), [])
         columns = [titles.index(title) for title in ("host_file", "doped_file") if title in titles]
         for row in rows[rows.index(titles) + 1 :] if titles else []:

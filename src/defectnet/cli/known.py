@@ -59,7 +59,7 @@ def identify_known(
     if json:
         print_json(reply.to_dict())
     else:
-        _print(reply)
+        _print(reply, host.kind_told and doped.kind_told)
 
 
 def read_standards(table: str) -> tuple[Standard, ...]:
@@ -70,7 +70,7 @@ def read_standards(table: str) -> tuple[Standard, ...]:
     return tuple(Standard(one.host, one.doped, one.dopants) for one in read_table(table, fewest=1))
 
 
-def _print(reply: KnownReply) -> None:
+def _print(reply: KnownReply, kind_told: bool) -> None:
     from rich.table import Table
 
     from defectnet.inference.answer_text import OTHER, about, rows, sentence, verdict
@@ -80,7 +80,8 @@ def _print(reply: KnownReply) -> None:
     console.print(verdict(answer), markup=False)
     if reply.parting is not None:
         console.print(str(reply.parting), markup=False)
-    console.print(about(answer, reply.remarks) + "\n", style="dim", markup=False)
+    assumed = () if kind_told else (f"{answer.kind} DOS is assumed: no file says the kind, nor --kind",)
+    console.print(about(answer, (*reply.remarks, *assumed)) + "\n", style="dim", markup=False)
     titles, *elements, other = rows(answer)
     table = Table(titles[0], box=None, pad_edge=False, header_style="bold")
     for title in titles[1:]:

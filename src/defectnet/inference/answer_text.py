@@ -44,10 +44,10 @@ def sentence(answer: KnownCrystalAnswer) -> str:
                 f"(probability {p.other:.0%}), or that the force constants do not describe."
             )
         worst = int(np.argmax(limits))
-        best = int(np.argmax(p.probability))
+        top = int(np.argmax(p.probability))
         return (
-            f"No dopant found in {answer.formula}: the likeliest, {p.elements[best]}, has probability "
-            f"{p.probability[best]:.0%}. Upper limits ({p.coverage:.0%}): at most {100 * limits[worst]:.1f} at.% "
+            f"No dopant found in {answer.formula}: the likeliest, {p.elements[top]}, has probability "
+            f"{p.probability[top]:.0%}. Upper limits ({p.coverage:.0%}): at most {100 * limits[worst]:.1f} at.% "
             f"({p.elements[worst]})."
         )
     parts = []
