@@ -24,7 +24,7 @@ from defectnet.errors import DefectNetError
 from defectnet.inference import known_crystal
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
-from defectnet.inference.instrument import InstrumentMap, fit_instrument
+from defectnet.inference.instrument import InstrumentMap, fit_instrument, widest
 from defectnet.inference.known_crystal import KnownCrystal, Standard
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
 from defectnet.measure.encode import encode_pair
@@ -343,3 +343,33 @@ def test_a_standard_that_holds_no_candidate_is_one_error(pack, crystal):
     pair = [replace(one, kind="neutron-weighted") for one in (host, doped)]
     with pytest.raises(DefectNetError, match=r"another kind of DOS .* \(neutron-weighted and total\)"):
         crystal.identify(host, doped, standards=[Standard(*pair, {"Al": true})])
+
+
+def test_a_spectrum_says_how_blurred_it_can_be(pack):
+    rng = np.random.default_rng(0)
+    dos = host_dos(pack, 0.01 * pack.host.band_edge_mev)
+    for fwhm in (0.03, 0.06, 0.12):
+        instrument = InstrumentMap(np.linspace(0.0, 1.5, 126), fwhm)
+        seen = instrument.seen(*dos)
+        assert fwhm < widest(instrument.middle, seen, 0.0) < 2.0 * fwhm
+        sigma = 0.01 * seen.max()
+        noisy = seen + rng.normal(0.0, sigma, len(seen))
+        assert fwhm < widest(instrument.middle, noisy, len(seen) * sigma**2) < 2.5 * fwhm
+
+
+def test_a_host_that_is_badly_described_is_not_taken_for_a_blurred_one(pack):
+    """Silicon's bands where GaAs is computed: the fit may not hide them in a resolution that the spectrum has not."""
+    other = host_dos(bundled("Si"), 0.4)
+    bins = np.linspace(0.0, 1.5, 126)
+    measured = InstrumentMap(bins, 0.03).seen(*other)
+    found = fit_instrument(InstrumentMap(bins, 0.0), *host_dos(pack, 0.3), measured)
+    assert found.fwhm < 2.0 * 0.03 < known_crystal.COARSE
+
+
+def test_in_its_own_world_an_axis_is_off_by_a_factor_alone(pack):
+    dos = host_dos(pack, 0.01 * pack.host.band_edge_mev)
+    bins = np.linspace(0.0, 1.5, 126)
+    rough = InstrumentMap(bins, 0.04, log_scale=(0.03, 0.02, 0.04, 0.03, 0.02, 0.03)).seen(*dos)
+    same, free = (fit_instrument(InstrumentMap(bins, 0.0), *dos, rough, same_potential=x) for x in (True, False))
+    assert np.ptp(same.log_scale) < 0.004 < 0.01 < np.ptp(free.log_scale)
+    assert 0.02 < np.mean(same.log_scale) < 0.04

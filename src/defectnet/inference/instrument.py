@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, nnls
 from scipy.special import ndtr
 
 from defectnet.config import STORAGE_GRID
@@ -23,14 +23,23 @@ KNOTS: Final = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
 STIFF: Final = 0.03
 """Prior deviation of the map's logarithm at a knot: two potentials differ by some hundredths in a phonon energy."""
 
+SAME: Final = 0.001
+"""The same of differences between knots where the potential is the spectra's own: then an axis is off by a factor."""
+
 UNRESOLVED: Final = 0.01
 """Weight of the host's misfit against that prior: root mean square of a DOS, over its own, that is not explained."""
+
+WIDTH: Final = (0.03, 0.6)
+"""Prior of the resolution where it is not known: FWHM in edges, and deviation of its logarithm."""
 
 FITS: Final = 5.0
 """Cost below which a fit needs no other start: some 3 % of the host's DOS are left."""
 
 WIDTHS: Final = (0.005, 0.2)
 """Narrowest and widest FWHM, in edges, that is looked for."""
+
+SHARP: Final = 0.03
+"""Root mean square, over its own, by which a spectrum may differ from one that is blurred throughout."""
 
 
 REACH: Final = 9.0
@@ -88,8 +97,50 @@ class InstrumentMap:
         return np.asarray(shares / shares.sum(-1, keepdims=True) / self.width)
 
 
+def widest(middle: FloatArray, measured: FloatArray, noise: float) -> float:
+    """Return the largest resolution that a spectrum can have been measured with: its sharpest structure tells.
+
+    Whatever the DOS, a Gaussian has broadened it: it must be one of the curves that a Gaussian makes of positive ones.
+    Without this bound a host that the potential describes badly is taken for a blurred one.
+
+    Args:
+        middle: (M,) middles of the bins, any unit.
+        measured: (M,) spectrum.
+        noise: Sum of the variances of its bins.
+
+    Returns:
+        FWHM in the unit of `middle`, within `WIDTHS`.
+    """
+    allowed = (SHARP**2) * float((measured**2).sum()) + 2.0 * noise
+    low, high = np.log(WIDTHS[0]), np.log(WIDTHS[1])
+    for _ in range(6):
+        log_fwhm = 0.5 * (low + high)
+        kernel = gaussian_kernel(middle, np.exp(log_fwhm))
+        try:
+            blurred = nnls(kernel, measured, maxiter=30 * len(middle))[1] ** 2 <= allowed
+        except RuntimeError:  # wide kernels are all but singular: nothing speaks against one that ends nowhere
+            blurred = True
+        if blurred:
+            low = log_fwhm
+        else:
+            high = log_fwhm
+    return float(np.exp(high))
+
+
+def gaussian_kernel(middle: FloatArray, fwhm: float) -> FloatArray:
+    """Return the (M, M) matrix that broadens a spectrum in bins; what would leave them at an end stays."""
+    kernel = np.exp(-0.5 * ((middle[:, None] - middle) / (fwhm * FWHM_TO_SIGMA)) ** 2)
+    return np.asarray(kernel / kernel.sum(0))
+
+
 def fit_instrument(
-    start: InstrumentMap, elements: Sequence[str], dos: FloatArray, measured: FloatArray
+    start: InstrumentMap,
+    elements: Sequence[str],
+    dos: FloatArray,
+    measured: FloatArray,
+    *,
+    noise: float = 0.0,
+    same_potential: bool = False,
 ) -> InstrumentMap:
     """Refine the map of energies, and the resolution where it is not known, by the pristine crystal's spectrum.
 
@@ -98,12 +149,15 @@ def fit_instrument(
         elements: Of the host.
         dos: (E, L) its computed projected DOS, from a fine mesh of wave vectors.
         measured: (M,) its measured DOS in the bins, unit area.
+        noise: Sum of the variances of its bins.
+        same_potential: It was simulated with the potential of `dos`.
 
     Returns:
         The instrument under which the two agree best.
     """
     known = start.fwhm > 0.0
-    scale = np.sqrt((measured**2).mean()) * UNRESOLVED * np.sqrt(len(measured))
+    bend = SAME if same_potential else STIFF
+    scale = np.sqrt((measured**2).sum()) * UNRESOLVED
 
     def built(values: FloatArray) -> InstrumentMap:
         fwhm = start.fwhm if known else float(np.exp(values[-1]))
@@ -111,18 +165,18 @@ def fit_instrument(
 
     def misfit(values: FloatArray) -> FloatArray:
         rest = built(values).seen(elements, dos) - measured
-        prior = np.append(values[: len(KNOTS)] / STIFF, np.diff(values[: len(KNOTS)]) / STIFF)
-        return np.concatenate([rest / scale, prior])
+        prior = np.append(values[: len(KNOTS)] / STIFF, np.diff(values[: len(KNOTS)]) / bend)
+        width = [] if known else [(values[-1] - np.log(WIDTH[0])) / WIDTH[1]]
+        return np.concatenate([rest / scale, prior, width])
 
-    low, high = np.log(WIDTHS[0]), np.log(WIDTHS[1])
+    low, high = np.log(WIDTHS[0]), 0.0 if known else np.log(1.02 * widest(start.middle, measured, noise))
     best = None
     # A shift by a whole peak is a minimum of its own: several starts, until one fits.
     for shift in (0.0, -0.03, 0.03, -0.06, 0.06):
         values = np.full(len(KNOTS) + (not known), shift)
-        bounds = np.full(len(KNOTS), 0.3)
-        lower, upper = -bounds, bounds
+        lower, upper = np.full(len(KNOTS), -0.3), np.full(len(KNOTS), 0.3)
         if not known:
-            values[-1] = np.log(0.03)
+            values[-1] = min(np.log(WIDTH[0]), 0.5 * (low + high))
             lower, upper = np.append(lower, low), np.append(upper, high)
         found = least_squares(misfit, values, bounds=(lower, upper), diff_step=np.full(len(values), 1e-4))
         if best is None or found.cost < best.cost:

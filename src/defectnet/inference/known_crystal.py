@@ -16,7 +16,7 @@ from defectnet.elements import element_index
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
 from defectnet.inference.answer_text import about, rows, sentence, verdict
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
-from defectnet.inference.instrument import InstrumentMap, fit_instrument
+from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel
 from defectnet.inference.posterior import (
     Amplitude,
     Errors,
@@ -28,7 +28,6 @@ from defectnet.inference.posterior import (
     likely_places,
 )
 from defectnet.io.objects import as_spectrum
-from defectnet.measure.broadening import FWHM_TO_SIGMA
 from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
 from defectnet.prediction import answer_html, plain
@@ -528,11 +527,14 @@ class KnownCrystal:
         unit = self.pack.host.band_edge_mev
         instrument = replace(instrument, fwhm=(fwhm_mev or 0.0) / unit)
         if refine:
-            instrument = fit_instrument(instrument, *self.host, _binned(host, host_error, instrument, unit)[0])
+            measured, noise = _binned(host, host_error, instrument, unit)
+            instrument = fit_instrument(
+                instrument, *self.host, measured, noise=float(np.trace(noise)), same_potential=same_potential
+            )
         finest = FINE if same_potential else COARSE
         smooth = np.eye(len(instrument.middle))
         if instrument.fwhm < finest:
-            smooth = _smoothing(instrument, float(np.sqrt(finest**2 - instrument.fwhm**2)))
+            smooth = gaussian_kernel(instrument.middle, float(np.sqrt(finest**2 - instrument.fwhm**2)))
             instrument = replace(instrument, fwhm=finest)
         pristine, change, noise = _changed((host, host_error), (doped, doped_error), instrument, unit, smooth)
         distance = float(((instrument.seen(*self.host) - pristine) ** 2).sum() / (pristine**2).sum())
@@ -632,13 +634,6 @@ def discrepancy_shape(responses: FloatArray, x: FloatArray, length: float) -> Fl
     power = power + 0.05 * power.max()
     shape = np.exp(-0.5 * ((x[:, None] - x) / length) ** 2) * (power[:, None] * power)
     return np.asarray(shape / np.trace(shape))
-
-
-def _smoothing(instrument: InstrumentMap, fwhm: float) -> FloatArray:
-    """Return the (M, M) matrix that broadens a DOS in the bins; what would leave them at an end stays."""
-    x = instrument.middle
-    kernel = np.exp(-0.5 * ((x[:, None] - x) / (fwhm * FWHM_TO_SIGMA)) ** 2)
-    return np.asarray(kernel / kernel.sum(0))
 
 
 def _changed(
