@@ -117,7 +117,7 @@ def widest(middle: FloatArray, measured: FloatArray, noise: float) -> float:
         log_fwhm = 0.5 * (low + high)
         kernel = gaussian_kernel(middle, np.exp(log_fwhm))
         try:
-            blurred = nnls(kernel, measured, maxiter=30 * len(middle))[1] ** 2 <= allowed
+            blurred = bool(nnls(kernel, measured, maxiter=30 * len(middle))[1] ** 2 <= allowed)
         except RuntimeError:  # wide kernels are all but singular: nothing speaks against one that ends nowhere
             blurred = True
         if blurred:
