@@ -6,7 +6,6 @@ Nothing is shared between questions but what is on disk; a question that fails, 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import secrets
 import shutil
@@ -19,11 +18,11 @@ import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from defectnet.errors import ConfigError, DefectNetError
+from defectnet.processes import forking
 
 AT_ONCE: Final = {"long": 2, "short": 4}
 """Questions that are answered at a time: those that compute, and those that a file or a network answers."""
@@ -68,15 +67,6 @@ class PageJob:
         return self.state in ("done", "failed", "stopped")
 
 
-def _context() -> BaseContext:
-    """Return how processes are started: forked, where that can be, from one that has imported all that is slow to."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_WORK])
-    return context
-
-
 class Jobs:
     """All questions of a server.
 
@@ -86,7 +76,7 @@ class Jobs:
 
     def __init__(self, at_once: dict[str, int] | None = None) -> None:
         self.at_once = dict(AT_ONCE if at_once is None else at_once)
-        self._context = _context()
+        self._context = forking(_WORK)
         self._lock = threading.RLock()
         self._jobs: dict[str, PageJob] = {}
         self._queues: dict[str, deque[PageJob]] = {lane: deque() for lane in self.at_once}
@@ -153,9 +143,7 @@ class Jobs:
         folder = tempfile.mkdtemp(prefix="defectnet-")
         try:
             ours, theirs = self._context.Pipe(duplex=False)
-            process = self._context.Process(  # type: ignore[attr-defined]
-                target=_answer, args=(theirs, job.name, job.request, folder), daemon=True
-            )
+            process = self._context.Process(target=_answer, args=(theirs, job.name, job.request, folder), daemon=True)
             process.start()
             theirs.close()
             with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from defectnet.data.packs import find_packs
 from defectnet.elements import INDEX, SYMBOLS
 from defectnet.errors import SimulationError
 from defectnet.inference.emulator import CellSource
+from defectnet.processes import forking
 
 FloatArray = NDArray[np.float64]
 
@@ -130,7 +130,7 @@ def make_responses(
     if workers == 1:
         yield from map(_make, wanted)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=forking(__name__)) as pool:
         for future in as_completed([pool.submit(_make, one) for one in wanted]):
             yield future.result()
 
