@@ -26,7 +26,7 @@ from defectnet.nn.attention import DecoderBlock, EncoderBlock
 from defectnet.nn.computed import ComputedFits
 from defectnet.nn.embed import ElementQueries, EnergyEncoding, Fourier, HostEmbedding, SpectrumEmbedding
 from defectnet.nn.heads import ConcentrationHead, IdentityHead
-from defectnet.nn.impurity import Explained, ResponseDictionary
+from defectnet.nn.impurity import Explained, ResponseDictionary, is_exporting
 from defectnet.spectrum import KINDS
 
 _FLOOR: Final = 1e-2  # added to both spectra before the ratio: 1 % of the mean level, about a measurement's noise
@@ -222,7 +222,7 @@ class DefectNet(DefectModel):
         tokens = self.encoded(tokens)
         logits = batch.host.new_full(batch.candidates.shape, ABSENT_LOGIT)
         concentration = torch.zeros_like(logits)
-        other = logits.new_full((len(logits),), ABSENT_LOGIT) if self.net.something_else else None
+        other = logits.new_full(logits.shape[:1], ABSENT_LOGIT) if self.net.something_else else None
         losses: dict[str, Tensor] = defaultdict(lambda: batch.host.new_zeros(len(logits)))
         for rows, elements in _questions(batch):
             part = batch.rows(rows)
@@ -295,7 +295,7 @@ class DefectNet(DefectModel):
         share = batch.candidates.sum(dim=-1).clamp_min(1).to(channels.dtype).log() / 4.0
         features = torch.cat([self.edge(batch.edge_mev.log()), given[:, None], share[:, None]], dim=-1)
         whole = (self.whole(features) + self.kind(batch.kind)).unsqueeze(1)
-        ones = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
+        ones = torch.ones(whole.shape[0], 1, dtype=torch.bool, device=whole.device)
         readable = torch.cat([ones.expand(-1, spectrum.shape[1]), filled, ones], dim=1)
         return torch.cat([spectrum, host, whole], dim=1), readable
 
@@ -305,8 +305,12 @@ def _questions(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
 
     Yields:
         Rows (b,), and for each of them the elements (b, K) that are asked for; rows with fewer than K are filled up
-        with elements that are no candidates.
+        with elements that are no candidates. A program that is exported has sizes of its own: all elements.
     """
+    if is_exporting():
+        rows, elements = (torch.arange(size, device=batch.host.device) for size in batch.candidates.shape)
+        yield rows, elements.expand_as(batch.candidates)
+        return
     counts = batch.candidates.sum(dim=1)
     for rows in (batch.candidates_given.nonzero()[:, 0], (~batch.candidates_given).nonzero()[:, 0]):
         if len(rows):

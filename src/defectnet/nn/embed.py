@@ -64,7 +64,7 @@ class EnergyEncoding(nn.Module):
             (B, T, D).
         """
         absolute = self.logarithmic((edge_mev[:, None] * centres).log())  # (B, T, 2 bands)
-        relative = self.relative(centres).expand(len(edge_mev), -1, -1)
+        relative = self.relative(centres).expand(edge_mev.shape[0], -1, -1)
         out: Tensor = self.project(torch.cat([relative, absolute], dim=-1))
         return out
 
@@ -164,7 +164,7 @@ class ElementQueries(nn.Module):
         Returns:
             (B, K, D).
         """
-        own = self.descriptors.expand(len(composition), -1, -1)  # (B, E, P)
+        own = self.descriptors.expand(composition.shape[0], -1, -1)  # (B, E, P)
         average = (composition @ self.descriptors).unsqueeze(1)  # (B, 1, P)
         # Softmax over host elements of the likeness; an element outside the host has weight exactly 0.
         likeness = -torch.cdist(self.descriptors, self.descriptors).square()  # (E, E)

@@ -44,6 +44,10 @@ _ETA: Final = 1.0  # width of a line, in points
 _PATCH: Final = 8  # bins of the host's DOS per token
 
 
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether a program is being exported; torch 2.6 says only whether something is compiled."""
+
+
 class ImpurityTheory(nn.Module):
     """Spectrum of each element as an impurity, for each of `STIFFNESS`; it has no weights.
 
@@ -236,7 +240,8 @@ class ResponseDictionary(nn.Module):
     def _atoms(self, batch: Batch, tokens: Tensor) -> HostAtoms:
         """Return the elements of the hosts, as many slots as the richest of them fills; tokens are (B, slots, D)."""
         fraction, slots = batch.composition.topk(self.host.slots, dim=-1)
-        most = max(int((fraction > 0).sum(1).max()), 1)
+        # A program that is exported has sizes of its own: all slots.
+        most = self.host.slots if is_exporting() else max(int((fraction > 0).sum(1).max()), 1)
         gain = self._gain(batch, slots, if_projected=1.0)
         return HostAtoms(slots[:, :most], fraction[:, :most], gain[:, :most], tokens[:, :most])
 
