@@ -36,7 +36,7 @@ def named(chosen: list[Block]) -> Any:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that documents speak of."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("examples", "data", "configs"):
+    for name in ("examples", "data", "configs", "tests"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("host", "doped"):
         (folder / f"{name}.csv").symlink_to(ROOT / "examples" / f"{name}.csv")
