@@ -25,7 +25,7 @@ from defectnet.inference import known_crystal
 from defectnet.inference.answer_text import sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, widest
-from defectnet.inference.known_crystal import KnownCrystal, Standard
+from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
 from defectnet.measure.encode import encode_pair
 from defectnet.plotting import plot_corner
@@ -131,6 +131,9 @@ def test_what_no_candidate_explains_is_not_claimed(pack):
     assert answer.upper_limit[i] >= max(true["In"], p.upper[i])
     assert f"{100 * answer.upper_limit[i]:.2g} at.% In" in sentence(answer)
     assert answer.to_dict()["elements"][0]["upper_limit"] == answer.upper_limit[p.probability.argmax()]
+    again = KnownCrystalAnswer.from_dict(answer.to_dict())
+    assert again.to_dict()["elements"] == answer.to_dict()["elements"]
+    assert sentence(again) == sentence(answer)
 
 
 def test_errors_weigh(pack, crystal):

@@ -243,6 +243,7 @@ class KnownCrystalAnswer:
                 **{name: document[name] for name in ("coverage", "explained", "p_value")},
                 **{mine: np.array([row[name] for row in found]) for mine, name in _COLUMNS.items()},
             }
+            values["ceiling"] = values["upper"]  # which was told already as the larger of the two
             curves = document.get("curves", {})
             own: dict[str, Any] = {name: document[name] for name in _PLAIN}
             own |= {name: np.array(curves.get(name, ()), dtype=np.float64) for name in _CURVES}
