@@ -10,13 +10,12 @@ import numpy as np
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.spectra import element_weights
 from defectnet.data.shards import Sample, read_shard, shard_files
+from defectnet.data.splits import SPLITS
 from defectnet.errors import ShardError
 from defectnet.spectrum import parse_kind
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SPLITS: Final = ("train", "val", "test")
 
 _KEPT: Final = (
     "row_id", "host_id", "formula", "chemical_system", "split", "edge_mev", "atoms", "potential", "source", "stratum",

@@ -84,12 +84,12 @@ def verdict(answer: KnownCrystalAnswer) -> str:
 
 def rows(answer: KnownCrystalAnswer) -> list[tuple[str, ...]]:
     """Return titles and cells of an answer's table, the likeliest element first and something else last."""
-    p = answer.posterior
+    p, limits, present = answer.posterior, answer.upper_limit, answer.present
     table = [("element", "probability", "at.% if present", f"{p.coverage:.0%} interval", "at most")]
     for i in np.argsort(-p.probability, kind="stable"):
-        there = p.elements[i] in answer.present
+        there = p.elements[i] in present
         interval = f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else ""
-        amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * answer.upper_limit[i]:.1f}")
+        amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * limits[i]:.1f}")
         table.append((p.elements[i], f"{p.probability[i]:.3f}", amount, interval, limit))
     return [*table, ("something else", f"{p.other:.3f}", "", "", "")]
 

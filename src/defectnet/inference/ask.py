@@ -135,8 +135,9 @@ def ask_known(
     """
     pack, candidates, remarks = wanted.find(made)
     check_pair(pack, host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev)  # before cells are made
+    names = known_dopants(pack, candidates)
     for one in standards:
-        check_standard(pack, known_dopants(pack, candidates), one, doped.kind)
+        check_standard(pack, names, one, doped.kind)
     crystal = KnownCrystal(pack, candidates, report=lambda done, total: report("superposed cells", done, total))
     report("inference", 0, None)
     answer = crystal.identify(

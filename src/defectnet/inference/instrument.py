@@ -14,6 +14,7 @@ from scipy.special import ndtr
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.spectra import element_weights
 from defectnet.measure.broadening import FWHM_TO_SIGMA
+from defectnet.potentials.kernel_polynomial import REACH_OF_GAUSSIAN
 
 FloatArray = NDArray[np.float64]
 
@@ -40,10 +41,6 @@ WIDTHS: Final = (0.005, 0.2)
 
 SHARP: Final = 0.03
 """Root mean square, over its own, by which a spectrum may differ from one that is blurred throughout."""
-
-
-REACH: Final = 9.0
-"""Deviations beyond which nothing of a Gaussian is left in double precision."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,11 @@ class InstrumentMap:
         at = STORAGE_GRID.centres * np.exp(np.interp(STORAGE_GRID.centres, KNOTS, self.log_scale))
         sigma = max(self.fwhm * FWHM_TO_SIGMA, 0.3 * STORAGE_GRID.width)
         z = (self.edges[:, None] - at) / sigma
-        near = np.abs(z) < REACH
+        near = np.abs(z) < REACH_OF_GAUSSIAN
         below = (z > 0.0).astype(np.float64)
         below[near] = ndtr(z[near])
         # What a Gaussian puts below zero energy is mirrored, as at a wall.
-        low = at < REACH * sigma
+        low = at < REACH_OF_GAUSSIAN * sigma
         below[:, low] -= ndtr((-self.edges[:, None] - at[low]) / sigma)
         return np.diff(below, axis=0)
 

@@ -713,7 +713,7 @@ def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kin
                 why=f"the candidates are {', '.join(names)}",
                 fix="Name it among the candidates too, or leave this standard out",
             )
-        concentration[list(names).index(asked[0])] += amount
+        concentration[names.index(asked[0])] += amount
     return concentration
 
 

@@ -475,7 +475,6 @@ class Expected:
         for other, prior in amounts:
             for share, probability in self.shares:
                 covariance = self.covariance(dopant, places, other, share, standards)
-                covariance = np.broadcast_to(covariance, (len(nodes), *covariance.shape[1:]))
                 out.append(self._gaussians(mean, covariance, logs + np.log(prior * probability)))
         return np.concatenate(out, axis=1)
 
@@ -493,13 +492,14 @@ class Expected:
     def _gaussians(self, mean: FloatArray, covariance: FloatArray, logs: FloatArray) -> FloatArray:
         """Return the (F, H) weights of `features` for the log likelihoods of H Gaussians, each with a log weight.
 
-        Raised to the power that `identify` raises them to.
+        Raised to the power that `identify` raises them to. They have covariances of their own, or one of all.
         """
         inverse = np.linalg.inv(covariance)
         towards = (inverse @ mean[..., None])[..., 0]
         first, second = np.triu_indices(mean.shape[-1])
         quadratic = np.where(first == second, -0.5, -1.0) * inverse[:, first, second]
         constant = -0.5 * (mean * towards).sum(-1) - 0.5 * np.linalg.slogdet(covariance)[1]
+        quadratic = np.broadcast_to(quadratic, (len(mean), quadratic.shape[1]))
         density = np.concatenate([quadratic, towards, constant[:, None]], axis=1)
         density *= self.likelihood.errors.power
         density[:, -1] += logs
