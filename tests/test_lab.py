@@ -57,7 +57,7 @@ def replay(tmp_path_factory):
     return str(toy_folder(tmp_path_factory.mktemp("toy")))
 
 
-FAST = TrainingSettings(method="full", epochs=15, learning_rate=1e-2, batch_size=2, accelerator="cpu")
+FAST = TrainingSettings(method="full", epochs=8, learning_rate=1e-2, batch_size=2, accelerator="cpu")
 STILL = TrainingSettings(method="full", epochs=1, learning_rate=1e-9, accelerator="cpu")
 
 
@@ -319,7 +319,7 @@ def test_a_calibration_that_few_pairs_cannot_give_is_taken_over_and_marked(impro
 
 def test_a_calibration_is_fitted_where_there_are_enough_pairs(checkpoint, tmp_path):
     lab = write_lab(tmp_path / "lab", [*SHARES, *(0.9 * share for share in SHARES)])
-    report = finetune(checkpoint, lab, tmp_path / "out", replace(FAST, epochs=8), Holdout(folds=2))
+    report = finetune(checkpoint, lab, tmp_path / "out", replace(FAST, epochs=4), Holdout(folds=2))
     assert report["calibration"]["fitted"] is True
     model = from_pretrained(tmp_path / "out")
     assert replace(model.calibration, hosts=()) == CALIBRATION  # which other hosts keep

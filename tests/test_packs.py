@@ -22,7 +22,7 @@ from defectnet.errors import SimulationError
 from defectnet.processes import forking
 from host_models import host_of, largest, model, single, site_of
 
-SETTINGS = MakeSettings(potential="defectnet-nep", atoms=16)
+SETTINGS = MakeSettings(potential="defectnet-nep", atoms=16, starts=0)
 Q = [np.zeros(3), np.array([0.25, 0.25, 0.25])]
 CELL = np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]])
 

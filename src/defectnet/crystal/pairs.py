@@ -78,7 +78,9 @@ def expanded(pairs: IntArray, blocks: FloatArray, group: Operations, site: int |
         images.append(image)
         turned.append(block)
     everything = np.concatenate(images)
-    keys, first, place = np.unique(encoded(everything), return_index=True, return_inverse=True)
+    keys, place = np.unique(encoded(everything), return_inverse=True)
+    first = np.empty(len(keys), dtype=np.int64)
+    first[place] = np.arange(len(place))  # any of them: those of one key are the same
     out = np.zeros((len(blocks), len(keys), 3, 3))
     for k, values in enumerate(np.concatenate(turned, axis=1)):
         np.add.at(out[k], place, values)

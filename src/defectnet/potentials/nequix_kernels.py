@@ -17,8 +17,16 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Kernel = Callable[..., None]
 
-_compiled = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 """Sums in any order, but no assumption that numbers are finite."""
+
+
+def _compiled(kernel: Kernel) -> Kernel:
+    """Compile at the first call; kept for later processes, beside this file or in the user's cache, if one can be."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(kernel)  # type: ignore[no-any-return,unused-ignore]
+    except RuntimeError:  # numba finds no folder that it may write to
+        return numba.njit(**_OPTIONS)(kernel)  # type: ignore[no-any-return,unused-ignore]
 
 
 @cache
@@ -29,7 +37,7 @@ def forward_kernel(components: int, channels: int) -> Kernel:
     component of a message; (N, 2 l + 1, U) features; (E, W) weights; and (N, M, U), to which messages are added.
     """
 
-    @_compiled  # type: ignore[untyped-decorator,unused-ignore]
+    @_compiled
     def forward(
         sender: Array, receiver: Array, matrix: Array, column: Array, features: Array, values: Array, total: Array
     ) -> None:
@@ -43,7 +51,7 @@ def forward_kernel(components: int, channels: int) -> Kernel:
                         moved += row[c] * sent[c, u]
                     into[u] += moved * weights[u]
 
-    return forward  # type: ignore[no-any-return,unused-ignore]
+    return forward
 
 
 @cache
@@ -55,7 +63,7 @@ def backward_kernel(components: int, channels: int) -> Kernel:
     writes, (E, M, 2 l + 1) derivatives by the matrices and (E,) by the lengths.
     """
 
-    @_compiled  # type: ignore[untyped-decorator,unused-ignore]
+    @_compiled
     def backward(
         sender: Array,
         receiver: Array,
@@ -117,4 +125,4 @@ def backward_kernel(components: int, channels: int) -> Kernel:
                         s0 += a0[u] * part[u]
                     by_mine[m, c] = s0
 
-    return backward  # type: ignore[no-any-return,unused-ignore]
+    return backward
