@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from defectnet.batch import Batch
-from defectnet.benchmark.baselines import BASELINES
+from defectnet.benchmark.baselines import BASELINES, linear
 from defectnet.benchmark.baselines.base import RawScores, ScoreCalibration
 from defectnet.benchmark.baselines.composition import Candidates, HostComposition, Prior
 from defectnet.benchmark.baselines.features import E, Preprocess, contrasts, moments, prior_features, relations
@@ -37,6 +37,10 @@ def _short_searches():
         patch.setattr(Prior, "options", (logistic,))
         sizes = [{**size, "n_estimators": 40, "min_child_samples": 20} for size in LightGbm.sizes[:2]]
         patch.setattr(LightGbm, "sizes", tuple(sizes))
+        patch.setattr(linear, "_WINDOWS", (0, 7))
+        patch.setattr(linear.Pls, "_COMPONENTS", (5, 20))
+        patch.setattr(linear.Ridge, "_PENALTIES", (100.0, 1000.0))
+        patch.setattr(linear.Ridge, "_GAMMAS", (1.0,))
         yield
 
 
@@ -54,7 +58,7 @@ def arrays(data):
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """The same rows twice, fewer of them."""
-    folder = toy_folder(tmp_path_factory.mktemp("few"), train=40, val=20, test=10)
+    folder = toy_folder(tmp_path_factory.mktemp("few"), train=20, val=10, test=10)
     return [FitArrays(FitData(SpectraDataModule(str(folder), batch_size=64))) for _ in range(2)]
 
 

@@ -243,41 +243,67 @@ def test_a_logger_is_chosen_by_name(tmp_path, monkeypatch):
 COMMAND = """
 import sys
 from defectnet.cli import main
-from defectnet.lab import progress
-progress.EVERY_SECONDS = 0.0
+from defectnet.lab import jobs, progress
+progress.EVERY_SECONDS, jobs.SAVED_EVERY = 0.0, 2
 main(sys.argv[1:])
 """
+LAST_LINE = "fold 2 of 2: epoch 3 of 4"  # the last state that was kept is of epoch 2
 
 
 def words(checkpoint, lab, out, *more):
     """Words of the command."""
     found = ["finetune", "--checkpoint", checkpoint, "--data", str(lab), "--out", str(out), "--method", "full"]
-    found += ["--folds", "2", "--epochs", "8", "--learning-rate", "0.01", "--accelerator", "cpu", "--batch-size", "2"]
+    found += ["--folds", "2", "--epochs", "4", "--learning-rate", "0.01", "--accelerator", "cpu", "--batch-size", "2"]
     return [*found, *more]
 
 
-@pytest.mark.parametrize("more", [(), ("--ema", "0.5", "--validation", "0.3")], ids=["plain", "ema and validation"])
+def stopped_process(command, *_):
+    """Stop the command in a process of its own; return its exit code and what it said last."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith(LAST_LINE):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, said = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+def stopped_here(command, monkeypatch, capsys):
+    """The same in this process."""
+
+    def say(text):
+        if text.startswith(LAST_LINE):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "say", say)
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stopped", "more"),
+    [(stopped_process, ()), (stopped_here, ("--ema", "0.5", "--validation", "0.3"))],
+    ids=["plain", "ema and validation"],
+)
 def test_a_run_stopped_by_sigterm_says_so_and_ends_as_if_undisturbed(
-    checkpoint, lab, tmp_path, monkeypatch, capsys, more
+    checkpoint, lab, tmp_path, monkeypatch, capsys, stopped, more
 ):
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)  # as `COMMAND` does: a line after every epoch
+    monkeypatch.setattr(jobs, "SAVED_EVERY", 2)
     main(words(checkpoint, lab, tmp_path / "whole", "--logger", "csv", *more))
-    assert capsys.readouterr().err.count("epoch 8 of 8") == 3
+    assert capsys.readouterr().err.count("epoch 4 of 4") == 3
     again = words(checkpoint, lab, tmp_path / "mine", *more)
-    stopped = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *again], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in stopped.stderr:
-        if line.startswith("fold 2 of 2: epoch 7 of 8"):  # the last state that was kept is of epoch 5
-            stopped.send_signal(signal.SIGTERM)
-            break
-    _, said = stopped.communicate(timeout=240)
-    assert stopped.returncode == 2
+    code, said = stopped(again, monkeypatch, capsys)
+    assert code == 2
     assert said.splitlines()[-1].startswith("defectnet: fine-tuning was stopped by SIGTERM. Give the same command")
     assert not (tmp_path / "mine").exists()
     main(again)
     said = capsys.readouterr().err
-    assert "fold 2 of 2: goes on after epoch 5" in said
+    assert "fold 2 of 2: goes on after epoch 2" in said
     assert "fold 1 of 2" not in said
     reports = [json.loads((tmp_path / name / "finetune.json").read_text()) for name in ("whole", "mine")]
     for report in reports:
