@@ -11,6 +11,7 @@ a text that does not stand in its file exactly once. To add one: a line in `MUTA
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -731,6 +732,7 @@ def _run(root: Path, words: Sequence[str], output: int) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
     }  # of processes that tests start
     sys.dont_write_bytecode = True
+    gc.freeze()  # pytest collects garbage five times at its end: not through all that was imported before
     return int(pytest.main(list(words)))
 
 

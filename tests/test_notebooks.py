@@ -13,11 +13,22 @@ from run_notebooks import run
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FASTER = {
+    "02_finetune_on_lab_spectra": """
+import lightning
+class Short(lightning.Trainer):
+    def __init__(self, **settings):
+        super().__init__(**{**settings, "max_epochs": 3})
+lightning.Trainer = Short
+""",
+    "03_add_a_baseline": """
+from defectnet.benchmark.baselines.composition import Candidates, HostComposition
+HostComposition.options = Candidates.options[:1]
+""",
     "04_known_crystal": """
 from defectnet.inference import known_crystal, plan
 known_crystal.CELLS, known_crystal.NEAR_CELLS, known_crystal.ROUNDS = (8, 20), 8, 1
 plan.FINE_DRAWS, plan.NULL_DRAWS, plan.PAIR_DRAWS, plan.INTERVAL_DRAWS = 40, 100, 20, 10
-"""
+""",
 }
 """What is run before a notebook so that a test of it is short."""
 
