@@ -16,13 +16,13 @@ import defectnet
 import pipeline_forms
 from defectnet import Prediction, Unanswered, answer_from_dict, identify, identify_table
 from defectnet.cli import known, main
-from defectnet.crystal.pack import HostPack
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
 from defectnet.inference.ask import KnownReply
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
 from defectnet.io import as_spectrum
 from defectnet.models.base import DefectModel
 from defectnet.pipeline import Asker
+from packs import bundled
 from spectra import dos_of
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -50,7 +50,7 @@ def crystal() -> KnownCrystalAnswer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("defectnet.inference.known_crystal.CELLS", (8, 16))
         patch.setattr("defectnet.inference.known_crystal.ROUNDS", 0)
-        return KnownCrystal(HostPack.load("CdTe"), ["Mg"]).identify(*tables, kind="neutron-weighted")
+        return KnownCrystal(bundled("CdTe"), ["Mg"]).identify(*tables, kind="neutron-weighted")
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -204,7 +204,7 @@ def test_provenance(model, network, crystal):
     assert network.provenance["options"] == {"candidates": ["Mg", "Zn"]}
     config = json.loads((model.source / "config.json").read_text())
     assert network.provenance["weights_sha256"] == config["weights_sha256"]
-    pack = HostPack.load("CdTe")
+    pack = bundled("CdTe")
     assert crystal.provenance["pack_sha256"] == json.loads((pack.source / "config.json").read_text())["weights_sha256"]
     assert crystal.provenance["potential_sha256"] == pack.host.potential_sha256
     assert crystal.provenance["options"] == {
@@ -267,7 +267,7 @@ def test_a_known_crystal_is_found_by_pack_or_structure(table):
     from ase.build import bulk
 
     host, doped = EXAMPLES / "host.csv", EXAMPLES / "doped.csv"
-    for given in ({"pack": "CdTe"}, {"structure": bulk("CdTe", "zincblende", 6.5)}, {"pack": HostPack.load("CdTe")}):
+    for given in ({"pack": "CdTe"}, {"structure": bulk("CdTe", "zincblende", 6.5)}, {"pack": bundled("CdTe")}):
         assert isinstance(identify(host, doped, candidates=["Mg"], **given), KnownCrystalAnswer)
         with pytest.raises(SimulationError, match="the formula is GaAs, the crystal CdTe"):
             identify(host, doped, candidates=["Mg"], formula="GaAs", **given)
