@@ -10,7 +10,9 @@ from ase.build import bulk
 
 from defectnet.crystal.make import MakeSettings, choose_dopants, make_packs
 from defectnet.crystal.pack import HostPack
+from defectnet.crystal.responses import HostResponses
 from defectnet.crystal.structures import read_structure
+from defectnet.inference.responses import compute_responses
 
 
 @cache
@@ -28,3 +30,9 @@ def gallium_arsenide() -> HostPack:
         settings = MakeSettings(potential="defectnet-nep", atoms=16, starts=1)
         assert make_packs([(host, choose_dopants(host, ["Al", "P@As"]), folder)], settings) == {}
         return HostPack.load(folder)
+
+
+@cache
+def gallium_arsenide_responses() -> HostResponses:
+    """Return what that pack says of each of its dopants."""
+    return compute_responses(gallium_arsenide())

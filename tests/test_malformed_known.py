@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from defectnet import cli
+from defectnet.crystal.make import MakeSettings
 from defectnet.crystal.pack import FailedSubstitution, HostPack
 from defectnet.errors import DefectNetError
 from defectnet.inference import packs as finding
@@ -201,6 +203,7 @@ def test_an_unstable_host_is_said(work, tmp_path, monkeypatch):
 
 def test_when_time_is_up_the_rest_is_left_out_and_said(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFECTNET_CACHE", str(tmp_path))
+    monkeypatch.setattr(finding, "MakeSettings", partial(MakeSettings, atoms=16))
     structure = bulk("LiF", "rocksalt", 4.03)
     found, remarks = find_pack_for(structure, ["Na", "K"], potential="defectnet-nep", minutes=0.0)
     left = [name for name in ("Na@Li", "K@Li") if name not in found.dopants]
