@@ -14,8 +14,10 @@ from dataclasses import replace
 
 import pytest
 
+import app_questions
 from browser import Served, browser
 from defectnet import cli
+from defectnet.app import jobs
 from defectnet.app.jobs import Jobs, sentence
 from defectnet.app.server import LARGEST, _Guard
 from defectnet.crystal.pack import HostPack
@@ -59,8 +61,10 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(files):
-    with Served(files / "example", {"long": 1, "short": 2}) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "_answer", app_questions.answer)
+        with Served(files / "example", {"long": 1, "short": 2}) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")
