@@ -24,8 +24,8 @@ from defectnet.simulate.rows import SimulationSettings
 from defectnet.simulate.runner import PARTS, shard_range, simulate
 from make_potential import write_morse_nep
 
-HOSTS = 10
-SETTINGS = SimulationSettings(seed=11, spectra_per_host=2, hosts_per_shard=2, smallest=13, largest=19)
+HOSTS = 5
+SETTINGS = SimulationSettings(seed=11, spectra_per_host=2, hosts_per_shard=1, smallest=13, largest=19)
 SHARDS = HOSTS // SETTINGS.hosts_per_shard
 
 
