@@ -19,7 +19,6 @@ from defectnet.elements import VOCABULARY
 from defectnet.errors import CheckpointError, ConfigError
 from defectnet.export import export, read_run, training_record
 from defectnet.hub import from_pretrained
-from defectnet.inference.responses import compute_responses
 from defectnet.measure.settings import CLEAN
 from defectnet.models.answers import answer
 from defectnet.models.base import ABSENT_LOGIT
@@ -28,7 +27,7 @@ from defectnet.models.registry import build_model
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
 from defectnet.tasks.metrics import TrackMetrics
 from make_shards import toy_folder, toy_sample, write_toy_folder
-from packs import gallium_arsenide
+from packs import gallium_arsenide_responses
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -178,7 +177,7 @@ def test_a_recipe_runs_through_the_command_line(recipe, folder, tmp_path, monkey
     ]
     path = ROOT / f"configs/{recipe}.yaml"
     if "responses:" in path.read_text(encoding="utf-8"):  # pairs and responses that take hours
-        save_responses(tmp_path / "responses" / "GaAs.safetensors", compute_responses(gallium_arsenide()))
+        save_responses(tmp_path / "responses" / "GaAs.safetensors", gallium_arsenide_responses())
         small += [f"--data.extra={{{folder}: 1}}", f"--data.responses=[{tmp_path / 'responses'}]"]
     main(["fit", "-c", str(path), *small])
     assert "max_steps=2" in caplog.text
