@@ -65,7 +65,12 @@ def browser(folder: Path) -> Iterator[Any]:
 
     with sync_playwright() as play:
         opened = play.chromium.launch_persistent_context(
-            str(folder), executable_path=executable, headless=True, args=FLAGS, accept_downloads=True
+            str(folder),
+            executable_path=executable,
+            headless=True,
+            args=FLAGS,
+            accept_downloads=True,
+            reduced_motion="reduce",  # a moving bar is drawn by the processor that computes the answer
         )
         opened.set_default_timeout(240_000.0)
         yield opened
