@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.formula import Formula
@@ -101,9 +100,16 @@ def _entry(entry: Any, number: int, path: Path) -> Host:
     return host_from_atoms(atoms, str(entry["id"]), where)
 
 
+def read_frames(path: Path) -> Any:
+    """Return what ase reads of a file; whatever its many readers raise."""
+    import ase.io  # here, because it takes half a second to import, and few questions need it
+
+    return ase.io.read(str(path), index=":")
+
+
 def _read_structures(path: Path) -> list[Host]:
     try:
-        frames = ase.io.read(path, index=":")
+        frames = read_frames(path)
     except Exception as error:  # ase raises whatever its many readers raise
         raise SimulationError(
             f"hosts: ase cannot read {path}", why=str(error)[:120] or type(error).__name__, fix="Give a structure file"

@@ -10,15 +10,14 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-import ase.io
 import numpy as np
 import spglib
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.data import atomic_numbers, covalent_radii
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
-from defectnet.crystal.hosts import Host, host_from_atoms
+from defectnet.crystal.hosts import Host, host_from_atoms, read_frames
 from defectnet.elements import INDEX
 from defectnet.errors import SimulationError
 from defectnet.potentials.neighbours import Crystal
@@ -135,7 +134,7 @@ def _read_file(path: Path) -> Atoms:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ase comments on space groups and labels; what matters is checked here
-            frames = ase.io.read(str(path), index=":")
+            frames = read_frames(path)
     except Exception as error:  # ase raises whatever its many readers raise
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise SimulationError(f"structure {path} cannot be read", why=why, fix=fix) from error
@@ -177,7 +176,7 @@ def _from_pymatgen(structure: Any) -> Atoms:
 
 def _known_symbols(symbols: list[str]) -> None:
     for symbol in symbols:
-        if symbol not in ase.data.atomic_numbers:
+        if symbol not in atomic_numbers:
             raise SimulationError(f"structure: {symbol!r} is no element", fix="Give a crystal of real atoms")
 
 

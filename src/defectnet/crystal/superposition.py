@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,7 +34,7 @@ EXPECTED_SPREAD = 4.8
 """Standard deviation of what is measured over what is expected, as a factor, in hosts that were left out of the fit."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Placed:
     """A substitution turned onto a site of the primitive cell, in the cell at the origin; see `Substitution`.
 
@@ -91,17 +92,31 @@ class Superposition:
         self.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
         self._spread: dict[tuple[str, int], NDArray[np.inexact]] = {}
         self._placed: dict[tuple[str, int, int], _Placed] = {}
+        self._seats: dict[tuple[_Placed, int], tuple[IntArray, IntArray]] = {}
         operations = host.operations
         orbits = operations.orbits()
         self._onto: dict[int, Operations] = {}
         for site in range(len(host.primitive)):
             self._onto[site] = operations.only(operations.image[:, orbits[site]] == site)
 
+    def at(self, q_points: Sequence[FloatArray]) -> Superposition:
+        """Return the same supercell sampled at other wave vectors; what does not depend on them is shared."""
+        _ = self._folded  # before it is copied, or each would fold anew
+        other = copy(self)
+        other.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
+        other._spread = {}
+        other.__dict__.pop("_pristine", None)
+        return other
+
+    @cached_property
+    def _folded(self) -> tuple[ForceConstants, ...]:
+        """The host's force constants in the supercell, and their derivatives by ln V."""
+        return tuple(self.cell.folded(part) for part in (self.host.force_constants, *self.host.by_volume))
+
     @cached_property
     def _pristine(self) -> tuple[NDArray[np.inexact], ...]:
         """The host's Hessians at the wave vectors, and their derivatives by ln V; (Q, 3 N, 3 N) each."""
-        parts = (self.host.force_constants, *self.host.by_volume)
-        found = [self.cell.folded(part).at(self.q_points).numpy() for part in parts]
+        found = [part.at(self.q_points).numpy() for part in self._folded]
         if np.allclose(2.0 * self.q_points, np.round(2.0 * self.q_points)):
             return tuple(part.real.copy() for part in found)  # phases are signs
         return tuple(found)
@@ -189,7 +204,7 @@ class Superposition:
         pristine = self.cell.folded(total([self.host.at_volume(log_volume), *far]))
         parts = [[pristine.first, pristine.second, pristine.shift, pristine.block]]
         for site, placed, change in self._changes(occupation, log_volume, rng):
-            index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+            index, shift = self._seat(placed, site)
             apart = shift[placed.second] - shift[placed.first]
             found = (index[placed.first], index[placed.second], apart, change)
             parts.append([torch.from_numpy(part) for part in found])
@@ -216,7 +231,7 @@ class Superposition:
         n = len(self.cell)
         pairs, norms = [], []
         for site, placed, change in self._changes(occupation, self._sum(occupation, "far_volume"), None):
-            index, _ = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+            index, _ = self._seat(placed, site)
             first, second = index[placed.first], index[placed.second]
             pairs.append((first * n + second)[first != second])
             norms.append(np.linalg.norm(change, axis=(1, 2))[first != second])
@@ -277,8 +292,14 @@ class Superposition:
             self._placed[key] = turned(found, onto.only(np.array([choice])), basis)
         return self._placed[key]
 
+    def _seat(self, placed: _Placed, site: int) -> tuple[IntArray, IntArray]:
+        """Return which atoms of the supercell, and of which of its images, a substitution on a site changes."""
+        if (placed, site) not in self._seats:
+            self._seats[placed, site] = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+        return self._seats[placed, site]
+
     def _add(self, out: NDArray[np.inexact], site: int, placed: _Placed, change: FloatArray) -> None:
-        index, shift = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+        index, shift = self._seat(placed, site)
         n = len(self.cell)
         first, second = index[placed.first], index[placed.second]
         keys = first * n + second

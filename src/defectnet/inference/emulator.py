@@ -115,9 +115,8 @@ class CellSource:
             matrices.append(supercell_matrix(cell, n, wanted, (min(int(0.8 * wanted), n), max(int(1.2 * wanted), n))))
         symbols = {SYMBOLS[int(z)] for z in pack.host.primitive.numbers}
         self.elements = tuple(sorted(symbols | {d.partition("@")[0] for d in dopants}, key=INDEX.__getitem__))
-        self.superpositions = [
-            Superposition(pack.host, pack.substitutions, matrix, [q]) for q in WAVE_VECTORS for matrix in matrices
-        ]
+        cells = [Superposition(pack.host, pack.substitutions, matrix, WAVE_VECTORS[:1]) for matrix in matrices]
+        self.superpositions = [one.at([q]) for q in WAVE_VECTORS for one in cells]
         self._host = [one.host_modes() for one in self.superpositions]
         self.pristine = np.stack(
             [

@@ -31,6 +31,10 @@ BATCH_BYTES = 256 * 2**20
 """Memory for dynamical matrices of several wave vectors at a time."""
 
 
+SMALL = 48
+"""Largest matrices, 3 N, that are diagonalised many at a time."""
+
+
 @dataclass(frozen=True)
 class Modes:
     """Phonons of a cell, all wave vectors together; M modes, N atoms.
@@ -120,8 +124,10 @@ def modes_of(hessians: Iterable[Tensor], crystal: Crystal, q_points: Sequence[Fl
     """
     root = np.repeat(1.0 / np.sqrt(atomic_masses[crystal.numbers]), 3)
     energies, weights = [], []
-    for q, hessian in zip(q_points, hessians, strict=True):
-        values, share = eigenvalues_and_shares(hessian, root)
+    found: Iterable[tuple[FloatArray, FloatArray]] = (eigenvalues_and_shares(hessian, root) for hessian in hessians)
+    if len(root) <= SMALL:
+        found = _of_small(list(hessians), root)
+    for q, (values, share) in zip(q_points, found, strict=True):
         if _is_gamma(q):
             keep = np.ones(len(values), dtype=bool)
             keep[np.argsort(np.abs(values))[:3]] = False
@@ -129,6 +135,14 @@ def modes_of(hessians: Iterable[Tensor], crystal: Crystal, q_points: Sequence[Fl
         energies.append(np.sign(values) * np.sqrt(np.abs(values)) * MEV_PER_ROOT)
         weights.append(share)
     return Modes(np.concatenate(energies), np.concatenate(weights))
+
+
+def _of_small(hessians: Sequence[Tensor], root: FloatArray) -> Iterable[tuple[FloatArray, FloatArray]]:
+    """Diagonalise many small matrices in one call: else the calls cost more than the work."""
+    matrices = torch.stack([hessian.to(torch.complex128) for hessian in hessians]).cpu().numpy()
+    values, vectors = np.linalg.eigh(matrices * (root[:, None] * root))
+    shares = (np.abs(vectors) ** 2).reshape(len(values), len(root) // 3, 3, -1).sum(2)
+    return zip(values, shares.transpose(0, 2, 1), strict=True)
 
 
 def eigenvalues_and_shares(
