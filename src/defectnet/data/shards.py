@@ -260,7 +260,8 @@ def quantise(dos: NDArray[np.floating[Any]], areas: NDArray[np.floating[Any]]) -
     """
     levels = np.maximum(np.round(LEVELS * np.sqrt(areas)), FEWEST_LEVELS).astype(np.float32)
     peak = np.maximum(dos.max(axis=1, keepdims=True), 1e-30)
-    roots = np.sqrt(dos / peak)
+    roots = dos / peak
+    np.sqrt(roots, out=roots)
     roots *= levels[:, None]
     return np.asarray(np.rint(roots, out=roots).astype(np.uint8))
 
