@@ -1,6 +1,6 @@
 """What computed responses are worth to a network: the same questions with them, and with formula and spectra alone.
 
-    D=data/known-crystal-v1
+    D=data/defectnet-sim-v2
     python benchmarks/computed_responses.py --data $D/defectnet-nep --responses runs/responses --json
 
 Each host's eight dopants that have a response are in question. With responses of the rows' own potential this is

@@ -4,8 +4,8 @@ Test crystals as files would show them: points of energy and DOS, with noise, ba
 through `predict_many` as a user asks. Of undoped samples it counts those of which the answer names a dopant; of doped
 ones those of which it names an element although the list holds no true dopant; of complete lists what is found.
 
-    K=data/known-crystal-v1
-    python benchmarks/false_alarms.py --data $K/defectnet-nep --packs $K/packs --kinds total --hosts 5 --json
+    D=data/defectnet-sim-v2/defectnet-nep
+    python benchmarks/false_alarms.py --data $D --packs data/known-crystal-v1/packs --kinds total --hosts 5 --json
 
 asks known-crystal inference instead, of crystals simulated with another potential than their packs'; candidates are
 what the pack holds, at most eight.

@@ -1,4 +1,4 @@
-"""How near the held-out crystals are to those of training: ``python benchmarks/leakage.py --data DIR``.
+"""How near the held-out crystals are to those of training: ``python benchmarks/leakage.py --data DIR ...``.
 
 Prints JSON. Chemical systems must not be shared between splits. Crystals of different elements may still have spectra
 of the same shape; how often is told by the distance of each held-out host to its nearest host of training, beside the
@@ -47,10 +47,11 @@ class Hosts:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, type=Path, help="folder of shards")
+    parser.add_argument("--data", required=True, type=Path, nargs="+", help="folders of shards, taken together")
     parser.add_argument("--worst", type=int, default=20, help="how many of the nearest pairs are listed")
     options = parser.parse_args(arguments)
-    json.dump(report(read_hosts(shard_files(options.data)), options.worst), sys.stdout, indent=1)
+    shards = [path for folder in options.data for path in shard_files(folder)]
+    json.dump(report(read_hosts(shards), options.worst), sys.stdout, indent=1)
     print()
 
 

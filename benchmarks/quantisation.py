@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from defectnet.config import STORAGE_GRID
 from defectnet.data.dataset import View
-from defectnet.data.shards import Row, Sample, decoded, projected_pairs, read_shard, shard_files
+from defectnet.data.shards import Row, Sample, decoded, manifest_file, projected_pairs, read_shard, shard_files
 from defectnet.elements import NEUTRON_WEIGHT
 from defectnet.errors import ShardError
 from defectnet.hub import from_pretrained
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="defectnet-small")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = read_settings(SimulationSettings, options.data / "dataset.json")
+    settings = read_settings(SimulationSettings, manifest_file(options.data))
     potential = load_potential(options.potential)
     stored = chosen(options.data, options.rows, options.seed)
     exact = [regenerate(sample, potential, settings) for sample in stored]

@@ -244,7 +244,7 @@ def network(path: Path) -> None:
 
 def row(path: Path) -> None:
     """A row of a data set."""
-    plot_row(find_row(ROOT / "data" / "known-crystal-v1" / "defectnet-nep", "MgB2/0002"), path)
+    plot_row(find_row(ROOT / "data" / "defectnet-sim-v2" / "defectnet-nep", "MgB2/0002"), path)
 
 
 DRAWINGS: dict[str, Callable[[Path], None]] = {

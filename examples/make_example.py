@@ -1,6 +1,6 @@
 """Make the example pair from one row of a data set.
 
-python examples/make_example.py --data data/known-crystal-v1/defectnet-nep --row CdTe-zincblende/0004
+python examples/make_example.py --data data/defectnet-sim-v2/defectnet-nep --row CdTe-zincblende/0004
 """
 
 from __future__ import annotations

@@ -498,7 +498,7 @@ def test_data_of_the_hub_give_the_same_rows(folder, tmp_path, monkeypatch, sub):
     assert len(asked) == 1
     assert (asked[0]["repo"], asked[0]["repo_type"], asked[0]["revision"]) == ("lab/pairs", "dataset", "v2")
     begin = f"{sub}/" if sub else ""
-    assert asked[0]["allow_patterns"] == [begin + "shard-*.parquet", begin + "dataset.json"]
+    assert asked[0]["allow_patterns"] == [begin + name for name in ("shard-*.parquet", "_dataset.json", "dataset.json")]
 
 
 def test_only_prepare_data_uses_the_network_under_a_trainer(folder, tmp_path, monkeypatch):

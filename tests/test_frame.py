@@ -11,7 +11,7 @@ from defectnet.data.shards import read_shard, shard_files
 from defectnet.elements import INDEX, NEUTRON_WEIGHT
 from defectnet.errors import DefectNetError
 
-FOLDER = "data/known-crystal-v1/defectnet-nep"
+FOLDER = "data/defectnet-sim-v2/defectnet-nep"
 
 
 def test_a_data_set_is_a_table_of_arrays():

@@ -13,13 +13,14 @@ from defectnet.cli import main
 from defectnet.data.candidates import TrackSettings
 from defectnet.data.dataset import Stream
 from defectnet.data.module import LoaderSettings, SpectraDataModule
-from defectnet.data.shards import SCHEMA, check_shard
+from defectnet.data.shards import SCHEMA, SCHEMA_VERSION, check_shard
 from defectnet.errors import ConfigError, DefectNetError, ShardError
 from defectnet.measure.settings import Measurement, measurement_named
 from defectnet.tasks.defect import DefectTask, OptimiserSettings
 from make_shards import toy_folder
 
 VERSION = b"defectnet.schema_version"
+CURRENT = str(SCHEMA_VERSION).encode()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def column(name, change):
         position = table.schema.get_field_index(name)
         return table.set_column(position, table.schema.field(name), pa.array(values, SCHEMA.field(name).type))
 
-    return lambda path: rewrite(path, apply, b"1")
+    return lambda path: rewrite(path, apply, CURRENT)
 
 
 def truncate(path):
@@ -58,9 +59,9 @@ def truncate(path):
 
 def flip(path):
     """Change a byte inside the pages of the doped DOS, where Parquet itself would not notice."""
-    rewrite(path, version=b"1")
+    rewrite(path, version=CURRENT)
     data = pq.ParquetFile(path).metadata.row_group(0)
-    chunk = next(c for i in range(data.num_columns) if (c := data.column(i)).path_in_schema == "doped_dos")
+    chunk = next(c for i in range(data.num_columns) if (c := data.column(i)).path_in_schema.startswith("doped_dos"))
     raw = bytearray(path.read_bytes())
     raw[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size // 2] ^= 0xFF
     path.write_bytes(raw)
@@ -71,7 +72,7 @@ def astype(name, kind):
         position = table.schema.get_field_index(name)
         return table.set_column(position, name, table.column(name).cast(kind))
 
-    return lambda path: rewrite(path, apply, b"1")
+    return lambda path: rewrite(path, apply, CURRENT)
 
 
 SHARDS = {
@@ -82,12 +83,12 @@ SHARDS = {
     "newer version": (lambda path: rewrite(path, version=b"99"), r"schema version 99.*Upgrade defectnet"),
     "older version": (lambda path: rewrite(path, version=b"0"), r"schema version 0.*Simulate again"),
     "version is no number": (lambda path: rewrite(path, version=b"one"), "schema version one"),
-    "missing column": (lambda path: rewrite(path, lambda t: t.drop_columns(["doped_dos"]), b"1"), "doped_dos"),
+    "missing column": (lambda path: rewrite(path, lambda t: t.drop_columns(["doped_dos"]), CURRENT), "doped_dos"),
     "additional column": (
-        lambda path: rewrite(path, lambda t: t.append_column("x", pa.array([1] * len(t))), b"1"),
+        lambda path: rewrite(path, lambda t: t.append_column("x", pa.array([1] * len(t))), CURRENT),
         r"other columns.*\(x\)",
     ),
-    "other type": (astype("atoms", pa.int64()), "column types"),
+    "other type": (astype("atoms", pa.int64()), r"types of columns.*\(atoms\)"),
     "flipped byte": (flip, "is damaged"),
     "unknown split": (column("split", lambda _: "holdout"), "unknown split 'holdout'"),
     "no split": (column("split", lambda _: None), "unknown split 'None'"),
@@ -96,7 +97,20 @@ SHARDS = {
     "dopants contradict": (column("dopant_counts", lambda n: [c + 1 for c in n] or n), "dopants contradict"),
     "dopant without count": (column("dopants", lambda s: [*s, "Si"]), "dopants and dopant_counts differ"),
     "element without count": (column("doped_elements", lambda s: s[:-1]), "doped_elements and doped_counts differ"),
-    "short spectrum": (column("host_dos", lambda b: b[:-1]), "host_dos has 1199 bytes"),
+    "DOS of another type": (astype("doped_dos", pa.list_(pa.list_(pa.float64()))), r"types of columns.*\(doped_dos\)"),
+    "short spectrum": (column("host_dos", lambda d: [d[0], d[1][:-1]]), "host_dos has not 600 numbers for each"),
+    "bins of another element": (
+        column("host_dos", lambda d: [d[0][:-1], d[1] + d[0][-1:]]),
+        "host_dos has not 600 numbers for each",
+    ),
+    "element without spectrum": (column("doped_dos", lambda d: d[:-1]), "doped_dos has not 600 numbers for each"),
+    "DOS of NaN": (column("doped_dos", lambda d: [[float("nan")] * 600 for _ in d]), "doped_dos holds nan"),
+    "DOS below zero": (column("doped_dos", lambda d: [[-x for x in one] for one in d]), "doped_dos holds -"),
+    "empty bin": (column("doped_dos", lambda d: [[None, *one[1:]] for one in d]), "doped_dos is empty"),
+    "other areas": (
+        column("doped_dos", lambda d: [[2 * x for x in one] for one in d]),
+        "doped_dos has not the atomic fractions as areas",
+    ),
     "empty value": (column("doped_dos", lambda _: None), "doped_dos is empty"),
     "edge of zero": (column("edge_mev", lambda _: 0.0), "edge_mev holds 0.0"),
     "edge of NaN": (column("edge_mev", lambda _: float("nan")), "edge_mev holds nan"),
@@ -234,7 +248,7 @@ def test_a_broken_shard_is_the_same_error_in_a_worker(folder):
 
 def drop_split(folder, split):
     for path in folder.glob("*.parquet"):
-        rewrite(path, lambda t: t.filter(pa.array([s != split for s in t.column("split").to_pylist()])), b"1")
+        rewrite(path, lambda t: t.filter(pa.array([s != split for s in t.column("split").to_pylist()])), CURRENT)
 
 
 FOLDERS = {

@@ -14,6 +14,7 @@ from ase import Atoms
 from crystals import entry, layered, write_hosts
 from defectnet import cli
 from defectnet.crystal.hosts import read_hosts
+from defectnet.data.shards import MANIFEST
 from defectnet.errors import SimulationError
 from defectnet.potentials.nep_file import read_nep
 from defectnet.potentials.potential import load_potential
@@ -253,7 +254,7 @@ def test_folder_of_another_data_set(text, command, tmp_path):
 )
 def test_other_arguments_into_the_same_folder(option, difference, inputs, command, tmp_path):
     settings = SimulationSettings(spectra_per_host=1, smallest=13, largest=19)
-    path = tmp_path / "out" / "dataset.json"
+    path = tmp_path / "out" / MANIFEST
     path.parent.mkdir()
     tools = Tools(load_potential(inputs[1]), None)
     write_manifest(path.parent, identity_of(read_hosts(inputs[0]), tools, settings))

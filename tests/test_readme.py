@@ -98,7 +98,7 @@ def test_example_is_the_same_everywhere():
 
 def test_example_is_that_row_of_the_data(tmp_path):
     answer = json.loads((EXAMPLES / "answer.json").read_text(encoding="utf-8"))
-    data = ROOT / "data" / "known-crystal-v1" / "defectnet-nep"
+    data = ROOT / "data" / "defectnet-sim-v2" / "defectnet-nep"
     words = ["--data", str(data), "--row", answer["row"], "--out", str(tmp_path)]
     make_example.main(words)
     assert json.loads((tmp_path / "answer.json").read_text(encoding="utf-8")) == answer

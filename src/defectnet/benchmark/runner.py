@@ -31,6 +31,7 @@ from defectnet.benchmark.scores import Facts, Scores, read_facts
 from defectnet.config import MODEL_GRID, Grid
 from defectnet.data.candidates import CONDITIONS, TRACKS, Track
 from defectnet.data.module import LoaderSettings, SpectraDataModule
+from defectnet.data.shards import manifest_file
 from defectnet.data.splits import Split
 from defectnet.errors import ConfigError
 from defectnet.files import file_sha256
@@ -141,7 +142,7 @@ class Benchmark:
 
     def describe(self) -> dict[str, Any]:
         """Return what the rows are: name and hash of the data set, counts, and a hash of the rows' names."""
-        manifest = self.folder / "dataset.json"
+        manifest = manifest_file(self.folder)
         names = "\n".join(sorted(self.facts.row_id.tolist()))
         return {
             "name": self.folder.resolve().name,
@@ -248,7 +249,7 @@ def _about_likeliest(item: Item) -> Item:
     if bool((item.targets.present & ~mask).any()):
         raise ConfigError(
             "a row holds a dopant that is none of its host's likeliest",
-            fix="Ask --track known-crystal of data made with the setting `plausible`, such as data/known-crystal-v1",
+            fix="Ask it of data made with the setting `plausible`, such as data/defectnet-sim-v2/defectnet-nep",
         )
     return item._replace(batch=item.batch._replace(candidates=mask))
 

@@ -1,9 +1,11 @@
-"""Shards: Parquet files of simulated pairs, with the projected phonon DOS quantised to one byte a bin.
+"""Shards: Parquet files of simulated pairs, plain columns that any reader of Parquet gives as numbers, texts and lists.
 
 A row holds everything needed to make it again (host, sites, seed, potential) and everything that training needs.
-The DOS of each element is stored as ``round(levels * sqrt(dos / max))``: the root spends the codes on the weak bins
-where dopants show. Its area is not stored but known, the element's atomic fraction, and is restored on reading.
-Rarer elements get fewer levels: what they add to a spectrum is small, and so is what rounding them does to it.
+The DOS of each element is rounded to a number of levels, ``round(levels * sqrt(dos / max))`` the code of each: the root
+spends the codes on the weak bins where dopants show. Rarer elements get fewer levels: what they add to a spectrum is
+small, and so is what rounding them does to it. Schema 2 stores the rounded DOS itself, to nine significant bits, its
+area the element's atomic fraction within 0.2 %; our readers take the codes from it, and restore the area to all digits.
+Schema 1 stored the codes, as bytes, and is read to the same numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from defectnet.errors import ShardError
 from defectnet.files import is_file_name, read_json, replacing
 from defectnet.measure.forward import ProjectedPairs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 AS_IS = "as-is"
 """Variant of a row with the potential's own stiffness; every other variant is for training alone."""
 
@@ -126,7 +128,7 @@ class Row:
         edge_mev: As in `Sample`.
         elements: (n,) positions in the vocabulary: those of the host, then those of the doped cell.
         hosts: How many of `elements` are the host's.
-        codes: (n, 600) roots of the DOS in any scale; read from a shard, one byte a bin, as `quantise` writes it.
+        codes: (n, 600) roots of the DOS in any scale; read from a shard, one byte a bin, as `quantise` gives it.
         areas: (n,) area of each element's DOS: its atomic fraction in the host or in the doped cell.
         dopants: (k,) positions of the dopants in the vocabulary.
         concentration: (k,) atoms of each dopant over all atoms.
@@ -177,6 +179,7 @@ def projected_pairs(rows: Sequence[Row]) -> ProjectedPairs:
 
 _STRING_LIST = pa.list_(pa.string())
 _DOS = ("host_dos", "doped_dos")
+_DOS_LIST = pa.list_(pa.list_(pa.float32()))
 _TYPES: dict[str, pa.DataType] = {
     "row_id": pa.string(),
     "host_id": pa.string(),
@@ -184,10 +187,10 @@ _TYPES: dict[str, pa.DataType] = {
     "chemical_system": pa.string(),
     "split": pa.string(),
     "host_elements": _STRING_LIST,
-    "host_dos": pa.binary(),
+    "host_dos": _DOS_LIST,
     "doped_elements": _STRING_LIST,
     "doped_counts": pa.list_(pa.int32()),
-    "doped_dos": pa.binary(),
+    "doped_dos": _DOS_LIST,
     "edge_mev": pa.float64(),
     "dopants": _STRING_LIST,
     "dopant_counts": pa.list_(pa.int32()),
@@ -208,16 +211,25 @@ _TYPES: dict[str, pa.DataType] = {
     "host_cell": pa.list_(pa.float64()),
     "host_frac": pa.list_(pa.float64()),
 }
-SCHEMA = pa.schema(list(_TYPES.items()))
-"""Column names and types of a shard, version `SCHEMA_VERSION`."""
-
 _MORE: dict[str, pa.DataType] = {"source": pa.string(), "stratum": pa.string()}
-FULL_SCHEMA = pa.schema(list((_TYPES | _MORE).items()))
-"""The same of a shard that does not hold simulated rows alone; both are read."""
+SCHEMA = pa.schema(list((_TYPES | _MORE).items()))
+"""Column names and types of a shard, version `SCHEMA_VERSION`: DOS per relative energy, a list of 600 numbers for each
+element, whose area (sum / 200) is the element's atomic fraction."""
+
+_BYTES = _TYPES | dict.fromkeys(_DOS, pa.binary())
+SCHEMAS: dict[int, tuple[pa.Schema, ...]] = {
+    1: (pa.schema(list(_BYTES.items())), pa.schema(list((_BYTES | _MORE).items()))),
+    SCHEMA_VERSION: (SCHEMA,),
+}
+"""Those that are read, by version; in version 1, shards of simulated rows alone lack two columns."""
 
 
-MANIFEST = "dataset.json"
-"""File beside the shards that says what the data set is."""
+MANIFEST = "_dataset.json"
+"""File beside the shards that says what the data set is, or of which folders it consists (``parts``). Readers of
+Parquet that are given a folder pass over names that begin so."""
+
+OLDER_MANIFEST = "dataset.json"
+"""Its name beside shards of schema 1."""
 
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises where a file is damaged; page checksums are OSErrors, a damaged footer can be any of them."""
@@ -229,40 +241,58 @@ LEVELS = 120.0
 FEWEST_LEVELS = 8.0
 
 
-def quantise(dos: NDArray[np.floating[Any]]) -> bytes:
-    """Quantise projected DOS, (elements, 600), to one byte a bin."""
-    area = dos.sum(axis=1, keepdims=True)
-    levels = np.maximum(np.round(LEVELS * np.sqrt(area / max(float(area.sum()), 1e-30))), FEWEST_LEVELS)
+_SPARE_BITS = 15
+"""Last bits of a stored value that are rounded away, of 24: an eighth of a file's size."""
+
+_AREA_TOLERANCE = 4e-3
+"""Twice the relative error that this rounding can make in the area of a DOS."""
+
+
+def quantise(dos: NDArray[np.floating[Any]], areas: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Quantise projected DOS to one byte a bin; of a DOS that was quantised and stored, return the same codes.
+
+    Args:
+        dos: (elements, 600) DOS in any scale, nowhere below 0.
+        areas: (elements,) atomic fractions.
+
+    Returns:
+        (elements, 600) codes.
+    """
+    levels = np.maximum(np.round(LEVELS * np.sqrt(areas)), FEWEST_LEVELS).astype(np.float32)
     peak = np.maximum(dos.max(axis=1, keepdims=True), 1e-30)
-    return bytes(np.round(levels * np.sqrt(np.clip(dos / peak, 0.0, 1.0))).astype(np.uint8).tobytes())
+    roots = dos / peak
+    np.sqrt(roots, out=roots)
+    roots *= levels[:, None]
+    return np.asarray(np.rint(roots, out=roots).astype(np.uint8))
 
 
-def dequantise(codes: bytes, areas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def dequantise(codes: NDArray[np.uint8], areas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Undo `quantise`.
 
     Args:
-        codes: Bytes of (elements, 600) codes.
+        codes: (elements, 600) codes.
         areas: (elements,) area of each element's DOS: its atomic fraction.
 
     Returns:
         (elements, 600) DOS per relative energy.
     """
-    shape = (len(areas), STORAGE_GRID.bins)
-    dos = np.frombuffer(codes, dtype=np.uint8).reshape(shape).astype(np.float32) ** 2
+    dos = codes.astype(np.float32) ** 2
     total = dos.sum(axis=1, keepdims=True) * np.float32(STORAGE_GRID.width)
     return np.asarray(dos * (np.asarray(areas, dtype=np.float32)[:, None] / np.maximum(total, 1e-30)))
 
 
 def shard_files(folder: str | Path) -> tuple[Path, ...]:
-    """Return the shards of a folder, sorted by name.
+    """Return the shards of a folder, sorted by name; of a data set of several folders, those of each in turn.
 
     Raises:
-        ShardError: The folder is missing or has none.
+        ShardError: The folder, or one of its parts, is missing or has none; or `read_manifest` refuses.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
     paths = tuple(sorted(folder.glob("shard-*.parquet")))
+    if not paths:
+        paths = tuple(path for part in read_manifest(folder).get("parts", ()) for path in shard_files(folder / part))
     if not paths:
         raise ShardError(f"data folder {folder} holds no shard-*.parquet", fix="Run `defectnet simulate --out` first")
     return paths
@@ -276,63 +306,66 @@ def write_shard(path: str | os.PathLike[str], samples: Sequence[Sample], extra: 
         samples: Rows, in order.
         extra: JSON-able notes kept in the file's metadata, for instance the rejected cells.
     """
-    schema = SCHEMA if all(_plain(sample) for sample in samples) else FULL_SCHEMA
-    _write(Path(path), pa.table(_encoded(samples, schema), schema=schema), extra)
-
-
-def merge_shards(path: str | os.PathLike[str], parts: Sequence[Path], extra: dict[str, Any]) -> None:
-    """Write the rows of several shards as one; what is stored stays as it is, bit for bit.
-
-    Raises:
-        ShardError: As `read_shard`, for a part.
-    """
-    tables = []
-    for part in parts:
-        with open_shard(part) as file:
-            try:
-                tables.append(file.read())
-            except DAMAGE as error:
-                raise ShardError(f"shard {part} is damaged", why=_first(error), fix="Simulate it again") from error
-    _write(Path(path), pa.concat_tables(tables).replace_schema_metadata(None), extra)
-
-
-def _write(path: Path, table: pa.Table, extra: dict[str, Any]) -> None:
+    table = pa.Table.from_batches([_batch(samples)])
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _EXTRA_KEY: json.dumps(extra, sort_keys=True).encode()}
-    with replacing(path) as temporary:
-        # Statistics would repeat whole spectra; the host's spectrum repeats where supercells do.
+    with replacing(Path(path)) as temporary:
+        # Statistics and dictionaries would repeat what is compressed already.
         pq.write_table(
-            table.replace_schema_metadata(metadata).combine_chunks(),
+            table.replace_schema_metadata(metadata),
             temporary,
             compression="zstd",
             compression_level=19,
             write_page_checksum=True,
             write_statistics=False,
-            use_dictionary=["host_dos"],
+            use_dictionary=False,
         )
 
 
-def _plain(sample: Sample) -> bool:
-    """Whether a row needs no more than the columns that all shards have."""
-    return sample.source == SIMULATED and not sample.stratum
+def merge_shards(path: str | os.PathLike[str], parts: Sequence[Path], extra: dict[str, Any]) -> None:
+    """Write the rows of several shards as one; what they hold stays as it is, bit for bit.
+
+    Raises:
+        ShardError: As `read_shard`, for a part.
+    """
+    write_shard(path, [sample for part in parts for sample in read_shard(part)], extra)
 
 
-def _encoded(samples: Sequence[Sample], schema: pa.Schema) -> dict[str, list[Any]]:
-    return {name: [_encode(name, getattr(sample, name)) for sample in samples] for name in schema.names}
+def _batch(samples: Sequence[Sample]) -> pa.RecordBatch:
+    columns = {
+        name: _dos_column(samples, name)
+        if name in _DOS
+        else [list(v) if isinstance(v := getattr(sample, name), tuple) else v for sample in samples]
+        for name in SCHEMA.names
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _encode(name: str, value: Any) -> Any:
-    return quantise(value) if name in _DOS else list(value) if isinstance(value, tuple) else value
+def _dos_column(samples: Sequence[Sample], name: str) -> pa.Array:
+    """Return what is stored of a DOS: quantised, and the last bits rounded away."""
+    found, cuts = [np.zeros((0, STORAGE_GRID.bins), np.float32)], [0]
+    for sample in samples:
+        if name == "host_dos":
+            numbers = [NUMBERS[INDEX[symbol]] for symbol in sample.host_elements]
+            areas = np.array([sample.host_numbers.count(z) for z in numbers]) / len(sample.host_numbers)
+        else:
+            areas = np.array(sample.doped_counts) / sample.atoms
+        found.append(dequantise(quantise(getattr(sample, name), areas), areas))
+        cuts.append(cuts[-1] + len(areas))
+    bits = np.concatenate(found).ravel().view(np.uint32)
+    rounded = (bits + np.uint32(1 << (_SPARE_BITS - 1))) >> _SPARE_BITS << _SPARE_BITS
+    each = pa.array(np.arange(0, len(bits) + 1, STORAGE_GRID.bins, dtype=np.int32))
+    values = pa.ListArray.from_arrays(each, pa.array(rounded.view(np.float32)))
+    return pa.ListArray.from_arrays(pa.array(cuts, pa.int32()), values)
 
 
 def decoded(sample: Sample) -> Sample:
     """Return a row as it will be read again, with everything rounded that is rounded when it is stored."""
-    batch = pa.RecordBatch.from_pydict(_encoded([sample], FULL_SCHEMA), schema=FULL_SCHEMA)
-    return next(_samples(batch, Path("memory")))
+    return next(_samples(_batch([sample]), Path("memory")))
 
 
 def in_brief(samples: Sequence[Sample]) -> list[Row]:
     """Return rows as a loader would read them from a shard."""
-    columns = _Columns(pa.RecordBatch.from_pydict(_encoded(samples, FULL_SCHEMA), schema=FULL_SCHEMA), Path("memory"))
+    columns = _Columns(_batch(samples), Path("memory"))
     return [columns.row(i) for i in range(len(samples))]
 
 
@@ -349,23 +382,34 @@ def open_shard(path: str | os.PathLike[str]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
-        names = schema.names
     except DAMAGE as error:
         raise ShardError(f"shard {path} is truncated or no Parquet file", why=_first(error), fix=rebuild) from error
     metadata = schema.metadata or {}
     version = metadata.get(_VERSION_KEY)
     if version is None:
         raise ShardError(f"shard {path} carries no schema version", fix="Use a shard that defectnet wrote")
-    if not version.isdigit() or int(version) != SCHEMA_VERSION:
+    known = SCHEMAS.get(int(version)) if version.isdigit() else None
+    if known is None:
         newer = version.isdigit() and int(version) > SCHEMA_VERSION
         raise ShardError(
-            f"shard {path} has schema version {version.decode()}, this defectnet reads {SCHEMA_VERSION}",
+            f"shard {path} has schema version {version.decode()}, this defectnet reads {', '.join(map(str, SCHEMAS))}",
             fix="Upgrade defectnet" if newer else "Simulate again with this version",
         )
-    if not any(schema.remove_metadata().equals(known) for known in (SCHEMA, FULL_SCHEMA)):
-        wrong = sorted((set(SCHEMA.names) ^ set(names)) - set(_MORE)) or ["column types"]
-        raise ShardError(f"shard {path} has other columns than its schema version", why=", ".join(wrong), fix=rebuild)
+    schema = schema.remove_metadata()
+    if not any(schema.equals(one) for one in known):
+        wrong = min((_unlike(one, schema) for one in known), key=len)
+        raise ShardError(
+            f"shard {path} has other columns, or types of columns, than its schema version",
+            why=", ".join(wrong) or "their order",
+            fix=rebuild,
+        )
     return file
+
+
+def _unlike(one: pa.Schema, other: pa.Schema) -> list[str]:
+    """Return the columns that two schemas have not in common, or of other types."""
+    one, other = (dict(zip(schema.names, schema.types, strict=True)) for schema in (one, other))
+    return sorted(name for name in one | other if one.get(name) != other.get(name))
 
 
 def read_shard(path: str | os.PathLike[str], *, batch_rows: int = 64) -> Iterator[Sample]:
@@ -441,13 +485,19 @@ def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(found)
 
 
+def manifest_file(folder: str | Path) -> Path:
+    """Return where the `MANIFEST` of a folder is, or shall be."""
+    path, older = Path(folder) / MANIFEST, Path(folder) / OLDER_MANIFEST
+    return older if older.exists() and not path.exists() else path
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Return what ``dataset.json`` of a folder says; empty where there is none.
+    """Return what the `MANIFEST` of a folder says; empty where there is none.
 
     Raises:
         ShardError: It is no JSON object, or a field has another type than those that are written.
     """
-    path = Path(folder) / MANIFEST
+    path = manifest_file(folder)
     if not path.exists():
         return {}
     try:
@@ -482,6 +532,10 @@ _NOTES: dict[str, tuple[str, _Check]] = {
 _MANIFEST: dict[str, tuple[str, _Check]] = {
     "settings": _SETTINGS,
     "packs": ("packs without id or weights_sha256", _texts("id", "weights_sha256")),
+    "parts": (
+        "parts that are no names of folders",
+        lambda value: isinstance(value, list) and all(isinstance(part, str) and is_file_name(part) for part in value),
+    ),
     "preconditioner": (
         "a preconditioner that is no name",
         lambda value: value is None or isinstance(value, str),
@@ -532,6 +586,7 @@ _VALUES: dict[str, Callable[[NDArray[Any]], NDArray[np.bool_]]] = {
     "host_numbers": lambda x: (x > 0) & (x < 128),
     "host_cell": np.isfinite,
     "host_frac": np.isfinite,
+    **dict.fromkeys(_DOS, _FROM_ZERO),
 }
 """Which values columns, or what is in their lists, may have."""
 
@@ -555,16 +610,15 @@ def check_values(batch: pa.RecordBatch | pa.Table, path: Path) -> None:
         column = batch.column(name)
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         lists = isinstance(column, pa.ListArray)
-        if column.null_count or (lists and column.flatten().null_count):
-            values = column.to_pylist()
-            refuse([v is None or (isinstance(v, list) and None in v) for v in values], f"{name} is empty")
+        if _nulls(column):
+            refuse([_nulls(column.slice(i, 1)) > 0 for i in range(len(column))], f"{name} is empty")
         if name in ("row_id", "host_id"):
             texts = column.to_pylist()
             refuse([not all(is_file_name(part) for part in text.split("/")) for text in texts], f"{name} is no name")
             refuse(["/" in text for text in texts] if name == "host_id" else [], "host_id is no name")
         if name in _LENGTHS:
             refuse(_lists(column).lengths != _LENGTHS[name], f"{name} has not {_LENGTHS[name]} numbers")
-        if name in _VALUES:
+        if name in _VALUES and not pa.types.is_binary(column.type):
             found = _lists(column) if lists else None
             values = column.to_numpy(zero_copy_only=False) if found is None else found.values
             wrong = np.flatnonzero(~_VALUES[name](values))
@@ -575,6 +629,12 @@ def check_values(batch: pa.RecordBatch | pa.Table, path: Path) -> None:
         if {name, other} <= set(batch.schema.names):
             one, two = (np.array([len(row) for row in batch.column(each).to_pylist()]) for each in (name, other))
             refuse(one != times * two, f"{name} and {other} differ in length")
+
+
+def _nulls(column: pa.Array) -> int:
+    """Return how many values are missing, those in lists included."""
+    inside = _nulls(column.flatten()) if isinstance(column, pa.ListArray) else 0
+    return int(column.null_count + inside)
 
 
 @dataclass(frozen=True)
@@ -631,12 +691,28 @@ class _Columns:
         # Atomic fractions; the host's as counted in its cell.
         self.host_areas = self._host_counts / numbers.lengths[self.host.rows]
         self.doped_areas = self.doped_counts.values / self.atoms[self.doped.rows]
-        self.codes = {name: _lists(batch.column(name)) for name in _DOS}
-        for name, elements in (("host_dos", self.host), ("doped_dos", self.doped)):
-            lengths = self.codes[name].lengths
-            wrong = np.flatnonzero(lengths != elements.lengths * STORAGE_GRID.bins)
+        self.host_codes = self._codes("host_dos", batch.column("host_dos"), self.host, self.host_areas)
+        self.doped_codes = self._codes("doped_dos", batch.column("doped_dos"), self.doped, self.doped_areas)
+
+    def _codes(
+        self, name: str, column: pa.Array, elements: _Lists, areas: NDArray[np.floating[Any]]
+    ) -> NDArray[np.uint8]:
+        """Return (elements of all rows, 600) codes, read out of the DOS where it is stored as such."""
+        found, bins = _lists(column), STORAGE_GRID.bins
+        if pa.types.is_binary(column.type):
+            wrong = np.flatnonzero(found.lengths != elements.lengths * bins)
             if len(wrong):
-                self._refuse(np.arange(len(self)) == wrong[0], f"{name} has {lengths[wrong[0]]} bytes")
+                self._refuse(np.arange(len(self)) == wrong[0], f"{name} has {found.lengths[wrong[0]]} bytes")
+            return found.values.reshape(-1, bins)
+        lengths = _lists(column.flatten()).lengths
+        uneven = column.value_lengths().to_numpy() != elements.lengths
+        if not uneven.any():
+            uneven = np.bincount(elements.rows, lengths != bins, len(self)) > 0
+        self._refuse(uneven, f"{name} has not {bins} numbers for each element")
+        dos = found.values.reshape(-1, bins)
+        off = np.abs(dos.sum(axis=1) * STORAGE_GRID.width - areas) > _AREA_TOLERANCE * areas
+        self._refuse(np.bincount(elements.rows, off, len(self)) > 0, f"{name} has not the atomic fractions as areas")
+        return quantise(dos, areas)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -676,15 +752,15 @@ class _Columns:
 
     def row(self, i: int) -> Row:
         """Return a row in brief; it owns its arrays, so that it keeps no other row in memory."""
-        codes = np.concatenate([self.codes["host_dos"][i], self.codes["doped_dos"][i]])
-        areas = np.concatenate([self.host_areas[self._of(self.host, i)], self.doped_areas[self._of(self.doped, i)]])
+        host, doped = self._of(self.host, i), self._of(self.doped, i)
+        areas = np.concatenate([self.host_areas[host], self.doped_areas[doped]])
         return Row(
             row_id=self._ids[i],
             formula=self.formula[i],
             edge_mev=self.edge_mev[i],
             elements=np.concatenate([self.host[i], self.doped[i]]),
             hosts=int(self.host.cuts[i + 1] - self.host.cuts[i]),
-            codes=codes.reshape(-1, STORAGE_GRID.bins),
+            codes=np.concatenate([self.host_codes[host], self.doped_codes[doped]]),
             areas=areas.astype(np.float32),
             dopants=self.dopants[i].copy(),
             concentration=(self.dopant_counts[i] / self.atoms[i]).astype(np.float32),
@@ -692,11 +768,11 @@ class _Columns:
 
     def dos(self, i: int) -> dict[str, NDArray[np.float32]]:
         """Return the two projected DOS of a row."""
-        areas = {
-            "host_dos": self.host_areas[self._of(self.host, i)],
-            "doped_dos": self.doped_areas[self._of(self.doped, i)],
+        host, doped = self._of(self.host, i), self._of(self.doped, i)
+        return {
+            "host_dos": dequantise(self.host_codes[host], self.host_areas[host]),
+            "doped_dos": dequantise(self.doped_codes[doped], self.doped_areas[doped]),
         }
-        return {name: dequantise(self.codes[name][i].tobytes(), area) for name, area in areas.items()}
 
     @staticmethod
     def _of(lists: _Lists, i: int) -> slice:
@@ -704,9 +780,12 @@ class _Columns:
 
 
 def _lists(column: pa.Array) -> _Lists:
-    """View a column of lists of numbers, or of bytes."""
+    """View a column of lists of numbers, in one or two levels, or of bytes."""
     if isinstance(column, pa.ListArray):
-        values, cuts = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
+        leaf, cuts = column.values, column.offsets.to_numpy()
+        if isinstance(leaf, pa.ListArray):
+            leaf, cuts = leaf.values, leaf.offsets.to_numpy()[cuts]
+        values = leaf.to_numpy(zero_copy_only=False)
     else:
         _, offsets, data = column.buffers()
         cuts = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]

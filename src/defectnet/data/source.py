@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from defectnet.data.shards import check_shard
+from defectnet.data.shards import MANIFEST, OLDER_MANIFEST, check_shard
 from defectnet.errors import ShardError
 from defectnet.files import home_expanded
 
@@ -23,7 +23,7 @@ _SCHEME: Final = "hf://datasets/"
 _NAME: Final = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _URL: Final = re.compile(rf"{_SCHEME}({_NAME})(?:@([^@/]+))?((?:/[\w][\w.-]*)*)/?")
 _FORMS: Final = "Use a folder, org/name, or hf://datasets/org/name[@revision][/folder]"
-FILES: Final = ("shard-*.parquet", "dataset.json")
+FILES: Final = ("shard-*.parquet", MANIFEST, OLDER_MANIFEST)
 """What a data set holds, and all that is ever downloaded of one."""
 
 

@@ -80,7 +80,7 @@ class Contents:
     Attributes:
         folder: Where it is.
         shards: Its files, sorted by name.
-        manifest: What ``dataset.json`` says; empty without one.
+        manifest: What `read_manifest` says; empty without one.
         rows: `COLUMNS` of all rows.
         tried: Ids of the hosts of these shards, with and without rows.
         rejects: Id and reason of every host and cell that was left out; ids of cells have a slash.
@@ -98,6 +98,8 @@ class Contents:
     @property
     def expected_shards(self) -> int | None:
         """Number of shards when finished; None if that is not recorded."""
+        if "parts" in self.manifest:
+            return len(self.shards)  # a part that is missing is an error
         hosts = _count_or_none(self.manifest.get("hosts"))
         # The oldest data sets have it beside their settings.
         settings = self.manifest.get("settings")
@@ -133,7 +135,9 @@ def read_contents(folder: str | Path) -> Contents:
     rejects = [reject for note in notes for reject in note.get("rejects", [])]
     manifest = read_manifest(folder)
     settings = manifest.get("settings") or notes[0].get("settings")
-    wished = _count_or_none(settings.get("spectra_per_host")) if isinstance(settings, dict) else None
+    wished = None
+    if isinstance(settings, dict) and "parts" not in manifest:
+        wished = _count_or_none(settings.get("spectra_per_host"))
     return Contents(folder, shards, manifest, rows, tuple(tried), tuple(rejects), wished)
 
 
@@ -174,7 +178,7 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
 def find_host_list(contents: Contents) -> Path | None:
     """Return the list that a data set was made from, if it lies in its folder or beside it.
 
-    A list is that one if it holds every host tried, and as many hosts as ``dataset.json`` says.
+    A list is that one if it holds every host tried, and as many hosts as the manifest says.
     """
     places = (contents.folder, contents.folder.resolve().parent)
     for path in (path for place in places for path in sorted(place.glob("hosts*.json*"))):
@@ -219,7 +223,7 @@ def statistics(contents: Contents, hosts: str | Path | None = None) -> dict[str,
     Returns:
         Plain values under keys that stay:
 
-        - ``name``; ``schema_version`` (None without ``dataset.json``).
+        - ``name``; ``schema_version`` (None without a manifest).
         - ``shards``: ``found``, ``expected``, ``finished`` (both None if not recorded).
         - ``rows``, ``hosts``, ``chemical_systems``: of rows as they are.
         - ``variants``: name -> rows; ``all_rows``: with these.

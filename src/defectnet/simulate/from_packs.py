@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from defectnet.data.packs import PackFile, PackPairs, PairSettings, find_packs
-from defectnet.data.shards import MANIFEST, SCHEMA_VERSION, Sample, read_extra, read_manifest, write_shard
+from defectnet.data.shards import SCHEMA_VERSION, Sample, manifest_file, read_extra, read_manifest, write_shard
 from defectnet.errors import SimulationError
 from defectnet.simulate.executors import Executor
 from defectnet.simulate.rows import read_settings
@@ -133,7 +133,7 @@ def _notes(shard: RowShard, pairs: PackPairs) -> dict[str, Any]:
 
 
 def is_from_packs(folder: str | Path) -> bool:
-    """Whether a data set was made from host packs, by its ``dataset.json``."""
+    """Whether a data set was made from host packs, by its manifest."""
     return "packs" in read_manifest(folder)
 
 
@@ -147,7 +147,7 @@ def pairs_of(folder: str | Path, packs: str | Path) -> PackPairs:
     Raises:
         SimulationError: A pack is missing, or another one than the data set was made from.
     """
-    path = Path(folder) / MANIFEST
+    path = manifest_file(folder)
     wanted = read_manifest(folder).get("packs", [])
     known = {pack.id: pack for pack in find_packs(packs)}
     for entry in wanted:

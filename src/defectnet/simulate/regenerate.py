@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.hosts import Host
-from defectnet.data.shards import MANIFEST, Sample, check_shard, decoded, read_manifest, read_shard, shard_files
+from defectnet.data.shards import Sample, check_shard, decoded, manifest_file, read_manifest, read_shard, shard_files
 from defectnet.errors import ShardError, SimulationError
 from defectnet.potentials.neighbours import Crystal
 from defectnet.potentials.potential import Potential
@@ -138,7 +138,7 @@ def verify(
     """Make random rows of a data set again, on one thread, as the workers did.
 
     Args:
-        folder: Folder of shards with its ``dataset.json``.
+        folder: Folder of shards with its manifest.
         potential: Path or name of the one it was made with; without a meaning if it was made from packs.
         rows: How many.
         seed: Chooses the rows.
@@ -183,7 +183,7 @@ def verify(
 
 def _maker(folder: Path, potential: str, preconditioner: str | None) -> Callable[[Sample], Sample]:
     """Return what simulates a row of a data set again."""
-    settings = read_settings(SimulationSettings, folder / MANIFEST)
+    settings = read_settings(SimulationSettings, manifest_file(folder))
     tools = ToolNames(potential, preconditioner).load()
     _check_preconditioner(folder, None if tools.preconditioner is None else tools.preconditioner.name)
     return lambda sample: regenerate(sample, tools.potential, settings, tools.preconditioner)

@@ -50,7 +50,7 @@ Kind = TypeVar("Kind", bound=Bounded)
 
 
 def read_settings(kind: type[Kind], path: str | Path) -> Kind:
-    """Read settings from a JSON object, or from an existing data set's ``dataset.json``.
+    """Read settings from a JSON object, or from an existing data set's manifest.
 
     Args:
         kind: `SimulationSettings`, or `PairSettings` of pairs from host packs.

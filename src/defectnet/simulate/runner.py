@@ -22,9 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from defectnet.crystal.hosts import Host
 from defectnet.data.shards import (
-    MANIFEST,
     SCHEMA_VERSION,
     check_shard,
+    manifest_file,
     merge_shards,
     read_extra,
     read_manifest,
@@ -475,11 +475,13 @@ def write_manifest(out: Path, identity: dict[str, Any], free: Sequence[str] = ()
         SimulationError: The folder has another one.
         ShardError: It is not readable.
     """
-    path = out / MANIFEST
+    path = manifest_file(out)
     if path.exists():
         found = read_manifest(out)
         fixed = {key: value for key, value in identity["settings"].items() if key not in free}
-        different = _differences(found, {**identity, "settings": fixed})
+        # Rows are the same in every schema: a data set that was begun in an older one may go on.
+        wanted = {key: value for key, value in identity.items() if key != "schema_version"}
+        different = _differences(found, {**wanted, "settings": fixed})
         if different:
             raise SimulationError(
                 f"{path} describes another data set",
