@@ -22,11 +22,12 @@ from defectnet.crystal.structures import read_structure
 from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import DefectNetError
 from defectnet.inference import known_crystal
-from defectnet.inference.answer_text import sentence, verdict
+from defectnet.inference.answer_text import rows, sentence, verdict
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, widest
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
+from defectnet.inference.posterior import Likelihood
 from defectnet.measure.encode import encode_pair
 from defectnet.plotting import plot_corner
 from defectnet.spectrum import Spectrum
@@ -102,10 +103,30 @@ def test_the_host_itself_holds_nothing(pack, crystal):
 
 def test_with_a_list_that_lacks_the_dopant_something_else_is_there(pack):
     host, doped, _ = spectra({"Al": 0.08})
-    answer = KnownCrystal(pack, ["Zn"]).identify(host, doped, same_potential=True, sample_atoms=ATOMS)
+    answer = KnownCrystal(pack, ["Zn"], unlisted=0).identify(host, doped, same_potential=True, sample_atoms=ATOMS)
     assert answer.posterior.other > 0.9
     assert answer.verdict != "explains"
+    assert answer.resembles == {}
     assert "something" in sentence(answer)
+
+
+def test_what_the_pack_holds_beside_the_list_is_told_as_what_else_there_may_be(pack):
+    host, doped, true = spectra({"Al": 0.08})
+    answer = KnownCrystal(pack, ["Zn", "In"]).identify(host, doped, same_potential=True, sample_atoms=ATOMS)
+    assert answer.present == ()
+    assert answer.posterior.other > 0.9
+    assert next(iter(answer.resembles)) == "Al"
+    assert answer.resembles["Al"] > 0.8
+    assert answer.verdict == "explains"  # with what is no candidate
+    assert "of what else the pack holds, Al fits best" in sentence(answer)
+    assert "with Al, which is no candidate" in verdict(answer)
+    assert rows(answer)[-1][0] == "something else (Al?)"
+    assert dict(zip(answer.posterior.dopants, answer.posterior.best, strict=True))["Al@Ga"] == pytest.approx(
+        true["Al"], rel=0.15
+    )
+    again = KnownCrystalAnswer.from_dict(json.loads(json.dumps(answer.to_dict())))
+    assert again.resembles == answer.resembles
+    assert sentence(again) == sentence(answer)
 
 
 def test_two_instruments_are_no_dopant(crystal):
@@ -337,6 +358,30 @@ def test_standards_teach_what_the_potential_gets_wrong(pack, monkeypatch):
     widths = [float((one.high[at] - one.low[at]) / one.if_present[at]) for one in (before, after)]
     assert widths[1] < 0.6 * widths[0]
     assert after.low[at] < true < after.high[at]
+
+
+def test_standards_teach_an_error_that_is_not_in_proportion(pack, monkeypatch):
+    monkeypatch.setattr(known_crystal, "CELLS", CELLS)
+    crystal = KnownCrystal(pack, ["Al"])
+    host, *_ = asked = weaker(0.11, 0.3 + 4.0 * 0.11)
+    taught = [weaker(x, 0.3 + 4.0 * x) for x in (0.03, 0.06, 0.09)]
+    standards = [Standard(host, doped, {"Al": true}) for host, doped, true in taught]
+    found = crystal.identify(host, asked[1], standards=standards).posterior
+    assert found.if_present[0] == pytest.approx(asked[2], rel=0.08)  # a quarter too much if it were in proportion
+    assert found.low[0] < asked[2] < found.high[0]
+
+
+def test_standards_tell_how_much_of_a_response_is_wrong_for_each_dopant_alone(pack, monkeypatch):
+    monkeypatch.setattr(known_crystal, "CELLS", CELLS)
+    crystal, seen = KnownCrystal(pack, ["Al", "Zn"]), []
+    monkeypatch.setattr(known_crystal, "Likelihood", lambda *given: seen.append(Likelihood(*given)) or seen[-1])
+    right = [spectra({"Zn": x}) for x in (0.03, 0.06)]
+    standards = [Standard(host, doped, true) for host, doped, true in right]
+    strange = [spectra({"Sb": x}) for x in (0.03, 0.06)]  # as if Al did what Sb is computed to do
+    standards += [Standard(host, doped, {"Al": true["Sb"]}) for host, doped, true in strange]
+    crystal.identify(*right[0][:2], standards=standards)
+    aluminium, zinc = seen[-1].learnt.share
+    assert aluminium > 2.0 * zinc
 
 
 def test_a_standard_that_holds_no_candidate_is_one_error(pack, crystal):

@@ -94,7 +94,7 @@ class Superposition:
         self._placed: dict[tuple[str, int, int], _Placed] = {}
         self._seats: dict[tuple[_Placed, int], tuple[IntArray, IntArray]] = {}
         operations = host.operations
-        orbits = operations.orbits()
+        orbits = self._orbits = operations.orbits()
         self._onto: dict[int, Operations] = {}
         for site in range(len(host.primitive)):
             self._onto[site] = operations.only(operations.image[:, orbits[site]] == site)
@@ -259,8 +259,7 @@ class Superposition:
         return float(min(np.exp(found), 1.0))
 
     def _counts(self, occupation: Occupation) -> Counter[tuple[str, int]]:
-        orbits = self.host.operations.orbits()
-        sites = (int(orbits[self.cell.basis[site]]) for site in occupation.sites)
+        sites = (int(self._orbits[self.cell.basis[site]]) for site in occupation.sites)
         return Counter(zip(occupation.dopants, sites, strict=True))
 
     def _far(self, dopant: str, site: int) -> NDArray[np.inexact]:
@@ -271,7 +270,7 @@ class Superposition:
         return self._spread[dopant, site]
 
     def _substitution(self, site: int, dopant: str) -> Substitution:
-        first = int(self.host.operations.orbits()[self.cell.basis[site]])
+        first = int(self._orbits[self.cell.basis[site]])
         found = self.substitutions.get((dopant, first))
         if found is None:
             symbol = self.cell.crystal.numbers[site]
@@ -284,7 +283,7 @@ class Superposition:
     def _turned(self, dopant: str, basis: int, rng: np.random.Generator | None) -> _Placed:
         """Return a substitution turned onto an atom of the primitive cell by an operation of the crystal."""
         onto = self._onto[basis]
-        first = int(self.host.operations.orbits()[basis])
+        first = int(self._orbits[basis])
         found = self.substitutions[dopant, first]
         choice = 0 if rng is None or found.orientations == 1 else int(rng.integers(len(onto)))
         key = (dopant, basis, choice)

@@ -9,12 +9,16 @@ import numpy as np
 
 if TYPE_CHECKING:
     from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.inference.posterior import Posterior
 
 SURE = 0.9
 """Least probability of an element that is said to be there without a "probably"."""
 
 OTHER = 0.5
 """Probability of something else from which on it is named first."""
+
+ALIKE = 0.1
+"""Probability of a dopant that is no candidate from which on it is said that it may be what else is there."""
 
 LISTED = 3
 """Elements whose limits are listed where nothing explains the change."""
@@ -30,7 +34,7 @@ def sentence(answer: KnownCrystalAnswer) -> str:
     """Say an answer in one sentence."""
     p, limits = answer.posterior, answer.upper_limit
     if answer.verdict == "does not explain":
-        names = " and ".join(x.partition("@")[0] for x, c in zip(p.dopants, p.best, strict=True) if c)
+        names = _named(p, [x for x, c in zip(p.dopants, p.best, strict=True) if c])
         best = f"the best explanation, {names}, accounts for {max(p.explained, 0.0):.0%} of the change beyond noise"
         if p.other >= OTHER or not names:
             told = f" ({best})" if names else ""
@@ -40,8 +44,8 @@ def sentence(answer: KnownCrystalAnswer) -> str:
     if not answer.present:
         if p.other >= OTHER:
             return (
-                f"{answer.formula} is changed by something that is none of the candidates "
-                f"(probability {p.other:.0%}), or that the force constants do not describe."
+                f"{answer.formula} is changed by something that is none of the candidates (probability {p.other:.0%}), "
+                f"or that the force constants do not describe{_alike(answer)}."
             )
         worst = int(np.argmax(limits))
         top = int(np.argmax(p.probability))
@@ -61,8 +65,25 @@ def sentence(answer: KnownCrystalAnswer) -> str:
     least = min(p.probability[p.elements.index(symbol)] for symbol in answer.present)
     sure = least >= SURE and p.other < 1.0 - SURE and answer.verdict == "explains"
     verb = "contains" if sure else "probably contains"
-    more = f", and probably something else ({p.other:.0%})" if p.other >= OTHER else ""
+    more = f", and probably something else ({p.other:.0%}){_alike(answer)}" if p.other >= OTHER else ""
     return f"{answer.formula} {verb} {listed}{more}."
+
+
+def _unlisted(p: Posterior) -> tuple[str, ...]:
+    """Return the dopants that are no candidates."""
+    return p.dopants[len(p.dopants) - len(p.unlisted) :]
+
+
+def _named(p: Posterior, dopants: Sequence[str]) -> str:
+    """Name dopants, and say which is no candidate."""
+    words = [x.partition("@")[0] + (", which is no candidate" if x in _unlisted(p) else "") for x in dopants]
+    return " and ".join(words)
+
+
+def _alike(answer: KnownCrystalAnswer) -> str:
+    """Say which of the pack's other dopants looks most like what was found."""
+    best = next(iter(answer.resembles.items()), ("", 0.0))
+    return f"; of what else the pack holds, {best[0]} fits best ({best[1]:.0%})" if best[1] >= ALIKE else ""
 
 
 def verdict(answer: KnownCrystalAnswer) -> str:
@@ -73,11 +94,15 @@ def verdict(answer: KnownCrystalAnswer) -> str:
         text = (
             "What changed is within noise and what two measurements may differ by: energy scale, background, resolution"
         )
-    text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present else ""
+    elsewhere = [x for x, c in zip(p.dopants, p.best, strict=True) if c and x in _unlisted(p)]
+    if elsewhere and answer.verdict != "does not explain":
+        text += f" with {_named(p, elsewhere)}"
+    text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present or elsewhere else ""
     others = [one for one in p.likeliest[1:] if one.probability >= 0.05][:1]
     if others:
-        names = " and ".join(one.partition("@")[0] for one in others[0].dopants) or "no dopant"
-        names += " with something else" if others[0].other else ""
+        names = _named(p, others[0].dopants) or "no dopant"
+        known = set(others[0].dopants).isdisjoint(_unlisted(p))
+        names += " with something else" if others[0].other and known else ""
         text += f"; next likely: {names} ({others[0].probability:.0%})"
     return text + "."
 
@@ -91,7 +116,9 @@ def rows(answer: KnownCrystalAnswer) -> list[tuple[str, ...]]:
         interval = f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else ""
         amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * limits[i]:.1f}")
         table.append((p.elements[i], f"{p.probability[i]:.3f}", amount, interval, limit))
-    return [*table, ("something else", f"{p.other:.3f}", "", "", "")]
+    alike = [symbol for symbol, share in answer.resembles.items() if share >= ALIKE][:LISTED]
+    other = f"something else ({', '.join(alike)}?)" if alike else "something else"
+    return [*table, (other, f"{p.other:.3f}", "", "", "")]
 
 
 def about(answer: KnownCrystalAnswer, remarks: Sequence[str] = ()) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from defectnet.crystal.pack import HostPack
+from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.spectra import host_dos
-from defectnet.elements import element_index
+from defectnet.elements import SYMBOLS, element_index
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
-from defectnet.inference.answer_text import about, rows, sentence, verdict
+from defectnet.inference.answer_text import OTHER, SURE, about, rows, sentence, verdict
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel
 from defectnet.inference.posterior import (
@@ -43,6 +44,9 @@ FloatArray = NDArray[np.float64]
 CELLS: Final = (24, 90)
 """Superposed cells for each candidate, and beside that, from which the emulator is learnt."""
 
+UNLISTED, UNLISTED_CELLS = 4, 8
+"""Most dopants of the pack that are no candidates and that something else may be, and superposed cells for each."""
+
 ROUNDS, NEAR_CELLS = 2, 40
 """How often, and with how many cells, it is learnt again near to what it has found."""
 
@@ -65,6 +69,10 @@ dopant's own. The common one is how far the means of hosts lie apart."""
 POWER: Final = 0.5
 """To which the likelihood is raised unless the spectra are of the pack's own world: of pairs of training and validation
 crystals in one world, asked with packs of the other, probabilities are then best (log loss)."""
+
+TAUGHT_POWER: Final = 0.2
+"""The same where there are standards: intervals then cover as often as they say, of samples of training and validation
+crystals, with standards, in one world, asked with packs of the other (`benchmarks/standards_across.py`)."""
 
 CORRELATED: Final = 0.05
 """Length, in edges, over which that error is correlated: peaks of local modes lie elsewhere."""
@@ -161,11 +169,24 @@ class KnownCrystalAnswer:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Elements that are more likely there than not, the likeliest first; none if they do not explain the change."""
+        """Elements that are more likely there than not, the likeliest first; none if they do not explain the change.
+
+        Where something else is there, what it leaves of the change tells little: then only those that are sure.
+        """
         p = self.posterior.probability
         if self.verdict == "does not explain":
             return ()
-        return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= 0.5)
+        least = SURE if self.posterior.other >= OTHER else 0.5
+        return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= least)
+
+    @property
+    def resembles(self) -> dict[str, float]:
+        """Elements that are no candidates and that the pack holds -> probability that each is what else is there."""
+        p, out = self.posterior, dict[str, float]()
+        for name, value in zip(p.dopants[len(p.dopants) - len(p.unlisted) :], p.unlisted, strict=True):
+            symbol = name.partition("@")[0]
+            out[symbol] = out.get(symbol, 0.0) + float(value)
+        return dict(sorted(out.items(), key=lambda one: -one[1]))
 
     @property
     def upper_limit(self) -> FloatArray:
@@ -240,6 +261,7 @@ class KnownCrystalAnswer:
                 "other": document["something_else"],
                 "likeliest": likeliest,
                 "best": np.array([document["best"].get(name, 0.0) for name in dopants]),
+                "unlisted": np.array(list(document.get("unlisted", {}).values())),
                 **{name: document[name] for name in ("coverage", "explained", "p_value")},
                 **{mine: np.array([row[name] for row in found]) for mine, name in _COLUMNS.items()},
             }
@@ -286,6 +308,7 @@ class KnownCrystalAnswer:
             "changed": self.changed,
             "host_distance": self.host_distance,
             "dopants": list(p.dopants),
+            "unlisted": dict(zip(p.dopants[len(p.dopants) - len(p.unlisted) :], p.unlisted.tolist(), strict=True)),
             "best": {name: float(x) for name, x in zip(p.dopants, p.best, strict=True) if x},
             "elements": [
                 {"element": p.elements[i], **{name: float(getattr(p, own)[i]) for own, name in _COLUMNS.items()}}
@@ -342,6 +365,14 @@ class Standard:
     dopants: Mapping[str, float]
 
 
+def unlisted_dopants(pack: HostPack, candidates: Sequence[str], most: int) -> tuple[str, ...]:
+    """Return the likeliest of a pack's substitutions with elements that are no candidates."""
+    asked = {name.partition("@")[0] for name in candidates}
+    likely = {name: rank for rank, name in enumerate(plausible_dopants(pack.host.primitive, len(SYMBOLS)))}
+    others = [name for name in pack.dopants if name.partition("@")[0] not in asked]
+    return tuple(sorted(others, key=lambda name: likely.get(name, len(likely)))[:most])
+
+
 def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of a pack's substitutions that candidates such as ``Al`` or ``Al@Ga`` stand for; all for None.
 
@@ -382,6 +413,7 @@ class KnownCrystal:
     Args:
         pack: Host and substitutions.
         candidates: Such as ``["Al", "Si@Ga"]``; None for all that the pack holds.
+        unlisted: How many of the pack's other dopants, the likeliest in such a crystal, something else may be.
         seed: Of the cells.
         report: Called with the number of cells done and of all.
     """
@@ -391,18 +423,31 @@ class KnownCrystal:
         pack: HostPack,
         candidates: Sequence[str] | None = None,
         *,
+        unlisted: int = UNLISTED,
         seed: int = 0,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.pack = pack
         self.dopants = known_dopants(pack, candidates)
-        self.source, self._seed = CellSource(pack, self.dopants), seed
+        self.unlisted = unlisted_dopants(pack, self.dopants, unlisted)
+        self.source, self._seed = CellSource(pack, self.dopants + self.unlisted), seed
         rng = np.random.default_rng([seed, 1])
-        count = CELLS[0] * len(self.dopants) + CELLS[1]
-        wished = draw_concentrations(self.source.room, count, rng)
+        wished = self._wished(rng)
+        count = len(wished)
         self.cells: Cells = self.source.draw(wished, rng, lambda done: report(done, count))
         edge = pack.host.band_edge_mev
         self.host = host_dos(pack, 0.01 * edge)
+
+    def _wished(self, rng: np.random.Generator) -> FloatArray:
+        """Return the concentrations of the first cells: candidates in all mixtures, others alone."""
+        k = len(self.dopants)
+        out = draw_concentrations(self.source.room[:k], CELLS[0] * k + CELLS[1], rng)
+        out = np.pad(out, ((0, 0), (0, len(self.unlisted))))
+        for i in range(k, k + len(self.unlisted)):
+            alone = np.zeros((UNLISTED_CELLS, out.shape[1]))
+            alone[:, i] = draw_concentrations(self.source.room[i : i + 1], UNLISTED_CELLS, rng)[:, 0]
+            out = np.concatenate([out, alone])
+        return out
 
     def identify(
         self,
@@ -463,7 +508,8 @@ class KnownCrystal:
         places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
         for left in range(ROUNDS, -1, -1):
             errors = self.errors(emulator, instrument, noise, pristine, same_potential, sample_atoms)
-            errors = replace(errors, standards=known)
+            if known:
+                errors = replace(errors, standards=known, power=TAUGHT_POWER)
             likelihood = Likelihood(emulator, errors, change)
             near = likely_places(likelihood) + places if left else []
             if not near:
@@ -543,7 +589,8 @@ class KnownCrystal:
 
     def _standard(self, standard: Standard, seen: Compared) -> SeenStandard:
         """Bring a standard to the bins of the pair that is asked about."""
-        concentration = check_standard(self.pack, self.dopants, standard, seen.instrument.kind)
+        content = check_standard(self.pack, self.dopants, standard, seen.instrument.kind)
+        concentration = np.pad(content, (0, len(self.unlisted)))
         reach = seen.instrument.edges[-1] * self.pack.host.band_edge_mev
         for spectrum in (standard.host, standard.doped):
             if spectrum.energy_mev[-1] < 0.98 * reach:
@@ -615,6 +662,7 @@ class KnownCrystal:
             amplitude=None if same_potential else AMPLITUDE,
             shape=shape,
             other=other,
+            unlisted=len(self.unlisted),
             power=1.0 if same_potential else POWER,
         )
 

@@ -308,7 +308,7 @@ def plan(
         return _planned(crystal, how, tuple(amounts), vary, report)
     pack = crystal if isinstance(crystal, HostPack) else HostPack.load(crystal)
     check_setup(pack, how)  # before cells are made
-    known = KnownCrystal(pack, dopants, report=report)
+    known = KnownCrystal(pack, dopants, unlisted=0, report=report)
     return _planned(known, how, tuple(amounts), vary, report)
 
 

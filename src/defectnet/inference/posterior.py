@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 from scipy.special import chdtrc, logsumexp
 
@@ -31,11 +32,28 @@ SMALL_CELLS: Final = 0.02
 """Share of the change that cells of some 64 atoms get wrong: they sample few wave vectors, and dopants have
 their own images for neighbours."""
 
-BENT: Final = 0.05
-"""Share of a taught dopant's error that is not in proportion to its concentration, and so cannot be taught."""
+CURVED, CURVED_AT = 0.35, 0.1
+"""Squared norm, over that of the error in proportion to the concentration, of the error in proportion to its square, at
+a total concentration: the median of 49 dopants of 12 training crystals, defectnet-nep against Nequix."""
+
+UNTAUGHT: Final = 0.01
+"""Share of a taught dopant's error that is neither, and so cannot be taught."""
+
+SHARES: Final = ((16.0, 0.02), (64.0, 0.01))
+"""Shares and probabilities that standards may tell of beyond those of `Errors.discrepancy`: responses that are several
+times as large as computed. Without standards nothing could be said with them."""
+
+TELLING: Final = 24
+"""Most standards by which the shares of the dopants are told; all of them teach the errors."""
+
+SAMPLED_AT: Final = 0.05
+"""Concentration at which what cells sample alike is in proportion to it, once it is learnt."""
 
 OTHER_PRIOR: Final = 0.1
 """Prior probability that something is in the sample that is no candidate."""
+
+UNLISTED_PRIOR: Final = 0.2
+"""Prior probability that one of the pack's dopants that are no candidates is in the sample."""
 
 OTHER_AMOUNTS: Final = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
 """Concentrations of something else over which its evidence is averaged."""
@@ -114,6 +132,7 @@ class Errors:
         shape: (M, M) correlation of that error, of unit trace.
         other: (M, M) covariance of the response of an unknown dopant per squared concentration.
         standards: Samples of known content, measured on the same instrument.
+        unlisted: How many of the emulator's dopants, the last ones, are no candidates, but what something else may be.
         power: To which the likelihood is raised: below 1 where the model of the errors is itself uncertain.
     """
 
@@ -125,6 +144,7 @@ class Errors:
     shape: FloatArray
     other: FloatArray
     standards: tuple[SeenStandard, ...] = ()
+    unlisted: int = 0
     power: float = 1.0
 
 
@@ -133,7 +153,8 @@ class Hypothesis:
     """A subset of the candidates, with or without something else.
 
     Attributes:
-        subset: Positions of the candidates. other: Whether something else is there.
+        subset: Positions of the candidates, and perhaps of a dopant that is none.
+        other: Whether something else is there.
         log_evidence: Of the data, prior of the subset included.
         concentration: (S, len(subset)) samples. weight: (S,) of the samples, sum 1.
         place: (len(subset),) concentrations that fit best.
@@ -149,28 +170,28 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class DiscrepancyPosterior:
-    """What standards say of the potential's error, if it gets one share of each response wrong.
+    """What standards say of the potential's error in D directions.
 
-    T dopants are in the standards; D directions.
+    T dopants are in the standards. Each has two errors: one grows with its concentration, one with that times the
+    total concentration.
 
     Attributes:
-        share: That share. log_evidence: Of the standards, prior of the share included.
-        error: (T, D) expected error of each response, per concentration. amplitude: Expected error of the amplitude.
-        covariance: (T T, D D) what is still unknown of `error`. with_amplitude: (T, D) covariance with the amplitude.
-        amplitude_variance: Of the amplitude.
+        share: (T,) of each response, as its squared norm, that is wrong: expected.
+        error: (2 T, D) expected errors. amplitude: Expected error of the amplitude.
+        covariance: (2 T, 2 T, D, D) what is still unknown of `error`. with_amplitude: (2 T, D) covariance with the
+            amplitude. amplitude_variance: Of the amplitude.
     """
 
-    share: float
-    log_evidence: float
+    share: FloatArray
     error: FloatArray
     amplitude: float
     covariance: FloatArray
     with_amplitude: FloatArray
     amplitude_variance: float
 
-    def corrected(self, mean: FloatArray, taught: FloatArray) -> FloatArray:
-        """Return the (..., D) mean change that is computed as `mean`, at (..., T) concentrations of taught dopants."""
-        return np.asarray(mean * (1.0 + self.amplitude) + taught @ self.error)
+    def corrected(self, mean: FloatArray, growth: FloatArray) -> FloatArray:
+        """Return the (..., D) mean change that is computed as `mean`, at (..., 2 T) of what errors grow with."""
+        return np.asarray(mean * (1.0 + self.amplitude) + growth @ self.error)
 
 
 class Likelihood:
@@ -205,74 +226,104 @@ class Likelihood:
         self.coefficients = self.amplitude.mean * (emulator.coefficients @ project.T) / emulator.scale[:, None]
         self.norm2 = emulator.norms**2
         k = len(emulator.dopants)
+        self.listed = k - errors.unlisted
         linear, square, cube, pair = np.split(self.coefficients, [k, 2 * k, 3 * k])
         first, second = np.triu_indices(k, 1)
         both = np.zeros((k, k, count))
         both[first, second] = both[second, first] = pair
         self._slopes = linear, 2.0 * square, 3.0 * cube, both.reshape(k, k * count)
-        # Cells of one kind sample the crystal's wave vectors alike: that does not average out over all of them.
-        self.cells = emulator.atoms / errors.sample_atoms + 1.0 / emulator.sources
         self.typical = sum(share * weight for share, weight in errors.discrepancy)
         taught = [k for k in range(k) if any(one.concentration[k] > 0 for one in errors.standards)]
         self.taught = np.array(taught, dtype=np.int64)
-        self.learnt: list[DiscrepancyPosterior] = []
-        if len(self.taught):
-            self.learnt = [self._learn(share, probability) for share, probability in errors.discrepancy]
+        self.by_pack = np.ones(k)
+        self.by_pack[self.taught] = 0.0
+        # Cells of one kind sample the crystal's wave vectors alike: that does not average out over all of them. Of
+        # what standards have taught it is part of what was learnt.
+        self.cells = emulator.atoms / errors.sample_atoms + self.by_pack / emulator.sources
+        # Where standards have taught all there is, no size of what they have not is left to choose from.
+        self.worlds = (errors.discrepancy if len(taught) < k else ()) or ((0.0, 1.0),)
+        self.learnt = self._learn() if taught else None
 
-    def _learn(self, share: float, probability: float) -> DiscrepancyPosterior:
-        """Return what standards teach of the potential's error, if it is of one share.
+    def _learn(self) -> DiscrepancyPosterior:
+        """Return what standards teach of the potential's error.
 
-        The unknowns are the error of the response of each taught dopant, (D,) each, and the amplitude; a standard of
-        known content shows their sum, weighted by its concentrations, and errors of its own. All of it is Gaussian.
+        The unknowns are the errors of the response of each taught dopant, (D,) each, and the amplitude; a standard of
+        known content shows their sum, weighted by `_growth`, and errors of its own. All of it is Gaussian but for how
+        much of each response is wrong, its share: one after the other, those are averaged over.
         """
-        taught, d = self.taught, len(self.fixed)
-        size = len(taught) * d + 1
-        responses = self.amplitude.mean * (self.emulator.responses @ self.onto.T)
-        prior = np.zeros((size, size))
-        for place, k in enumerate(taught):
-            block = slice(place * d, (place + 1) * d)
-            own = self.amplitude.own**2 * np.outer(responses[k], responses[k])
-            prior[block, block] = share * self.norm2[k] * self.shape + own
-        prior[-1, -1] = self.amplitude.common**2
-        found, covariance, log = np.zeros(size), prior, np.log(probability)
-        for one in self.errors.standards:
-            c = one.concentration[None]
-            mean = self._computed(c)[0]
-            seen = np.concatenate([*(x * np.eye(d) for x in one.concentration[taught]), mean[:, None]], axis=1)
-            error = self.onto @ one.noise @ self.onto.T + self.fixed - np.eye(d)
-            error = error + np.tensordot(self.weights(c)[0], self.scatter, axes=1)
-            # What is not taught of a standard's dopants, and what of the response does not grow with concentration.
-            error = error + (self._superposed(c)[0] + BENT * self._shifted(c, share)[0]) * self.shape
-            gain = covariance @ seen.T
-            total = seen @ gain + error
-            rest = self.onto @ one.change - mean - seen @ found
-            solved = np.linalg.solve(total, np.concatenate([rest[:, None], gain.T], axis=1))
-            log += -0.5 * float(rest @ solved[:, 0]) - 0.5 * float(np.linalg.slogdet(total)[1])
-            found = found + gain @ solved[:, 0]
-            covariance = covariance - gain @ solved[:, 1:]
-        k = len(taught)
-        blocks = covariance[:-1, :-1].reshape(k, d, k, d).transpose(0, 2, 1, 3)
+        d, t, standards = len(self.fixed), len(self.taught), self.errors.standards
+        c = np.stack([one.concentration for one in standards])
+        mean, growth = self._computed(c), self._growth(c)
+        rest = (np.stack([self.onto @ one.change for one in standards]) - mean).ravel()
+        responses = self.amplitude.mean * (self.emulator.responses[self.taught] @ self.onto.T)
+        own = self.amplitude.own**2 * responses[:, :, None] * responses[:, None, :]
+        own = own + self.scatter[self.taught] / (self.emulator.sources * SAMPLED_AT)
+        shape = self.norm2[self.taught, None, None] * self.shape
+        along = self.amplitude.common**2 * np.outer(mean, mean)
+        part, covered = [], along + 0.0
+        alone = self._superposed(c)[:, None, None] * self.shape
+        for n, one in enumerate(standards):
+            block = slice(n * d, (n + 1) * d)
+            found = self.onto @ one.noise @ self.onto.T + self.fixed - np.eye(d) + alone[n]
+            covered[block, block] += found + np.tensordot(self.weights(c[n : n + 1])[0], self.scatter, axes=1)
+        for k in range(t):
+            together = growth[:, k, None] * growth[:, k] + CURVED * growth[:, t + k, None] * growth[:, t + k]
+            covered += np.kron(together, own[k])
+            part.append(np.kron(together + UNTAUGHT * np.diag(c[:, self.taught[k]] ** 2), shape[k]))
+        share = self._told_shares(rest, covered, part) + SMALL_CELLS
+        errors = own + share[:, None, None] * shape
+        errors = np.concatenate([errors, CURVED * errors])
+        covered += np.tensordot(share, np.stack(part), axes=1)
+        cross = np.concatenate([np.kron(growth[:, k], errors[k]) for k in range(2 * t)])
+        cross = np.concatenate([cross, self.amplitude.common**2 * mean.reshape(1, -1)])
+        solved = np.linalg.solve(covered, np.concatenate([rest[:, None], cross.T], axis=1))
+        found, known = cross @ solved[:, 0], cross @ solved[:, 1:]
+        blocks = -known[:-1, :-1].reshape(2 * t, d, 2 * t, d).transpose(0, 2, 1, 3)
+        blocks[np.arange(2 * t), np.arange(2 * t)] += errors
         return DiscrepancyPosterior(
             share,
-            float(log),
-            found[:-1].reshape(k, d),
+            found[:-1].reshape(2 * t, d),
             float(found[-1]),
-            blocks.reshape(k * k, d * d),
-            covariance[:-1, -1].reshape(k, d),
-            float(covariance[-1, -1]),
+            blocks,
+            -known[:-1, -1].reshape(2 * t, d),
+            float(self.amplitude.common**2 - known[-1, -1]),
         )
 
-    @cached_property
-    def _likeliest(self) -> DiscrepancyPosterior | None:
-        return max(self.learnt, key=lambda one: one.log_evidence, default=None)
+    def _told_shares(self, rest: FloatArray, covered: FloatArray, part: Sequence[FloatArray]) -> FloatArray:
+        """Return the (T,) expected shares: of each dopant given the others', starting from what is expected of all.
+
+        Args:
+            rest: (N D,) what the computed responses leave of the standards.
+            covered: Covariance of that without the parts that are in proportion to the shares.
+            part: These, T of them.
+        """
+        shares, weights = np.array([*self.errors.discrepancy, *SHARES]).T
+        told = slice(0, TELLING * len(self.fixed))
+        rest, covered, part = rest[told], covered[told, told], [one[told, told] for one in part]
+        found = np.full(len(part), self.typical)
+        for _ in range(2):
+            for k in range(len(part)):
+                others = covered + sum((found[j] * part[j] for j in range(len(part)) if j != k), np.zeros_like(covered))
+                logs = np.log(weights)
+                for i, share in enumerate(shares):
+                    root = np.linalg.cholesky(others + share * part[k])
+                    white = solve_triangular(root, rest, lower=True)
+                    logs[i] -= 0.5 * float(white @ white) + float(np.log(np.diag(root)).sum())
+                found[k] = np.exp(logs - logsumexp(logs)) @ shares
+        return found
+
+    def _growth(self, concentration: FloatArray) -> FloatArray:
+        """Return the (..., 2 T) factors that the errors of taught dopants grow with at (..., K) concentrations."""
+        own = concentration[..., self.taught]
+        return np.concatenate([own, own * (concentration.sum(-1, keepdims=True) / CURVED_AT)], axis=-1)
 
     def _computed(self, c: FloatArray) -> FloatArray:
         return np.asarray(self.emulator.features(c) @ self.coefficients)
 
     def mean(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., D) projected mean change at (..., K) concentrations, with what standards have taught."""
-        mean, learnt = self._computed(concentration), self._likeliest
-        return mean if learnt is None else learnt.corrected(mean, concentration[..., self.taught])
+        mean, learnt = self._computed(concentration), self.learnt
+        return mean if learnt is None else learnt.corrected(mean, self._growth(concentration))
 
     def jacobian(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K, D) derivatives of `mean` by each concentration."""
@@ -280,18 +331,20 @@ class Likelihood:
         linear, square, cube, both = self._slopes
         out = linear + c[..., None] * (square + c[..., None] * cube)
         out = out + (c @ both).reshape(out.shape)
-        learnt = self._likeliest
+        learnt = self.learnt
         if learnt is not None:
             out = out * (1.0 + learnt.amplitude)
-            out[:, self.taught] += learnt.error
+            first, curved = np.split(learnt.error, 2)
+            total = c.sum(-1)[:, None, None]
+            out[:, self.taught] += first + total / CURVED_AT * curved
+            out += (c[:, self.taught] @ curved / CURVED_AT)[:, None]
         return np.asarray(out)
 
     def covariance(self, concentration: FloatArray, other: float = 0.0, share: float | None = None) -> FloatArray:
         """Return the (S, D, D) covariance at (S, K) concentrations and an amount of something else."""
         c = concentration
-        learnt = self._likeliest
-        if learnt is not None:
-            return self._taught(learnt, c, self._computed(c), other)
+        if self.learnt is not None:
+            return self._taught(self.learnt, c, other, [self.typical if share is None else share])[0]
         return np.asarray(self._covariance(c, other) + self.amount(c, share)[:, None, None] * self.shape)
 
     def _covariance(self, c: FloatArray, other: float) -> FloatArray:
@@ -329,35 +382,24 @@ class Likelihood:
         return self._superposed(concentration) + self._shifted(concentration, share)
 
     def _superposed(self, c: FloatArray) -> FloatArray:
-        return np.asarray((self.emulator.misfit(c) + SMALL_CELLS) * self.emulator.squared(c))
+        small = SMALL_CELLS * self.emulator.squared(c * self.by_pack)
+        return np.asarray(self.emulator.misfit(c) * self.emulator.squared(c) + small)
 
     def _shifted(self, c: FloatArray, share: float | None) -> FloatArray:
         return np.asarray((self.typical if share is None else share) * (c**2 @ self.norm2))
 
     @cached_property
     def _log_weights(self) -> FloatArray:
-        """(W,) log weights of the sizes that the potential's error may have; what standards say is in them."""
-        if self.learnt:
-            logs = np.array([one.log_evidence for one in self.learnt])
-            return np.asarray(logs - logsumexp(logs))
-        return np.log([p for _, p in self.errors.discrepancy or ((0.0, 1.0),)])
-
-    def _means(self, c: FloatArray) -> FloatArray:
-        """Return the (W or 1, S, D) mean changes at (S, K) concentrations in each of W worlds."""
-        mean = self._computed(c)
-        if not self.learnt:
-            return mean[None]
-        return np.stack([one.corrected(mean, c[:, self.taught]) for one in self.learnt])
+        """(W,) log weights of the sizes that the potential's error may have."""
+        return np.log([p for _, p in self.worlds])
 
     def _covariances(self, c: FloatArray, other: float) -> FloatArray:
         """Return the (W, S, D, D) covariances at (S, K) concentrations in each of W worlds."""
-        if self.learnt:
-            mean = self._computed(c)
-            return np.stack([self._taught(one, c, mean, other) for one in self.learnt])
-        common, superposed = self._covariance(c, other), self._superposed(c)
-        shares = [share for share, _ in self.errors.discrepancy or ((0.0, 1.0),)]
-        amounts = np.stack([superposed + self._shifted(c, share) for share in shares])
-        return np.asarray(common + amounts[:, :, None, None] * self.shape)
+        shares = [share for share, _ in self.worlds]
+        if self.learnt is not None:
+            return self._taught(self.learnt, c, other, shares)
+        amounts = self._superposed(c) + np.stack([self._shifted(c, share) for share in shares])
+        return np.asarray(self._covariance(c, other) + amounts[:, :, None, None] * self.shape)
 
     def factors(self, concentration: FloatArray, other: float = 0.0) -> FloatArray:
         """Return the (W, S, D, D) roots of the covariances at (S, K) concentrations, lower triangles.
@@ -368,7 +410,8 @@ class Likelihood:
 
     def log_by_world(self, concentration: FloatArray, factors: FloatArray) -> FloatArray:
         """Return the (W, S) log likelihoods at (S, K) concentrations, with (W, S or 1, D, D) `factors`."""
-        rest = self.measured - self._means(concentration)
+        rest = self.measured - self.mean(concentration)
+        rest = np.broadcast_to(rest, (len(factors), *rest.shape))
         if factors.shape[1] == 1:  # one root for all concentrations: they are columns
             white = _solved(factors[:, 0], rest.transpose(0, 2, 1)).transpose(0, 2, 1)
         else:
@@ -381,27 +424,29 @@ class Likelihood:
         logs = self.log_by_world(concentration, self.factors(concentration, other))
         return np.asarray(logsumexp(logs, axis=0))
 
-    def _taught(self, learnt: DiscrepancyPosterior, c: FloatArray, mean: FloatArray, other: float) -> FloatArray:
-        """Return the (S, D, D) covariance at (S, K) concentrations where standards have taught something."""
-        d, own = len(self.fixed), c[:, self.taught]
+    def _taught(self, learnt: DiscrepancyPosterior, c: FloatArray, other: float, shares: Sequence[float]) -> FloatArray:
+        """Return (W, S, D, D) covariances where standards have taught something, by the share of what they have not."""
+        d, mean, growth, own = len(self.fixed), self._computed(c), self._growth(c), c[:, self.taught]
         out = self._covariance(c, other)
-        rest = c.copy()
-        rest[:, self.taught] = 0.0
-        amount = self._superposed(c) + self._shifted(rest, learnt.share) + BENT * self._shifted(c - rest, learnt.share)
+        amount = self._superposed(c) + UNTAUGHT * (own**2 @ (learnt.share * self.norm2[self.taught]))
         out += amount[:, None, None] * self.shape
-        pairs = (own[:, :, None] * own[:, None, :]).reshape(len(c), -1)
-        out += (pairs @ learnt.covariance).reshape(-1, d, d)
-        cross = own @ learnt.with_amplitude
+        there = np.flatnonzero(growth.any(axis=0))  # of many candidates a subset holds few
+        pairs = (growth[:, there, None] * growth[:, None, there]).reshape(len(c), -1)
+        out += (pairs @ learnt.covariance[np.ix_(there, there)].reshape(-1, d * d)).reshape(-1, d, d)
+        cross = growth @ learnt.with_amplitude
         both = cross[:, :, None] * mean[:, None, :]
         out += both + both.transpose(0, 2, 1)
         out += learnt.amplitude_variance * mean[:, :, None] * mean[:, None, :]
-        return out
+        rest = c.copy()
+        rest[:, self.taught] = 0.0
+        untaught = np.stack([self._shifted(rest, share) for share in shares])
+        return np.asarray(out + untaught[:, :, None, None] * self.shape)
 
     def predicted(self, concentration: FloatArray) -> FloatArray:
         """Return the (M,) change that (K,) concentrations make, with what standards have taught."""
         c = concentration[None]
         computed = self.amplitude.mean * self.emulator.mean(c)[0]
-        if not self.learnt:
+        if self.learnt is None:
             return np.asarray(computed)
         # Back from the directions in which hypotheses differ.
         return np.asarray(computed + np.linalg.pinv(self.onto) @ (self.mean(c) - self._computed(c))[0])
@@ -428,8 +473,8 @@ class Posterior:
     """What is known of the dopants of a sample; K candidates.
 
     Attributes:
-        dopants: Names of the candidates, such as ``Al@Ga``.
-        elements: J elements among them: sites of one element are taken together.
+        dopants: Names of the candidates, such as ``Al@Ga``, and of dopants that something else may be; K of both.
+        elements: J elements among the candidates: sites of one element are taken together.
         probability: (J,) that each is in the sample.
         other: Probability that something else is.
         mean: (J,) expected concentration, 0 where it is absent. if_present: (J,) given that it is there.
@@ -441,6 +486,7 @@ class Posterior:
         p_value: Probability of a misfit as large as this under the best explanation.
         likeliest: The likeliest explanations, at most ten.
         best: (K,) concentrations of the likeliest.
+        unlisted: (U,) probability that each of the last of `dopants`, which are no candidates, is what else is there.
         samples: (`DRAWN`, J) concentrations drawn from the posterior, 0 where an element is absent.
     """
 
@@ -459,6 +505,7 @@ class Posterior:
     p_value: float
     likeliest: tuple[Likely, ...]
     best: FloatArray
+    unlisted: FloatArray
     samples: FloatArray
 
 
@@ -480,7 +527,21 @@ def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Po
         found += [_evaluated(likelihood, one, True, rng) for one in _likely(beside, found)]
         if size >= EXHAUSTIVE and level[0].log_evidence < max(one.log_evidence for one in found) - FALLING:
             break
+    found += _with_unlisted(likelihood, found, rng)
     return _summary(likelihood, found, coverage)
+
+
+def _with_unlisted(likelihood: Likelihood, found: Sequence[Hypothesis], rng: np.random.Generator) -> list[Hypothesis]:
+    """Return the best small subsets with a dopant beside them that is no candidate, of which the pack knows all."""
+    unlisted = range(likelihood.listed, len(likelihood.emulator.dopants))
+    best = sorted((one for one in found if not one.other), key=lambda one: -one.log_evidence)[:WITH_OTHER]
+    subsets = {one.subset for one in best if len(one.subset) < EXHAUSTIVE} | {()}
+    peaks = [
+        peak
+        for size in range(EXHAUSTIVE)
+        for peak in _peaks(likelihood, [(*one, u) for one in subsets for u in unlisted if len(one) == size], 0.0, {})
+    ]
+    return [_evaluated(likelihood, one, False, rng) for one in _likely(peaks, list(found))] if peaks else []
 
 
 def likely_places(likelihood: Likelihood) -> list[tuple[float, FloatArray]]:
@@ -490,20 +551,21 @@ def likely_places(likelihood: Likelihood) -> list[tuple[float, FloatArray]]:
         Probability and (K,) concentrations of each subset that has more than one in fifty.
     """
     k = len(likelihood.emulator.dopants)
-    logs, places = [float(likelihood.log(np.zeros((1, k)))[0]) + _log_prior(0, k, False)], [np.zeros(k)]
-    for size, peaks in _peaks_by_size(likelihood, EXHAUSTIVE):
+    logs, places = [float(likelihood.log(np.zeros((1, k)))[0]) + _log_prior(likelihood, (), False)], [np.zeros(k)]
+    alone = _peaks(likelihood, [(u,) for u in range(likelihood.listed, k)], 0.0, {})
+    for peaks in [alone, *(peaks for _, peaks in _peaks_by_size(likelihood, EXHAUSTIVE))]:
         for one in peaks:
             c = np.zeros(k)
             c[list(one.subset)] = np.exp(one.place)
-            logs.append(one.laplace + _log_prior(size, k, False))
+            logs.append(one.laplace + _log_prior(likelihood, one.subset, False))
             places.append(c)
     share = np.exp(np.array(logs) - logsumexp(logs))
     return [(float(p), c) for p, c in zip(share, places, strict=True) if p > 0.02 and c.any()]
 
 
 def _peaks_by_size(likelihood: Likelihood, most: int = len(NUMBER_PRIOR) - 1) -> Iterator[tuple[int, list[_Peak]]]:
-    """Yield the peaks of the subsets of 1, 2, ... dopants: all subsets, and from some size on those that grow."""
-    k = len(likelihood.emulator.dopants)
+    """Yield the peaks of the subsets of 1, 2, ... candidates: all subsets, and from some size on those that grow."""
+    k = likelihood.listed
     subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
     known: dict[tuple[int, ...], tuple[float, FloatArray]] = {}
     for size in range(1, min(k, most) + 1):
@@ -545,9 +607,8 @@ def _nothing(likelihood: Likelihood, other: bool) -> Hypothesis:
     k = len(likelihood.emulator.dopants)
     none = np.zeros((1, k))
     logs = [float(likelihood.log(none, a)[0]) for a in OTHER_AMOUNTS] if other else [float(likelihood.log(none)[0])]
-    return Hypothesis(
-        (), other, float(_log_mean(np.array(logs))) + _log_prior(0, k, other), np.zeros((1, 0)), np.ones(1), np.zeros(0)
-    )
+    evidence = float(_log_mean(np.array(logs))) + _log_prior(likelihood, (), other)
+    return Hypothesis((), other, evidence, np.zeros((1, 0)), np.ones(1), np.zeros(0))
 
 
 def _log_mean(values: FloatArray) -> FloatArray:
@@ -555,15 +616,23 @@ def _log_mean(values: FloatArray) -> FloatArray:
     return np.asarray(logsumexp(values, axis=0) - np.log(len(values)))
 
 
-def _log_prior(size: int, candidates: int, other: bool) -> float:
-    """Return the log prior of a subset: of its size, over all subsets of that size."""
-    number = NUMBER_PRIOR[size] / comb(candidates, size)
-    return float(np.log(number) + np.log(OTHER_PRIOR if other else 1.0 - OTHER_PRIOR))
+def _log_prior(likelihood: Likelihood, subset: tuple[int, ...], other: bool) -> float:
+    """Return the log prior of a subset: of its size, over all subsets of that size, and of what is no candidate."""
+    listed, unlisted = likelihood.listed, likelihood.errors.unlisted
+    own = sum(i < listed for i in subset)
+    prior = NUMBER_PRIOR[min(len(subset), len(NUMBER_PRIOR) - 1)] / comb(listed, own)
+    elsewhere = UNLISTED_PRIOR if unlisted else 0.0
+    if own < len(subset):
+        prior *= elsewhere / unlisted
+    else:
+        prior *= OTHER_PRIOR if other else 1.0 - OTHER_PRIOR - elsewhere
+    return float(np.log(prior))
 
 
 def _evaluated(likelihood: Likelihood, peak: _Peak, other: bool, rng: np.random.Generator) -> Hypothesis:
     """Return a subset's evidence and samples: importance sampling around the best, in logarithms of concentrations."""
     subset, s, k = peak.subset, len(peak.subset), len(likelihood.emulator.dopants)
+    elsewhere = other or max(subset) >= likelihood.listed
     values, vectors = np.linalg.eigh(peak.covariance)
     spread = vectors * np.sqrt(np.clip(values, 1e-5, 2.0))
     standard = rng.standard_t(5, (SAMPLES, s))
@@ -582,15 +651,15 @@ def _evaluated(likelihood: Likelihood, peak: _Peak, other: bool, rng: np.random.
     logs = logs + s * PRIOR_DENSITY - proposal
     top = logs.max()
     if not np.isfinite(top):
-        return Hypothesis(subset, other, -1e300, np.exp(draws[:1]), np.ones(1), np.exp(draws[0]))
+        return Hypothesis(subset, elsewhere, -1e300, np.exp(draws[:1]), np.ones(1), np.exp(draws[0]))
     share = np.exp(logs - top)
     # One draw in the tails of the proposal is no evidence: truncated (Ionides, J. Comput. Graph. Stat. 17, 2008).
     share = np.minimum(share, share.mean() * np.sqrt(SAMPLES))
-    evidence = top + np.log(share.mean()) + _log_prior(s, k, other)
+    evidence = top + np.log(share.mean()) + _log_prior(likelihood, subset, other)
     weight = share / share.sum()
     own, common = likelihood.factor_deviation
     factor = own[list(subset)] * rng.standard_normal((SAMPLES, s)) + common * rng.standard_normal((SAMPLES, 1))
-    return Hypothesis(subset, other, float(evidence), np.exp(draws + factor), weight, weight @ np.exp(draws))
+    return Hypothesis(subset, elsewhere, float(evidence), np.exp(draws + factor), weight, weight @ np.exp(draws))
 
 
 T5: Final = float(np.log(8.0 / (3.0 * np.pi * np.sqrt(5.0))))
@@ -633,7 +702,8 @@ def _grown(subset: tuple[int, ...], known: Mapping[tuple[int, ...], tuple[float,
 def _linear_start(likelihood: Likelihood, chosen: NDArray[np.int64]) -> FloatArray:
     """Return (B, s) logarithms of the concentrations that fit best as if spectra were linear in them."""
     k = len(likelihood.emulator.dopants)
-    middle = np.full((1, k), 0.05 / k)
+    middle = np.zeros((1, k))
+    middle[:, : likelihood.listed] = 0.05 / likelihood.listed
     factor = np.linalg.cholesky(likelihood.covariance(middle)[0])
     response = np.linalg.solve(factor, likelihood.jacobian(middle)[0].T)  # (D, K)
     measured = np.linalg.solve(factor, likelihood.measured)
@@ -708,7 +778,7 @@ def _right(likelihood: Likelihood, c: FloatArray, chosen: NDArray[np.int64], row
 
 def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -> Posterior:
     dopants = likelihood.emulator.dopants
-    symbols = [name.partition("@")[0] for name in dopants]
+    symbols = [name.partition("@")[0] for name in dopants[: likelihood.listed]]
     elements = tuple(dict.fromkeys(symbols))
     k, j = len(dopants), len(elements)
     logs = np.array([one.log_evidence for one in found])
@@ -717,13 +787,14 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
     probability, mean = np.zeros(j), np.zeros(j)
     values: list[list[FloatArray]] = [[np.zeros(0)] for _ in range(j)]
     weights: list[list[FloatArray]] = [[np.zeros(0)] for _ in range(j)]
-    other = 0.0
+    other, unlisted = 0.0, np.zeros(k - likelihood.listed)
     for one, p in zip(found, share, strict=True):
         other += p * one.other
-        named = [symbols[i] for i in one.subset]
+        unlisted[[i - likelihood.listed for i in one.subset if i >= likelihood.listed]] += p
+        named = [symbols[i] for i in one.subset if i < likelihood.listed]
         for symbol in dict.fromkeys(named):
             place = elements.index(symbol)
-            total = one.concentration[:, [name == symbol for name in named]].sum(1)
+            total = one.concentration[:, [n for n, name in enumerate(named) if name == symbol]].sum(1)
             probability[place] += p
             mean[place] += p * float(one.weight @ total)
             values[place].append(total)
@@ -747,7 +818,7 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
         likeliest.append(Likely(float(share[i]), tuple(dopants[n] for n in one.subset), one.other, c))
     explained, p_value = _fit(likelihood, best)
     alone = _ceiling(likelihood)
-    ceiling = np.array([alone[[name == symbol for name in symbols]].max() for symbol in elements])
+    ceiling = np.array([max(alone[i] for i, name in enumerate(symbols) if name == symbol) for symbol in elements])
     return Posterior(
         dopants,
         elements,
@@ -764,6 +835,7 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
         p_value,
         tuple(likeliest),
         best,
+        unlisted,
         _drawn(found, share, [elements.index(symbol) for symbol in symbols], j),
     )
 
@@ -785,7 +857,8 @@ def _drawn(found: Sequence[Hypothesis], share: FloatArray, element: Sequence[int
             continue
         chosen = one.concentration[rng.choice(len(one.weight), count, p=one.weight)]
         for column, candidate in enumerate(one.subset):
-            out[start:end, element[candidate]] += chosen[:, column]
+            if candidate < len(element):
+                out[start:end, element[candidate]] += chosen[:, column]
     return out
 
 
