@@ -134,11 +134,11 @@ def _read_file(path: Path) -> Atoms:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ase comments on space groups and labels; what matters is checked here
-            frames = read_frames(path)
+            found = read_frames(path)
     except Exception as error:  # ase raises whatever its many readers raise
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise SimulationError(f"structure {path} cannot be read", why=why, fix=fix) from error
-    frames = frames if isinstance(frames, list) else [frames]
+    frames: list[Atoms] = found if isinstance(found, list) else [found]
     if len(frames) != 1:
         raise SimulationError(
             f"structure {path} holds {len(frames)} structures",

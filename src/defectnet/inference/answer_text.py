@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 SURE = 0.9
 """Least probability of an element that is said to be there without a "probably"."""
 
+NAMED, POSSIBLE = 0.7, 0.4
+"""Least probabilities of an element that is said to be there, and of one that is said to be possible: of those between
+about half are look-alikes, and where the list lacks the true dopant it is they that would be named."""
+
 OTHER = 0.5
 """Probability of something else from which on it is named first."""
 
@@ -49,24 +53,30 @@ def sentence(answer: KnownCrystalAnswer) -> str:
             )
         worst = int(np.argmax(limits))
         top = int(np.argmax(p.probability))
+        if p.probability[top] >= POSSIBLE:
+            maybe = [i for i in np.argsort(-p.probability, kind="stable") if p.probability[i] >= POSSIBLE]
+            return (
+                f"{answer.formula} may contain {' or '.join(_amounts(answer, i) for i in maybe)}: too unsure to tell."
+            )
         return (
             f"No dopant found in {answer.formula}: the likeliest, {p.elements[top]}, has probability "
             f"{p.probability[top]:.0%}. Upper limits ({p.coverage:.0%}): at most {100 * limits[worst]:.1f} at.% "
             f"({p.elements[worst]})."
         )
-    parts = []
-    for symbol in answer.present:
-        i = p.elements.index(symbol)
-        parts.append(
-            f"{symbol} ({p.probability[i]:.0%}; {100 * p.if_present[i]:.2g} at.%, "
-            f"{100 * p.low[i]:.2g} to {100 * p.high[i]:.2g})"
-        )
+    parts = [_amounts(answer, p.elements.index(symbol)) for symbol in answer.present]
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     least = min(p.probability[p.elements.index(symbol)] for symbol in answer.present)
     sure = least >= SURE and p.other < 1.0 - SURE and answer.verdict == "explains"
     verb = "contains" if sure else "probably contains"
     more = f", and probably something else ({p.other:.0%}){_alike(answer)}" if p.other >= OTHER else ""
     return f"{answer.formula} {verb} {listed}{more}."
+
+
+def _amounts(answer: KnownCrystalAnswer, element: int) -> str:
+    """Say how likely an element is, and how much of it there is."""
+    p, i = answer.posterior, element
+    range_ = f"{100 * p.low[i]:.2g} to {100 * p.high[i]:.2g}"
+    return f"{p.elements[i]} ({p.probability[i]:.0%}; {100 * p.if_present[i]:.2g} at.%, {range_})"
 
 
 def _unlisted(p: Posterior) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.spectra import host_dos
 from defectnet.elements import SYMBOLS, element_index
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
-from defectnet.inference.answer_text import OTHER, SURE, about, rows, sentence, verdict
+from defectnet.inference.answer_text import NAMED, OTHER, SURE, about, rows, sentence, verdict
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel
 from defectnet.inference.posterior import (
@@ -169,14 +169,14 @@ class KnownCrystalAnswer:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Elements that are more likely there than not, the likeliest first; none if they do not explain the change.
+        """Elements that are likely enough to be named, the likeliest first; none if they do not explain the change.
 
         Where something else is there, what it leaves of the change tells little: then only those that are sure.
         """
         p = self.posterior.probability
         if self.verdict == "does not explain":
             return ()
-        least = SURE if self.posterior.other >= OTHER else 0.5
+        least = SURE if self.posterior.other >= OTHER else NAMED
         return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= least)
 
     @property

@@ -52,7 +52,7 @@ SAMPLED_AT: Final = 0.05
 OTHER_PRIOR: Final = 0.1
 """Prior probability that something is in the sample that is no candidate."""
 
-UNLISTED_PRIOR: Final = 0.2
+UNLISTED_PRIOR: Final = 0.35
 """Prior probability that one of the pack's dopants that are no candidates is in the sample."""
 
 OTHER_AMOUNTS: Final = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
@@ -344,7 +344,7 @@ class Likelihood:
         """Return the (S, D, D) covariance at (S, K) concentrations and an amount of something else."""
         c = concentration
         if self.learnt is not None:
-            return self._taught(self.learnt, c, other, [self.typical if share is None else share])[0]
+            return np.asarray(self._taught(self.learnt, c, other, [self.typical if share is None else share])[0])
         return np.asarray(self._covariance(c, other) + self.amount(c, share)[:, None, None] * self.shape)
 
     def _covariance(self, c: FloatArray, other: float) -> FloatArray:
