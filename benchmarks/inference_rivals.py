@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,19 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.metrics import average_precision_score, r2_score
 
 from defectnet import from_pretrained
-from defectnet.config import STORAGE_GRID
+from defectnet.config import MODEL_GRID, STORAGE_GRID
 from defectnet.crystal.pack import HostPack
 from defectnet.data.packs import find_packs
-from defectnet.data.shards import Sample, read_shard, shard_files
+from defectnet.data.shards import Row, Sample, projected_pairs, read_shard, shard_files
 from defectnet.elements import INDEX
 from defectnet.inference.emulator import HIGHEST, LOWEST, draw_concentrations
 from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.lab.data import EncodedPairs
 from defectnet.lab.jobs import Job, run_jobs
 from defectnet.lab.table import LabPair
+from defectnet.measure.forward import measure_pairs
+from defectnet.measure.settings import CLEAN
+from defectnet.rng import row_rng
 from defectnet.spectrum import Spectrum
 from virtual_lab import METHODS, answer
 
@@ -88,9 +92,11 @@ class Host:
 
 
 def pair(row: Sample) -> tuple[Spectrum, Spectrum]:
-    """Return the spectra of a row as they were simulated."""
-    energies = STORAGE_GRID.centres * row.edge_mev
-    host, doped = (Spectrum(energies, dos.sum(0).astype(float), "meV") for dos in (row.host_dos, row.doped_dos))
+    """Return the spectra of a row as the benchmark shows them, clean."""
+    rng = row_rng("rivals", row.row_id)
+    seen = measure_pairs(projected_pairs([Row.of(row)]), CLEAN, [rng], grid=MODEL_GRID)
+    energies = MODEL_GRID.centres * float(seen.edge_mev[0])
+    host, doped = (Spectrum(energies, dos[0].astype(float), "meV") for dos in (seen.host, seen.doped))
     return host, doped
 
 
@@ -197,7 +203,8 @@ def by_neural_posterior(host: Host, row: Sample) -> Answer:
         inference = sbi.inference.NPE(prior=prior)
         torch.manual_seed(0)
         inference.append_simulations(torch.tensor(amounts).float(), torch.tensor(found).float())
-        return inference.build_posterior(inference.train(show_train_summary=False))
+        with redirect_stdout(sys.stderr):  # it tells each epoch
+            return inference.build_posterior(inference.train())
 
     posterior = host.once(f"posterior {len(seen)}", learn)
     torch.manual_seed(1)

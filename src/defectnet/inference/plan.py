@@ -20,6 +20,7 @@ from defectnet.config import Bounded, bounded
 from defectnet.crystal.pack import HostPack
 from defectnet.elements import element_index
 from defectnet.errors import ConfigError
+from defectnet.inference.answer_text import NAMED
 from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.known_crystal import REACH, KnownCrystal
@@ -33,9 +34,6 @@ POWER, FALSE_ALARMS = 0.9, 0.05
 
 APART: Final = 0.95
 """Share of samples, of either dopant, for which the right one is the more likely: then two can be told apart."""
-
-NAMED: Final = 0.5
-"""Probability from which on `identify` says that a dopant is there."""
 
 MOST_NOISE: Final = 0.5
 """Largest noise that is planned with."""
@@ -305,6 +303,8 @@ def plan(
         if dopants is not None:
             raise ConfigError("dopants are given with a KnownCrystal", fix="Give them when it is made")
         check_setup(crystal.pack, how)
+        if crystal.unlisted:  # a plan weighs what it is asked about alone
+            crystal = KnownCrystal(crystal.pack, crystal.dopants, unlisted=0, report=report)
         return _planned(crystal, how, tuple(amounts), vary, report)
     pack = crystal if isinstance(crystal, HostPack) else HostPack.load(crystal)
     check_setup(pack, how)  # before cells are made
