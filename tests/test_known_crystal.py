@@ -129,6 +129,26 @@ def test_what_the_pack_holds_beside_the_list_is_told_as_what_else_there_may_be(p
     assert sentence(again) == sentence(answer)
 
 
+def test_what_is_no_candidate_and_unstable_is_left_out(pack, monkeypatch):
+    monkeypatch.setattr(CellSource, "draw", unstable_with("Al@Ga"))
+    crystal = KnownCrystal(pack, ["Zn"])
+    assert crystal.unlisted
+    assert "Al@Ga" not in crystal.unlisted
+    assert crystal.cells.dopants == ("Zn@Ga", *crystal.unlisted) == crystal.source.dopants
+    assert crystal.cells.concentration.shape[1] == len(crystal.source.room) == 1 + len(crystal.unlisted)
+    assert crystal.cells.concentration.any(axis=1).all()
+
+
+def unstable_with(name):
+    """`CellSource.draw` as if cells with a dopant were unstable."""
+    draw = CellSource.draw
+
+    def drawn(self, wished, *rest):
+        return draw(self, wished[wished[:, self.dopants.index(name)] == 0.0], *rest)
+
+    return drawn
+
+
 def test_two_instruments_are_no_dopant(crystal):
     host, _, _ = spectra({"Al": 0.05})
     answer = crystal.identify(host, replace(host, energy=1.006 * np.asarray(host.energy)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -93,6 +94,21 @@ class Cells:
             self.left_out + other.left_out,
         )
 
+    def only(self, kept: NDArray[np.bool_]) -> Cells:
+        """Return the cells of some of the (K,) dopants, without those that hold another."""
+        cells = ~self.concentration[:, ~kept].any(axis=1)
+        return Cells(
+            tuple(name for name, wanted in zip(self.dopants, kept, strict=True) if wanted),
+            self.concentration[cells][:, kept],
+            self.elements,
+            self.doped[cells],
+            self.pristine,
+            self.source[cells],
+            self.misfit[cells],
+            self.atoms[cells],
+            self.left_out,
+        )
+
 
 class CellSource:
     """Superposed cells of a host pack with any of some dopants.
@@ -124,6 +140,13 @@ class CellSource:
                 for found, one in zip(self._host, self.superpositions, strict=True)
             ]
         )
+
+    def only(self, dopants: Sequence[str]) -> CellSource:
+        """Return a source of cells with some of the dopants; what is computed of the host is shared."""
+        other = copy(self)
+        other.dopants = tuple(dopants)
+        other.__dict__.pop("room", None)
+        return other
 
     @cached_property
     def room(self) -> FloatArray:
