@@ -121,6 +121,7 @@ def test_what_the_pack_holds_beside_the_list_is_told_as_what_else_there_may_be(p
     assert "of what else the pack holds, Al fits best" in sentence(answer)
     assert "with Al, which is no candidate" in verdict(answer)
     assert rows(answer)[-1][0] == "something else (Al?)"
+    assert "something else (Al?): " in answer.plot().axes[-1].texts[-1].get_text()
     assert dict(zip(answer.posterior.dopants, answer.posterior.best, strict=True))["Al@Ga"] == pytest.approx(
         true["Al"], rel=0.15
     )

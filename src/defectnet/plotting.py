@@ -15,6 +15,7 @@ from defectnet.config import STORAGE_GRID
 from defectnet.elements import VOCABULARY, parse_formula, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
+from defectnet.inference.answer_text import something_else
 from defectnet.measure.broadening import broaden
 from defectnet.measure.encode import host_edge_mev
 from defectnet.spectrum import Spectrum
@@ -222,7 +223,7 @@ def _draw_amounts(axes: Axes, answer: KnownCrystalAnswer) -> None:
         ylim=(-0.7, max(len(order), 4) - 0.3),
     )
     axes.set_xlim(left=0.0)
-    text = f"something else: {p.other:.0%}"
+    text = f"{something_else(answer)}: {p.other:.0%}"
     axes.annotate(text, (1.0, 0.0), (-2, 4), "axes fraction", "offset points", ha="right", fontsize=8.0)
 
 

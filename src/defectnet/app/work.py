@@ -34,7 +34,7 @@ from defectnet.files import plain_name
 from defectnet.hub import from_pretrained
 from defectnet.hub.catalogue import bundled, bundled_root
 from defectnet.inference import plan as planning
-from defectnet.inference.answer_text import sentence, verdict
+from defectnet.inference.answer_text import sentence, something_else, verdict
 from defectnet.inference.ask import CrystalWanted, KnownReply, ask_known, ask_plan, ask_responses
 from defectnet.inference.known_crystal import Standard
 from defectnet.inference.packs import bundled_packs_of, check_fits
@@ -450,6 +450,7 @@ def _known_view(reply: KnownReply, setup: planning.Setup, standards: int) -> dic
         "warnings": list(a.warnings),
         "coverage": p.coverage,
         "something_else": p.other,
+        "something_else_name": something_else(a),
         "rows": [
             {
                 "element": p.elements[i],

@@ -126,9 +126,13 @@ def rows(answer: KnownCrystalAnswer) -> list[tuple[str, ...]]:
         interval = f"{100 * p.low[i]:.1f} to {100 * p.high[i]:.1f}" if there else ""
         amount, limit = (f"{100 * p.if_present[i]:.2f}", "") if there else ("", f"{100 * limits[i]:.1f}")
         table.append((p.elements[i], f"{p.probability[i]:.3f}", amount, interval, limit))
+    return [*table, (something_else(answer), f"{p.other:.3f}", "", "", "")]
+
+
+def something_else(answer: KnownCrystalAnswer) -> str:
+    """Name something else, and what it may be of what the pack holds."""
     alike = [symbol for symbol, share in answer.resembles.items() if share >= ALIKE][:LISTED]
-    other = f"something else ({', '.join(alike)}?)" if alike else "something else"
-    return [*table, (other, f"{p.other:.3f}", "", "", "")]
+    return f"something else ({', '.join(alike)}?)" if alike else "something else"
 
 
 def about(answer: KnownCrystalAnswer, remarks: Sequence[str] = ()) -> str:

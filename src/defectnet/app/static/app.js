@@ -444,7 +444,7 @@ function showAnswer(reply, { json, view }, { named, truth, useZoo, usePlan }) {
       h("td", {}, r.found ? [h("strong", {}, `${amount(r.amount)} at.%`), r.low === null ? null : h("small", {}, `${amount(r.low)} to ${amount(r.high)}`)]
         : r.upper === null ? "" : `at most ${amount(r.upper)}`),
       limits && h("td", {}, limits.elements[r.element] ? `${limits.elements[r.element]} at.%` : ""))),
-      view.something_else === null ? "" : h("tr", { class: "off" }, h("td", {}, "something else"), h("td", {}, h("div", { class: "meter" }, h("i", { "--p": `${100 * view.something_else}%` }), h("span", {}, percent(view.something_else)))), h("td"), limits && h("td")));
+      view.something_else === null ? "" : h("tr", { class: "off" }, h("td", {}, view.something_else_name || "something else"), h("td", {}, h("div", { class: "meter" }, h("i", { "--p": `${100 * view.something_else}%` }), h("span", {}, percent(view.something_else)))), h("td"), limits && h("td")));
   };
   rows();
   const under = h("p", { class: "hint small" }, view.coverage ? `Intervals and upper limits cover ${Math.round(100 * view.coverage)} %. at.% count all atoms.` : "at.% count all atoms.");
