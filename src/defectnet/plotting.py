@@ -15,7 +15,7 @@ from defectnet.config import STORAGE_GRID
 from defectnet.elements import VOCABULARY, parse_formula, properties
 from defectnet.errors import ConfigError
 from defectnet.files import replacing
-from defectnet.inference.answer_text import something_else
+from defectnet.inference.answer_text import NAMED, something_else
 from defectnet.measure.broadening import broaden
 from defectnet.measure.encode import host_edge_mev
 from defectnet.spectrum import Spectrum
@@ -170,7 +170,7 @@ def _draw_corner(
         there = across[across > 0.0]
         weights = np.full(len(there), 1.0 / len(across))
         axes.hist(there, bins=30, range=(0.0, ends[0]), weights=weights, color=PRESENT_COLOUR)
-        for end in 100.0 * np.array([p.low[first], p.high[first]]) if p.probability[first] >= 0.5 else ():
+        for end in 100.0 * np.array([p.low[first], p.high[first]]) if p.elements[first] in answer.present else ():
             axes.axvline(end, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
         axes.set_yticks([])
         axes.set_title(f"{p.elements[first]}  {p.probability[first]:.0%}")
@@ -271,7 +271,7 @@ def _draw_limits(axes: Axes, plan: Plan) -> None:
         axes.annotate(words, (after, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         if one.named is not None:
             axes.plot([100.0 * one.named] * 2, [y - 0.38, y + 0.38], color="black", linewidth=1.4)
-    axes.plot([], [], color="black", linewidth=1.4, label="named by identify ($P \\geq 0.5$)")
+    axes.plot([], [], color="black", linewidth=1.4, label=f"named by identify ($P \\geq {NAMED}$)")
     axes.set_xlim(0.0, 120.0 * max(max(one.limit or one.room, one.named or 0.0) for one in plan.detections))
     axes.set_yticks(rows, plan.dopants)
     axes.set_ylim(max(len(rows), 4) - 0.4, -0.6)
