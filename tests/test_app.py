@@ -285,7 +285,7 @@ def test_long_work_waits_its_turn_and_stops(page, chromium, served):
     second.goto(served.url)
     for tab in (page, second):  # all but the question, for which the first is long enough
         tab.click("#tab-plan")
-        tab.select_option("#plan .crystal select", "GaAs")
+        tab.select_option("#plan .crystal select", app_questions.LONG)
     page.click("#plan .primary")
     page.get_by_text("of 4").or_(page.get_by_text("Superposed cells")).first.wait_for()
     second.click("#plan .primary")
