@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ except ImportError:
 FloatArray = NDArray[np.float64]
 Answer = tuple[FloatArray, FloatArray]
 """(K,) probabilities and expected concentrations."""
+
+OUT = Path(__file__).parents[1] / "runs" / "rivals"
 
 COMPONENTS = 16
 """Leading components of the change in superposed cells."""
@@ -100,14 +102,14 @@ def pair(row: Sample) -> tuple[Spectrum, Spectrum]:
     return host, doped
 
 
-def components(change: FloatArray, changes: FloatArray, concentration: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return (C,) and (N, C) leading components, in units of what placement scatters in each at 1 at.%."""
+def onto_components(changes: FloatArray, concentration: FloatArray) -> FloatArray:
+    """Return the (C, M) leading components of changes, in units of what placement scatters in each at 1 at.%."""
     weight = 1.0 / np.sqrt(concentration.sum(1, keepdims=True))
     directions = np.linalg.svd(changes * weight, full_matrices=False)[2][:COMPONENTS]
     found = changes @ directions.T
     fit = np.linalg.lstsq(concentration * weight, found * weight, rcond=None)[0]
     scatter = 0.1 * np.std((found - concentration @ fit) * weight, axis=0)
-    return directions @ change / scatter, found / scatter
+    return np.asarray(directions / scatter[:, None])
 
 
 def by_inference(host: Host, row: Sample) -> Answer:
@@ -130,7 +132,7 @@ def by_responses(host: Host, row: Sample) -> Answer:
             amounts = zip(host.elements, cells.concentration[n], strict=True)
             dopants = {symbol: float(x) for symbol, x in amounts if x > 0}
             made.append(LabPair(f"cell {n}", *spectra, row.formula, dopants, tuple(host.elements)))
-        out = Path("runs") / "rivals" / row.host_id
+        out = OUT / row.host_id
         out.mkdir(parents=True, exist_ok=True)
         job = Job("responses", out, base, EncodedPairs(made, base.spec.grid), METHODS["responses"].training)
         run_jobs([job])
@@ -149,14 +151,12 @@ def by_gaussian_process(host: Host, row: Sample) -> Answer:
     """Answer by subsets under a Gaussian process in the concentrations."""
     cells = host.known.cells
     change, changes = host.changes(row, cells)
-    seen, found = components(change, changes, cells.concentration)
+    onto = onto_components(changes, cells.concentration)
+    seen, found = onto @ change, changes @ onto.T
     k, spread = cells.concentration.shape[1], found.std(0)
-
-    def learn() -> GaussianProcessRegressor:
-        kernel = ConstantKernel(1.0) * RBF(np.full(k, 0.2), (0.02, 5.0)) + WhiteKernel(0.01)
-        return GaussianProcessRegressor(kernel, n_restarts_optimizer=0).fit(cells.concentration, found / spread)
-
-    process = learn()  # components are the row's own: its bins are
+    # Learnt for each row: its bins are its own.
+    kernel = ConstantKernel(1.0) * RBF(np.full(k, 0.2), (0.02, 5.0)) + WhiteKernel(0.01)
+    process = GaussianProcessRegressor(kernel, n_restarts_optimizer=0).fit(cells.concentration, found / spread)
 
     def rest(c: FloatArray, subset: tuple[int, ...]) -> FloatArray:
         place = np.zeros((1, k))
@@ -193,20 +193,22 @@ def by_neural_posterior(host: Host, row: Sample) -> Answer:
 
     cells = host.once("cells", draw)
     change, changes = host.changes(row, cells)
-    seen, found = components(change, changes, cells.concentration)
 
-    def learn() -> Any:
+    def learn() -> tuple[FloatArray, Any]:
+        onto = onto_components(changes, cells.concentration)
         rng = np.random.default_rng(6)
         small = np.exp(rng.uniform(np.log(1e-5), np.log(LOWEST), cells.concentration.shape))
         amounts = np.log(np.where(cells.concentration > 0.0, cells.concentration, small))
         prior = sbi.utils.BoxUniform(torch.full((k,), float(np.log(1e-5))), torch.full((k,), float(np.log(0.3))))
-        inference = sbi.inference.NPE(prior=prior)
-        torch.manual_seed(0)
-        inference.append_simulations(torch.tensor(amounts).float(), torch.tensor(found).float())
-        with redirect_stdout(sys.stderr):  # it tells each epoch
-            return inference.build_posterior(inference.train())
+        OUT.mkdir(parents=True, exist_ok=True)
+        with chdir(OUT), redirect_stdout(sys.stderr):  # it logs where it is called, and tells each epoch
+            inference = sbi.inference.NPE(prior=prior)
+            torch.manual_seed(0)
+            inference.append_simulations(torch.tensor(amounts).float(), torch.tensor(changes @ onto.T).float())
+            return onto, inference.build_posterior(inference.train())
 
-    posterior = host.once(f"posterior {len(seen)}", learn)
+    onto, posterior = host.once(f"posterior in {len(change)} bins", learn)
+    seen = onto @ change
     torch.manual_seed(1)
     samples = posterior.sample((2000,), x=torch.tensor(seen).float(), show_progress_bars=False).exp().numpy()
     there = samples > LOWEST

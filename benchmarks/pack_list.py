@@ -12,10 +12,19 @@ import argparse
 import json
 import lzma
 from pathlib import Path
+from typing import Any
 
 from defectnet.files import replacing
 
 DATA = Path(__file__).parents[1] / "data"
+
+
+def ordered(data: Path) -> list[tuple[dict[str, Any], str]]:
+    """Return the crystals of the order in a folder, each with structure and dopants, and the split that it is of."""
+    with lzma.open(data / "hosts.json.xz", "rt", encoding="utf-8") as file:
+        structures = {one["id"]: one for one in json.load(file)}
+    order = json.loads((data / "pack-order.json").read_text(encoding="utf-8"))
+    return [({**structures[one["id"]], "dopants": one["dopants"]}, one["split"]) for one in order]
 
 
 def main() -> None:
@@ -25,12 +34,9 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="not the first ones")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    with lzma.open(DATA / "hosts.json.xz", "rt", encoding="utf-8") as file:
-        structures = {one["id"]: one for one in json.load(file)}
-    order = json.loads((DATA / "pack-order.json").read_text(encoding="utf-8"))[chosen.skip :][: chosen.first]
+    entries = [entry for entry, _ in ordered(DATA)][chosen.skip :][: chosen.first]
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(chosen.out) as temporary:
-        entries = [{**structures[one["id"]], "dopants": one["dopants"]} for one in order]
         temporary.write_text(json.dumps(entries) + "\n", encoding="utf-8")
     print(f"{len(entries)} crystals")
 

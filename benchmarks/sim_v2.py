@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ from defectnet.files import replacing
 from defectnet.simulate.executors import LocalExecutor
 from defectnet.simulate.from_packs import simulate_packs
 from defectnet.simulate.rows import read_settings
+from pack_list import ordered
 
 ROOT: Final = Path(__file__).parents[1]
 DATA: Final = ROOT / "data"
@@ -71,12 +71,9 @@ def bundled_packs(folders: Sequence[Path] = NEQUIX) -> list[PackFile]:
 
 def further_hosts(known: Sequence[PackFile], count: int | None) -> list[dict[str, Any]]:
     """Return entries of the list of hosts, with dopants: the first of the order that have no pack yet."""
-    with lzma.open(DATA / "hosts.json.xz", "rt", encoding="utf-8") as file:
-        structures = {one["id"]: one for one in json.load(file)}
-    order = json.loads((DATA / "pack-order.json").read_text(encoding="utf-8"))
     there = {pack.id for pack in known}
-    wanted = [one for one in order if one["split"] != "test" and one["id"] not in there]
-    return [{**structures[one["id"]], "dopants": one["dopants"]} for one in wanted[:count]]
+    wanted = [entry for entry, split in ordered(DATA) if split != "test" and entry["id"] not in there]
+    return wanted[:count]
 
 
 def seconds_a_pair(packs: Sequence[PackFile], settings: PairSettings) -> float:

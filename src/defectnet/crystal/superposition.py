@@ -33,6 +33,9 @@ the relative change of volume, and of the root of the share of imaginary modes. 
 EXPECTED_SPREAD = 4.8
 """Standard deviation of what is measured over what is expected, as a factor, in hosts that were left out of the fit."""
 
+REMEMBERED = 2000
+"""Substituted sites of which it is remembered what atoms they change, some 20 kB each: all those of small cells."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
@@ -92,7 +95,7 @@ class Superposition:
         self.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
         self._spread: dict[tuple[str, int], NDArray[np.inexact]] = {}
         self._placed: dict[tuple[str, int, int], _Placed] = {}
-        self._seats: dict[tuple[_Placed, int], tuple[IntArray, IntArray]] = {}
+        self._reached: dict[tuple[_Placed, int], tuple[IntArray, IntArray]] = {}
         operations = host.operations
         orbits = self._orbits = operations.orbits()
         self._onto: dict[int, Operations] = {}
@@ -204,7 +207,7 @@ class Superposition:
         pristine = self.cell.folded(total([self.host.at_volume(log_volume), *far]))
         parts = [[pristine.first, pristine.second, pristine.shift, pristine.block]]
         for site, placed, change in self._changes(occupation, log_volume, rng):
-            index, shift = self._seat(placed, site)
+            index, shift = self._atoms(placed, site)
             apart = shift[placed.second] - shift[placed.first]
             found = (index[placed.first], index[placed.second], apart, change)
             parts.append([torch.from_numpy(part) for part in found])
@@ -231,7 +234,7 @@ class Superposition:
         n = len(self.cell)
         pairs, norms = [], []
         for site, placed, change in self._changes(occupation, self._sum(occupation, "far_volume"), None):
-            index, _ = self._seat(placed, site)
+            index, _ = self._atoms(placed, site)
             first, second = index[placed.first], index[placed.second]
             pairs.append((first * n + second)[first != second])
             norms.append(np.linalg.norm(change, axis=(1, 2))[first != second])
@@ -291,14 +294,17 @@ class Superposition:
             self._placed[key] = turned(found, onto.only(np.array([choice])), basis)
         return self._placed[key]
 
-    def _seat(self, placed: _Placed, site: int) -> tuple[IntArray, IntArray]:
+    def _atoms(self, placed: _Placed, site: int) -> tuple[IntArray, IntArray]:
         """Return which atoms of the supercell, and of which of its images, a substitution on a site changes."""
-        if (placed, site) not in self._seats:
-            self._seats[placed, site] = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
-        return self._seats[placed, site]
+        found = self._reached.get((placed, site))
+        if found is None:
+            found = self.cell.find(placed.basis, placed.lattice + self.cell.lattice[site])
+            if len(self._reached) < REMEMBERED:
+                self._reached[placed, site] = found
+        return found
 
     def _add(self, out: NDArray[np.inexact], site: int, placed: _Placed, change: FloatArray) -> None:
-        index, shift = self._seat(placed, site)
+        index, shift = self._atoms(placed, site)
         n = len(self.cell)
         first, second = index[placed.first], index[placed.second]
         keys = first * n + second

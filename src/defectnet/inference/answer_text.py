@@ -75,18 +75,13 @@ def sentence(answer: KnownCrystalAnswer) -> str:
 def _amounts(answer: KnownCrystalAnswer, element: int) -> str:
     """Say how likely an element is, and how much of it there is."""
     p, i = answer.posterior, element
-    range_ = f"{100 * p.low[i]:.2g} to {100 * p.high[i]:.2g}"
-    return f"{p.elements[i]} ({p.probability[i]:.0%}; {100 * p.if_present[i]:.2g} at.%, {range_})"
-
-
-def _unlisted(p: Posterior) -> tuple[str, ...]:
-    """Return the dopants that are no candidates."""
-    return p.dopants[len(p.dopants) - len(p.unlisted) :]
+    interval = f"{100 * p.low[i]:.2g} to {100 * p.high[i]:.2g}"
+    return f"{p.elements[i]} ({p.probability[i]:.0%}; {100 * p.if_present[i]:.2g} at.%, {interval})"
 
 
 def _named(p: Posterior, dopants: Sequence[str]) -> str:
     """Name dopants, and say which is no candidate."""
-    words = [x.partition("@")[0] + (", which is no candidate" if x in _unlisted(p) else "") for x in dopants]
+    words = [x.partition("@")[0] + (", which is no candidate" if x in p.by_unlisted else "") for x in dopants]
     return " and ".join(words)
 
 
@@ -104,14 +99,14 @@ def verdict(answer: KnownCrystalAnswer) -> str:
         text = (
             "What changed is within noise and what two measurements may differ by: energy scale, background, resolution"
         )
-    elsewhere = [x for x, c in zip(p.dopants, p.best, strict=True) if c and x in _unlisted(p)]
+    elsewhere = [x for x, c in zip(p.dopants, p.best, strict=True) if c and x in p.by_unlisted]
     if elsewhere and answer.verdict != "does not explain":
         text += f" with {_named(p, elsewhere)}"
     text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present or elsewhere else ""
     others = [one for one in p.likeliest[1:] if one.probability >= 0.05][:1]
     if others:
         names = _named(p, others[0].dopants) or "no dopant"
-        known = set(others[0].dopants).isdisjoint(_unlisted(p))
+        known = set(others[0].dopants).isdisjoint(p.by_unlisted)
         names += " with something else" if others[0].other and known else ""
         text += f"; next likely: {names} ({others[0].probability:.0%})"
     return text + "."

@@ -182,10 +182,10 @@ class KnownCrystalAnswer:
     @property
     def resembles(self) -> dict[str, float]:
         """Elements that are no candidates and that the pack holds -> probability that each is what else is there."""
-        p, out = self.posterior, dict[str, float]()
-        for name, value in zip(p.dopants[len(p.dopants) - len(p.unlisted) :], p.unlisted, strict=True):
+        out: dict[str, float] = {}
+        for name, value in self.posterior.by_unlisted.items():
             symbol = name.partition("@")[0]
-            out[symbol] = out.get(symbol, 0.0) + float(value)
+            out[symbol] = out.get(symbol, 0.0) + value
         return dict(sorted(out.items(), key=lambda one: -one[1]))
 
     @property
@@ -308,7 +308,7 @@ class KnownCrystalAnswer:
             "changed": self.changed,
             "host_distance": self.host_distance,
             "dopants": list(p.dopants),
-            "unlisted": dict(zip(p.dopants[len(p.dopants) - len(p.unlisted) :], p.unlisted.tolist(), strict=True)),
+            "unlisted": p.by_unlisted,
             "best": {name: float(x) for name, x in zip(p.dopants, p.best, strict=True) if x},
             "elements": [
                 {"element": p.elements[i], **{name: float(getattr(p, own)[i]) for own, name in _COLUMNS.items()}}

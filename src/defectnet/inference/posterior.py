@@ -259,21 +259,24 @@ class Likelihood:
         own = self.amplitude.own**2 * responses[:, :, None] * responses[:, None, :]
         own = own + self.scatter[self.taught] / (self.emulator.sources * SAMPLED_AT)
         shape = self.norm2[self.taught, None, None] * self.shape
-        along = self.amplitude.common**2 * np.outer(mean, mean)
-        part, covered = [], along + 0.0
+        covered = self.amplitude.common**2 * np.outer(mean, mean)
         alone = self._superposed(c)[:, None, None] * self.shape
         for n, one in enumerate(standards):
             block = slice(n * d, (n + 1) * d)
             found = self.onto @ one.noise @ self.onto.T + self.fixed - np.eye(d) + alone[n]
             covered[block, block] += found + np.tensordot(self.weights(c[n : n + 1])[0], self.scatter, axes=1)
+        first, curved = growth[:, :t].T, growth[:, t:].T
+        together = first[:, :, None] * first[:, None] + CURVED * curved[:, :, None] * curved[:, None]  # (T, N, N)
         for k in range(t):
-            together = growth[:, k, None] * growth[:, k] + CURVED * growth[:, t + k, None] * growth[:, t + k]
-            covered += np.kron(together, own[k])
-            part.append(np.kron(together + UNTAUGHT * np.diag(c[:, self.taught[k]] ** 2), shape[k]))
-        share = self._told_shares(rest, covered, part) + SMALL_CELLS
+            covered += np.kron(together[k], own[k])
+        together += UNTAUGHT * first[:, :, None] ** 2 * np.eye(len(c))
+        told = slice(0, TELLING * d)
+        parts = [np.kron(together[k, :TELLING, :TELLING], shape[k]) for k in range(t)]
+        share = self._told_shares(rest[told], covered[told, told], parts) + SMALL_CELLS
+        for k in range(t):
+            covered += np.kron(together[k], share[k] * shape[k])
         errors = own + share[:, None, None] * shape
         errors = np.concatenate([errors, CURVED * errors])
-        covered += np.tensordot(share, np.stack(part), axes=1)
         cross = np.concatenate([np.kron(growth[:, k], errors[k]) for k in range(2 * t)])
         cross = np.concatenate([cross, self.amplitude.common**2 * mean.reshape(1, -1)])
         solved = np.linalg.solve(covered, np.concatenate([rest[:, None], cross.T], axis=1))
@@ -289,27 +292,27 @@ class Likelihood:
             float(self.amplitude.common**2 - known[-1, -1]),
         )
 
-    def _told_shares(self, rest: FloatArray, covered: FloatArray, part: Sequence[FloatArray]) -> FloatArray:
+    def _told_shares(self, rest: FloatArray, covered: FloatArray, parts: Sequence[FloatArray]) -> FloatArray:
         """Return the (T,) expected shares: of each dopant given the others', starting from what is expected of all.
 
         Args:
             rest: (N D,) what the computed responses leave of the standards.
             covered: Covariance of that without the parts that are in proportion to the shares.
-            part: These, T of them.
+            parts: These, T of them.
         """
         shares, weights = np.array([*self.errors.discrepancy, *SHARES]).T
-        told = slice(0, TELLING * len(self.fixed))
-        rest, covered, part = rest[told], covered[told, told], [one[told, told] for one in part]
-        found = np.full(len(part), self.typical)
+        found = np.full(len(parts), self.typical)
+        total = covered + self.typical * sum(parts)
         for _ in range(2):
-            for k in range(len(part)):
-                others = covered + sum((found[j] * part[j] for j in range(len(part)) if j != k), np.zeros_like(covered))
+            for k, part in enumerate(parts):
+                total -= found[k] * part
                 logs = np.log(weights)
                 for i, share in enumerate(shares):
-                    root = np.linalg.cholesky(others + share * part[k])
+                    root = np.linalg.cholesky(total + share * part)
                     white = solve_triangular(root, rest, lower=True)
                     logs[i] -= 0.5 * float(white @ white) + float(np.log(np.diag(root)).sum())
                 found[k] = np.exp(logs - logsumexp(logs)) @ shares
+                total += found[k] * part
         return found
 
     def _growth(self, concentration: FloatArray) -> FloatArray:
@@ -361,9 +364,7 @@ class Likelihood:
         A factor of the response cannot be told from one of the concentration. It is no part of the covariance but
         multiplies what is drawn, so that it stays a factor. What standards have taught is in the covariance.
         """
-        own = np.full(len(self.emulator.dopants), self.amplitude.own)
-        own[self.taught] = 0.0
-        return own, 0.0 if len(self.taught) else self.amplitude.common
+        return self.amplitude.own * self.by_pack, 0.0 if len(self.taught) else self.amplitude.common
 
     def weights(self, concentration: FloatArray) -> FloatArray:
         """Return the (S, K) weights of the dopants' scatter: that of the sample, and the error of the mean."""
@@ -437,9 +438,7 @@ class Likelihood:
         both = cross[:, :, None] * mean[:, None, :]
         out += both + both.transpose(0, 2, 1)
         out += learnt.amplitude_variance * mean[:, :, None] * mean[:, None, :]
-        rest = c.copy()
-        rest[:, self.taught] = 0.0
-        untaught = np.stack([self._shifted(rest, share) for share in shares])
+        untaught = np.stack([self._shifted(c * self.by_pack, share) for share in shares])
         return np.asarray(out + untaught[:, :, None, None] * self.shape)
 
     def predicted(self, concentration: FloatArray) -> FloatArray:
@@ -507,6 +506,12 @@ class Posterior:
     best: FloatArray
     unlisted: FloatArray
     samples: FloatArray
+
+    @property
+    def by_unlisted(self) -> dict[str, float]:
+        """Names of the dopants that are no candidates -> probability that each is what else is there."""
+        names = self.dopants[len(self.dopants) - len(self.unlisted) :]
+        return dict(zip(names, self.unlisted.tolist(), strict=True))
 
 
 def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Posterior:

@@ -26,10 +26,8 @@ MEV_PER_ROOT = 64.654151
 IMAGINARY_MEV = 0.5
 """Modes softer than minus this are imaginary; nearer to zero is numerical noise of a translation."""
 
-
 BATCH_BYTES = 256 * 2**20
 """Memory for dynamical matrices of several wave vectors at a time."""
-
 
 SMALL = 48
 """Largest matrices, 3 N, that are diagonalised many at a time."""
@@ -124,9 +122,8 @@ def modes_of(hessians: Iterable[Tensor], crystal: Crystal, q_points: Sequence[Fl
     """
     root = np.repeat(1.0 / np.sqrt(atomic_masses[crystal.numbers]), 3)
     energies, weights = [], []
-    found: Iterable[tuple[FloatArray, FloatArray]] = (eigenvalues_and_shares(hessian, root) for hessian in hessians)
-    if len(root) <= SMALL:
-        found = _of_small(list(hessians), root)
+    small = len(root) <= SMALL
+    found = _of_small(list(hessians), root) if small else (eigenvalues_and_shares(one, root) for one in hessians)
     for q, (values, share) in zip(q_points, found, strict=True):
         if _is_gamma(q):
             keep = np.ones(len(values), dtype=bool)
