@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ase.build import bulk
 from defectnet.benchmark.known_crystal import KnownCrystalEstimator, likeliest_candidates
 from defectnet.cli import main
 from defectnet.config import MODEL_GRID
+from defectnet.crystal.compositions import Composition, draw_occupation
 from defectnet.crystal.hosts import host_from_atoms
 from defectnet.crystal.make import MakeSettings
 from defectnet.crystal.plausible import plausible_dopants
@@ -23,7 +25,7 @@ from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import DefectNetError
 from defectnet.inference import known_crystal
 from defectnet.inference.answer_text import rows, sentence, verdict
-from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations
+from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations, spread_wave_vectors
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, widest
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
@@ -245,11 +247,94 @@ def test_the_emulator_predicts_cells_that_it_has_not_seen(pack):
     emulator = Emulator(cells, instrument)
     pristine = instrument.seen(others.elements, others.pristine)[others.source]
     change = instrument.seen(others.elements, others.doped) - pristine
-    left = ((change - emulator.mean(others.concentration)) ** 2).sum(1)
+    rest = change - emulator.mean(others.concentration)
+    # Cells sample few wave vectors: their hosts show how they deviate from the crystal for it.
+    deviation = pristine - instrument.seen(others.elements, others.host)
+    left = ((rest - emulator.carried(others.concentration, deviation)) ** 2).sum(1)
     assert np.median(left / (change**2).sum(1)) < 0.1
+    assert left.mean() < 0.9 * (rest**2).sum(1).mean()
     # Its own scatter says how far single cells are off.
     expected = np.einsum("nk,kmm->n", others.concentration, emulator.scatter)
     assert 0.3 < np.mean(left / expected) < 3.0
+
+
+def test_wave_vectors_fill_the_reciprocal_cell():
+    found = spread_wave_vectors(24)
+    assert found.shape == (24, 3)
+    assert ((found >= 0.0) & (found < 1.0)).all()
+    # Lattice vectors up to the third shell hardly see them bunched; of random ones they would see 24^-1/2.
+    shells = np.array([n for n in product((-1, 0, 1), repeat=3) if any(n)])
+    assert np.abs(np.exp(2j * np.pi * found @ shells.T).mean(0)).mean() < 0.08
+    assert not np.isclose(2.0 * found, np.round(2.0 * found)).all(1).any()
+
+
+def test_cells_in_single_precision_have_the_same_spectra(pack):
+    one, rng = CellSource(pack, ("Al@Ga",)).superpositions[4], np.random.default_rng(0)
+    double = one.at(one.q_points)
+    occupation = draw_occupation(double, Composition.of(("Al@Ga",), (0.06,)), rng)
+    found, exact = one.modes(occupation), double.modes(occupation)
+    np.testing.assert_allclose(found.energy_mev, exact.energy_mev, atol=1e-3 * exact.energy_mev.max())
+    assert one.hessians(occupation).dtype == np.complex64
+
+
+def test_the_mean_and_its_derivatives_agree(crystal):
+    emulator = Emulator(crystal.cells, InstrumentMap(np.linspace(0.0, 1.5, 60), 0.1))
+    instrument = InstrumentMap(np.linspace(0.0, 1.5, 60), 0.1)
+    host = instrument.seen(*crystal.host)
+    errors = crystal.errors(emulator, instrument, 1e-4 * np.eye(59), host, True, 100.0)
+    deviation = instrument.seen(crystal.cells.elements, crystal.cells.pristine[0]) - host
+    likelihood = Likelihood(emulator, replace(errors, deviation=deviation), np.zeros(59))
+    c = np.linspace(0.01, 0.04, len(emulator.dopants))[None]
+    steps = 1e-5 * np.eye(len(emulator.dopants))
+    numeric = [(likelihood.mean(c + step) - likelihood.mean(c - step))[0] / 2e-5 for step in steps]
+    np.testing.assert_allclose(likelihood.jacobian(c)[0], numeric, rtol=1e-4, atol=1e-4 * np.abs(numeric).max())
+    without = Likelihood(emulator, errors, np.zeros(59))
+    assert np.abs(likelihood.mean(c) - without.mean(c)).max() > 1e-3 * np.abs(without.mean(c)).max()
+
+
+def test_superposition_that_fails_is_no_surprise(crystal):
+    """In the pack's own world it may miss much more than is expected: then amounts are less sure, too."""
+    instrument = InstrumentMap(np.linspace(0.0, 1.5, 60), 0.1)
+    emulator = Emulator(crystal.cells, instrument)
+    errors = crystal.errors(emulator, instrument, 1e-6 * np.eye(59), instrument.seen(*crystal.host), True, 1e6)
+    c = np.zeros((1, len(emulator.dopants)))
+    c[0, 0] = 0.08
+    size = np.sqrt(25.0 * emulator.misfit(c)[0] * emulator.squared(c)[0])
+    off = np.random.default_rng(0).multivariate_normal(np.zeros(59), size**2 * errors.shape)
+    likelihood = Likelihood(emulator, errors, emulator.mean(c)[0] + off)
+    logs = likelihood.log_by_world(c, likelihood.factors(c))[:, 0]
+    assert logs.argmax() == 3  # the largest
+    own, common = likelihood.factor_deviation(c[0], logs)
+    usual, _ = likelihood.factor_deviation(c[0], np.array([0.0, -1e3, -1e3, -1e3]))
+    assert own[0] > 5.0 * usual[0] > 0.0
+    assert common == 0.0
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02])
+def test_noise_is_told_from_how_a_curve_scatters(noise):
+    x = np.linspace(0.0, 1.0, 400)
+    curve = np.exp(-0.5 * ((x - 0.4) / 0.02) ** 2) + 0.6 * np.exp(-0.5 * ((x - 0.7) / 0.03) ** 2) + 0.3
+    noisy = curve + np.random.default_rng(1).normal(0.0, noise, 400)
+    assert known_crystal.estimated_noise(noisy) == pytest.approx(noise, rel=0.2)
+    assert known_crystal.estimated_noise(curve) < 1e-3
+
+
+@pytest.mark.parametrize("atoms", [0.0, -5.0, float("nan")])
+def test_atoms_of_a_simulated_cell_are_checked(crystal, atoms):
+    host, doped, _ = spectra({"Al": 0.05})
+    with pytest.raises(DefectNetError, match="atoms of the simulated cell"):
+        crystal.identify(host, doped, same_potential=True, sample_atoms=atoms)
+
+
+def test_a_simulated_sample_is_a_cell_unless_it_is_told(crystal):
+    host, doped, _ = spectra({"Al": 0.05})
+    usual, cell, endless = (
+        crystal.identify(host, doped, same_potential=True, sample_atoms=atoms).posterior
+        for atoms in (None, known_crystal.SIMULATED_ATOMS, 1e6)
+    )
+    i = usual.elements.index("Al")
+    assert usual.low[i] == cell.low[i]
+    assert usual.high[i] - usual.low[i] > endless.high[i] - endless.low[i]
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from defectnet.inference.emulator import LOWEST
 from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
 from defectnet.inference.parting import part
 from defectnet.inference.plan import Expected, Setup, parse_amounts, percent, plan, sentence, told_apart
-from defectnet.inference.posterior import Likelihood, Likely, infer
+from defectnet.inference.posterior import ErrorSize, Likelihood, Likely, infer
 from defectnet.plotting import plot_plan
 from packs import gallium_arsenide
 
@@ -74,10 +74,11 @@ def test_the_odds_are_those_of_identify(alone, same):
     expected = Expected(alone, replace(SETUP, same_potential=same))
     rng = np.random.default_rng(5)
     amounts = np.array([0.004, 0.01, 0.03])
-    drawn = np.concatenate([expected.draw_undoped(2, rng), *expected.draw(0, amounts, 1, rng)])
-    found = expected.log_odds(drawn, expected.hypotheses(0), expected.nothing())
-    for one, change in zip(found, drawn, strict=True):
-        assert one == pytest.approx(odds_of_identify(expected, change), abs=0.2 + 0.03 * abs(one))
+    drawn = np.concatenate([expected.draw_undoped(4, rng), *expected.draw(0, amounts, 6, rng)])
+    found = expected.log_odds(drawn, expected.hypothesis(0))
+    wanted = np.array([odds_of_identify(expected, change) for change in drawn])
+    # Where a change is unlike the response, the likeliest concentration depends on where it is looked for.
+    assert (np.abs(found - wanted) < 0.2 + 0.03 * np.abs(wanted)).mean() > 0.9
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -85,10 +86,10 @@ def test_so_many_are_found_at_the_limit_and_so_many_false_alarms_raised(alone, s
     setup = replace(SETUP, same_potential=same)
     one = plan(alone, setup=setup, amounts=(0.03,), vary=False).detections[0]
     expected, rng = Expected(alone, setup), np.random.default_rng(77)  # other draws than the plan's
-    weights, nothing = expected.hypotheses(0), expected.nothing()
+    hypothesis = expected.hypothesis(0)
     least = np.log(one.threshold / (1.0 - one.threshold))
-    doped = expected.log_odds(expected.draw(0, np.array([one.limit]), 1500, rng)[0], weights, nothing)
-    undoped = expected.log_odds(expected.draw_undoped(1500, rng), weights, nothing)
+    doped = expected.log_odds(expected.draw(0, np.array([one.limit]), 1500, rng)[0], hypothesis)
+    undoped = expected.log_odds(expected.draw_undoped(1500, rng), hypothesis)
     assert (doped > least).mean() == pytest.approx(planning.POWER, abs=0.04)
     assert (undoped > least).mean() == pytest.approx(planning.FALSE_ALARMS, abs=0.025)
 
@@ -98,7 +99,7 @@ def test_expected_intervals_are_those_of_identify(alone, same):
     expected = Expected(alone, replace(SETUP, same_potential=same))
     ends = expected.interval(0, 0.04, np.random.default_rng(3))
     drawn = expected.draw(0, np.array([0.04]), planning.INTERVAL_DRAWS, np.random.default_rng(3))[0]
-    found = [posterior_of_identify(expected, change) for change in drawn[::4]]
+    found = [posterior_of_identify(expected, change) for change in drawn]
     assert ends[0] == pytest.approx(np.median([p.low[0] for p in found]), rel=0.15)
     assert ends[1] == pytest.approx(np.median([p.high[0] for p in found]), rel=0.15)
 
@@ -128,19 +129,22 @@ def test_other_instruments_and_standards(varied):
 
 def test_standards_take_away_the_potential_s_error(alone):
     expected, at = Expected(alone, SETUP), np.array([0.03])
-    sizes = [np.trace(expected.covariance(0, at, 0.0, 0.6, n)[0]) for n in (0, 1, 5, 10**6)]
+    sizes = [np.trace(expected.covariance(0, at, 0.0, ErrorSize(0.6, 1.0, 1.0), n)[0]) for n in (0, 1, 5, 10**6)]
     assert sizes == sorted(sizes, reverse=True)
-    exact = np.trace(expected.exact.covariance(expected.alone(0, at), 0.0, 0.0)[0])
+    exact = np.trace(expected.exact.covariance(expected.alone(0, at))[0])
     assert sizes[-1] == pytest.approx(exact, rel=0.01)
 
 
 def test_look_alikes(crystal, made):
     assert np.diag(made.likeness) == pytest.approx(np.ones(2))
-    assert made.apart[0, 1] == made.apart[1, 0] > 0.0
-    expected = Expected(crystal, SETUP)
-    weights = [expected.hypotheses(i) for i in range(2)]
+    # Across potentials no amount parts these two in 95 of 100 samples.
+    assert np.isnan(made.apart[0, 1])
+    expected = Expected(crystal, replace(SETUP, same_potential=True))
+    one, other = (expected.hypothesis(i) for i in range(2))
+    apart = told_apart(expected, [one, other])
+    assert 0.0 < apart[0, 1] == apart[1, 0] < 0.03
     # Two that are one: nothing parts them.
-    assert np.isnan(told_apart(expected, [weights[0], weights[0]])[0, 1])
+    assert np.isnan(told_apart(expected, [one, one])[0, 1])
 
 
 def test_what_is_told(made):
@@ -234,8 +238,9 @@ def test_what_parts_two_explanations(crystal):
 
 
 def test_more_of_a_dopant_parts_better(crystal):
-    little, much = (part(crystal, answer_of(crystal, (c, 0.0), (0.0, 0.0))).now for c in (0.003, 0.05))
-    assert little < 0.95 < much
+    shares = [part(crystal, answer_of(crystal, (c, 0.0), (0.0, 0.0))).now for c in (0.003, 0.01, 0.05)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.9 < shares[-1]
 
 
 def test_without_another_explanation_there_is_nothing_to_part(crystal):

@@ -84,7 +84,7 @@ class Asker:
         checkpoint, revision: Network, as for `from_pretrained`, where the formula alone is known, or with `quick`; by
             default defectnet-small or defectnet-quick.
         potential, minutes: For structures without a bundled pack, as for `find_pack_for`.
-        fwhm_mev, same_potential, standards: As for `KnownCrystal.identify`.
+        fwhm_mev, same_potential, sample_atoms, standards: As for `KnownCrystal.identify`.
         quick: Whether the network reads what is computed of known crystals, in the place of the inference.
     """
 
@@ -94,6 +94,7 @@ class Asker:
     minutes: float | None = None
     fwhm_mev: float | None = None
     same_potential: bool = False
+    sample_atoms: float | None = None
     standards: Sequence[Standard] = ()
     quick: bool = False
     _model: DefectModel | None = field(default=None, repr=False)
@@ -129,6 +130,7 @@ class Asker:
             fwhm_mev=self.fwhm_mev,
             edge_mev=question.edge,
             same_potential=self.same_potential,
+            sample_atoms=self.sample_atoms,
             standards=self.standards,
         )
         return found
@@ -203,7 +205,8 @@ def identify(
         kind: Kind of DOS, likewise.
         element: Of a projected DOS.
         edge: Band edge of the host in meV.
-        **settings: Of `Asker`: checkpoint, revision, potential, minutes, fwhm_mev, same_potential, standards, quick.
+        **settings: Of `Asker`: checkpoint, revision, potential, minutes, fwhm_mev, same_potential, sample_atoms,
+            standards, quick.
 
     Raises:
         DefectNetError: It cannot be answered: which field or file is wrong, and how to mend it.
@@ -372,7 +375,14 @@ def _key(question: Question | Unanswered, asker: Asker, digests: dict[str, str])
             of.append(weights_sha256(_folder(question.pack)))
         if asker.quick or (not question.known and question.formula is not None):
             of.append(weights_sha256(asker.model.source))
-        settings = (asker.potential, asker.minutes, asker.fwhm_mev, asker.same_potential, asker.quick)
+        settings = (
+            asker.potential,
+            asker.minutes,
+            asker.fwhm_mev,
+            asker.same_potential,
+            asker.sample_atoms,
+            asker.quick,
+        )
         standards = [[one.host.energy.tolist(), one.doped.dos.tolist(), dict(one.dopants)] for one in asker.standards]
         of += [*settings, standards, made_with(None, "weights", {})["defectnet"]]
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()

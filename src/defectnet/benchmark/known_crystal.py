@@ -67,11 +67,15 @@ class KnownCrystalEstimator(Estimator):
     Args:
         packs: See `defectnet.data.packs.find_packs`.
         same_potential: The rows were simulated with the packs' potential.
-        sample_atoms: Atoms of the simulated cells, which scatter more than a sample does.
+        sample_atoms: As for `KnownCrystal.identify`.
     """
 
     def __init__(
-        self, packs: str | Path | Sequence[str | Path], *, same_potential: bool = False, sample_atoms: float = np.inf
+        self,
+        packs: str | Path | Sequence[str | Path],
+        *,
+        same_potential: bool = False,
+        sample_atoms: float | None = None,
     ) -> None:
         self.same_potential, self.sample_atoms = same_potential, sample_atoms
         files = find_packs(packs)

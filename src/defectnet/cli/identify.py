@@ -33,6 +33,7 @@ def identify_pair(
     minutes: float | None = None,
     fwhm_mev: float | None = None,
     same_potential: bool = False,
+    sample_atoms: float | None = None,
     standards: str | None = None,
     quick: bool = False,
     plot: str | None = None,
@@ -70,6 +71,7 @@ def identify_pair(
         minutes: With --structure: when to stop computing; what is missing then is said.
         fwhm_mev: With a known crystal: resolution of the spectra; fitted to the host's by default.
         same_potential: With a known crystal: the spectra were simulated with the pack's own potential.
+        sample_atoms: With --same-potential: atoms of the simulated cell, 128 by default.
         standards: With a known crystal: table of samples of known content, measured on the same instrument, as for
             `defectnet finetune`; one is enough.
         quick: With a known crystal: a network reads what is computed of it, in the place of the inference; worth it for
@@ -98,12 +100,18 @@ def identify_pair(
             minutes=minutes,
             fwhm_mev=fwhm_mev,
             same_potential=same_potential,
+            sample_atoms=sample_atoms,
             quick=quick,
         )
         return
     if host is None or doped is None:
         missing = "--host" if host is None else "--doped"
         raise ConfigError(f"{missing} is missing", fix="Give --host and --doped, or --table and --out for many pairs")
+    if sample_atoms is not None and not (same_potential and sample_atoms >= 1.0):
+        raise ConfigError(
+            f"--sample-atoms is {sample_atoms:g}",
+            fix="Give the atoms of the simulated cell, and --same-potential with it",
+        )
     known = structure is not None or pack is not None
     if formula is not None:
         parse_formula(formula)
@@ -136,6 +144,7 @@ def identify_pair(
             fwhm_mev=fwhm_mev,
             edge_mev=edge,
             same_potential=same_potential,
+            sample_atoms=sample_atoms,
             standards=standards,
             plot=plot,
             json=json,

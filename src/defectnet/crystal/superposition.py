@@ -92,7 +92,7 @@ class Superposition:
         self.host = host
         self.substitutions = dict(substitutions)
         self.cell = Supercell.of(host.primitive, matrix)
-        self.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
+        self.q_points, self._single = np.asarray(q_points, dtype=np.float64).reshape(-1, 3), False
         self._spread: dict[tuple[str, int], NDArray[np.inexact]] = {}
         self._placed: dict[tuple[str, int, int], _Placed] = {}
         self._reached: dict[tuple[_Placed, int], tuple[IntArray, IntArray]] = {}
@@ -102,11 +102,16 @@ class Superposition:
         for site in range(len(host.primitive)):
             self._onto[site] = operations.only(operations.image[:, orbits[site]] == site)
 
-    def at(self, q_points: Sequence[FloatArray]) -> Superposition:
-        """Return the same supercell sampled at other wave vectors; what does not depend on them is shared."""
+    def at(self, q_points: Sequence[FloatArray], *, single: bool = False) -> Superposition:
+        """Return the same supercell sampled at other wave vectors; what does not depend on them is shared.
+
+        Args:
+            q_points: (Q, 3) as for the supercell itself.
+            single: Whether Hessians are added up and diagonalised in single precision, in half the time.
+        """
         _ = self._folded  # before it is copied, or each would fold anew
         other = copy(self)
-        other.q_points = np.asarray(q_points, dtype=np.float64).reshape(-1, 3)
+        other.q_points, other._single = np.asarray(q_points, dtype=np.float64).reshape(-1, 3), single
         other._spread = {}
         other.__dict__.pop("_pristine", None)
         return other
@@ -119,10 +124,14 @@ class Superposition:
     @cached_property
     def _pristine(self) -> tuple[NDArray[np.inexact], ...]:
         """The host's Hessians at the wave vectors, and their derivatives by ln V; (Q, 3 N, 3 N) each."""
-        found = [part.at(self.q_points).numpy() for part in self._folded]
+        return tuple(self._held(part) for part in self._folded)
+
+    def _held(self, part: ForceConstants) -> NDArray[np.inexact]:
+        """Return the (Q, 3 N, 3 N) Hessians as they are added up: real where phases are signs."""
+        found = part.at(self.q_points).numpy()
         if np.allclose(2.0 * self.q_points, np.round(2.0 * self.q_points)):
-            return tuple(part.real.copy() for part in found)  # phases are signs
-        return tuple(found)
+            return found.real.astype(np.float32 if self._single else np.float64)
+        return found.astype(np.complex64) if self._single else np.asarray(found)
 
     def host_modes(self) -> Modes:
         """Return the phonons of the pristine supercell."""
@@ -268,8 +277,7 @@ class Superposition:
     def _far(self, dopant: str, site: int) -> NDArray[np.inexact]:
         """Return what a substitution changes far away, in the supercell, of all cells together."""
         if (dopant, site) not in self._spread:
-            found = self.cell.folded(self.substitutions[dopant, site].far).at(self.q_points).numpy()
-            self._spread[dopant, site] = found if np.iscomplexobj(self._pristine[0]) else found.real.copy()
+            self._spread[dopant, site] = self._held(self.cell.folded(self.substitutions[dopant, site].far))
         return self._spread[dopant, site]
 
     def _substitution(self, site: int, dopant: str) -> Substitution:
@@ -312,7 +320,7 @@ class Superposition:
         starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
         for matrix, q in zip(out.reshape(-1, n, 3, n, 3), self.q_points, strict=True):
             phase = np.exp(2j * np.pi * (shift @ q))
-            phase = phase if np.iscomplexobj(out) else phase.real
+            phase = phase.astype(out.dtype) if np.iscomplexobj(out) else phase.real
             blocks = change * (phase.conj()[placed.first] * phase[placed.second])[:, None, None]
             # In a small cell several images of an atom are within reach: their blocks add up.
             there = order[starts]

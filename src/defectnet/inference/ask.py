@@ -116,6 +116,7 @@ def ask_known(
     fwhm_mev: float | None = None,
     edge_mev: float | None = None,
     same_potential: bool = False,
+    sample_atoms: float | None = None,
     standards: Sequence[Standard] = (),
     made: Callable[[Progress], None] = lambda _: None,
     report: Report = _quiet,
@@ -129,6 +130,7 @@ def ask_known(
         fwhm_mev: As for `KnownCrystal.identify`, as the next three.
         edge_mev: Band edge of the host.
         same_potential: Whether the spectra were simulated with the pack's potential.
+        sample_atoms: Atoms of the simulated cell.
         standards: Samples of known content.
         made: Called after each substitution that is computed.
         report: Called as the rest goes on.
@@ -141,7 +143,13 @@ def ask_known(
     crystal = KnownCrystal(pack, candidates, report=lambda done, total: report("superposed cells", done, total))
     report("inference", 0, None)
     answer = crystal.identify(
-        host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev, same_potential=same_potential, standards=standards
+        host,
+        doped,
+        fwhm_mev=fwhm_mev,
+        edge_mev=edge_mev,
+        same_potential=same_potential,
+        sample_atoms=sample_atoms,
+        standards=standards,
     )
     told = answer.verdict != "does not explain"
     parting = part(crystal, answer, element=host.element, same_potential=same_potential) if told else None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Final
 
 import numpy as np
@@ -16,7 +15,7 @@ from scipy.optimize import nnls
 from defectnet.config import STORAGE_GRID
 from defectnet.crystal.compositions import Composition, draw_occupation
 from defectnet.crystal.pack import HostPack
-from defectnet.crystal.spectra import on_elements
+from defectnet.crystal.spectra import host_dos, on_elements
 from defectnet.crystal.superposition import Superposition
 from defectnet.elements import INDEX, SYMBOLS
 from defectnet.errors import SimulationError
@@ -31,11 +30,16 @@ IntArray = NDArray[np.int64]
 CELL_ATOMS: Final = 64
 """Atoms wished in a superposed cell: placement scatters as one over their number, the cost is its cube."""
 
-WAVE_VECTORS: Final = tuple(0.5 * np.array(q) for q in product((0, 1), repeat=3) if any(q))
-"""At which cells are sampled by turns, host and doped alike: the Hessian is real there, and no mode has zero energy."""
+SOURCES: Final = 24
+"""Wave vectors at which cells are sampled by turns, host and doped alike. They fill the Brillouin zone evenly: those
+where the Hessian is real lie on its faces alone, and in crystals with soft modes at Gamma (PbSe) the mean of their
+changes missed the true one by as much as there is."""
 
-SIZES: Final = (1.0, 0.8, 1.25)
-"""Cells by turns have so many times the atoms wished: one cell alone samples the crystal's wave vectors one way."""
+SIZES: Final = (1.0, 0.8, 1.2)
+"""Cells by turns have so many times the atoms wished: one alone keeps dopants apart from their images one way."""
+
+HOST_FWHM: Final = 0.01
+"""FWHM, in edges, of the DOS of the pristine crystal at all wave vectors."""
 
 UNSTABLE: Final = 0.005
 """Share of imaginary modes beyond the host's from which on a cell tells nothing."""
@@ -52,6 +56,9 @@ FLOOR: Final = 0.03
 COMMON: Final = 0.3
 """Share of the scatter of all dopants in that of each, of which there are few cells."""
 
+BLURRED_AT: Final = 0.02
+"""Total concentration at which half of what dopants blur is blurred."""
+
 RIDGES: Final = tuple(10.0 ** np.arange(-8.0, 1.0))
 """Ridge penalties among which leaving one cell out decides."""
 
@@ -65,6 +72,7 @@ class Cells:
         concentration: (N, K) dopant atoms over all atoms.
         elements: E symbols, by atomic number. doped: (N, E, L) projected DOS on `STORAGE_GRID`.
         pristine: (P, E, L) of the pristine cells, and source: (N,) which of them belongs to each.
+        host: (E, L) of the pristine crystal, at all wave vectors.
         misfit: (N,) share of the change that superposition is expected to leave unexplained.
         atoms: (N,) of each.
         left_out: Cells that were unstable.
@@ -76,6 +84,7 @@ class Cells:
     doped: FloatArray
     pristine: FloatArray
     source: IntArray
+    host: FloatArray
     misfit: FloatArray
     atoms: IntArray
     left_out: int
@@ -89,6 +98,7 @@ class Cells:
             np.concatenate([self.doped, other.doped]),
             self.pristine,
             np.concatenate([self.source, other.source]),
+            self.host,
             np.concatenate([self.misfit, other.misfit]),
             np.concatenate([self.atoms, other.atoms]),
             self.left_out + other.left_out,
@@ -104,6 +114,7 @@ class Cells:
             self.doped[cells],
             self.pristine,
             self.source[cells],
+            self.host,
             self.misfit[cells],
             self.atoms[cells],
             self.left_out,
@@ -127,12 +138,15 @@ class CellSource:
         n, cell = len(pack.host.primitive), pack.host.primitive.cell
         matrices = []
         for size in SIZES:
-            wanted = max(int(atoms * size), n)
-            matrices.append(supercell_matrix(cell, n, wanted, (min(int(0.8 * wanted), n), max(int(1.2 * wanted), n))))
+            count = max(1, round(atoms * size / n))
+            slack = max(1, round(0.1 * count))
+            bounds = n * max(1, count - slack), n * (count + slack)
+            matrices.append(supercell_matrix(cell, n, n * count, bounds))
         symbols = {SYMBOLS[int(z)] for z in pack.host.primitive.numbers}
         self.elements = tuple(sorted(symbols | {d.partition("@")[0] for d in dopants}, key=INDEX.__getitem__))
-        cells = [Superposition(pack.host, pack.substitutions, matrix, WAVE_VECTORS[:1]) for matrix in matrices]
-        self.superpositions = [one.at([q]) for q in WAVE_VECTORS for one in cells]
+        q_points = list(spread_wave_vectors(SOURCES))
+        cells = [Superposition(pack.host, pack.substitutions, matrix, q_points[:1]) for matrix in matrices]
+        self.superpositions = [cells[i % len(cells)].at([q], single=True) for i, q in enumerate(q_points)]
         self._host = [one.host_modes() for one in self.superpositions]
         self.pristine = np.stack(
             [
@@ -140,6 +154,9 @@ class CellSource:
                 for found, one in zip(self._host, self.superpositions, strict=True)
             ]
         )
+        elements, dos = host_dos(pack, HOST_FWHM * pack.host.band_edge_mev)
+        self.host = np.zeros(self.pristine.shape[1:])
+        self.host[[self.elements.index(symbol) for symbol in elements]] = dos
 
     def only(self, dopants: Sequence[str]) -> CellSource:
         """Return a source of cells with some of the dopants; what is computed of the host is shared."""
@@ -193,12 +210,22 @@ class CellSource:
                 f"{self.pack.host.id}: every cell with {', '.join(self.dopants)} is unstable", fix="Leave some out"
             )
         counts, doped, source, shares, atoms = (np.array(column) for column in zip(*found, strict=True))
-        return Cells(self.dopants, counts, self.elements, doped, self.pristine, source, shares, atoms, left_out)
+        host = self.pristine, source, self.host
+        return Cells(self.dopants, counts, self.elements, doped, *host, shares, atoms, left_out)
 
     def projected(self, modes: Modes, crystal: Crystal) -> FloatArray:
         """Return the (E, L) projected DOS of a cell, pristine or doped."""
         dos, _ = projected_dos(modes, crystal, self.pack.host.band_edge_mev, STORAGE_GRID)
         return on_elements(self.elements, crystal.numbers, dos)
+
+
+def spread_wave_vectors(count: int) -> FloatArray:
+    """Return (Q, 3) wave vectors that fill a reciprocal cell evenly, none of them at a point of symmetry.
+
+    An additive recurrence with powers of the root of x^4 = x + 1, which generalises the golden ratio.
+    """
+    root = 1.2207440846057596
+    return np.asarray((0.5 + np.arange(1, count + 1)[:, None] / root ** np.arange(1, 4)) % 1.0)
 
 
 def draw_concentrations(room: FloatArray, count: int, rng: np.random.Generator, *, most: int = 3) -> FloatArray:
@@ -249,6 +276,10 @@ class Emulator:
         self.scale = np.abs(features).max(0)
         self.scale[self.scale == 0.0] = 1.0
         design, target = features / self.scale * root[:, None], change * root[:, None]
+        deviation = (host - instrument.seen(cells.elements, cells.host))[cells.source]
+        self._middle, self.kept = instrument.middle, np.zeros((3, len(cells.dopants)))
+        self.kept = self._fit_kept(cells.concentration, deviation, _ridge(design, target)[1], root)
+        target = target - root[:, None] * self.carried(cells.concentration, deviation)
         self.coefficients, rest, inverse = _ridge(design, target)
         # Roots of quadratic forms of the features: one product each.
         self._inverse_root = _root(inverse) / self.scale[:, None]
@@ -267,6 +298,40 @@ class Emulator:
         first, second = self._pairs
         square = c * c
         return np.concatenate([c, square, square * c, c[..., first] * c[..., second]], axis=-1)
+
+    def carried(self, concentration: FloatArray, deviation: FloatArray) -> FloatArray:
+        """Return the (..., M) part of a change that is there because a cell samples few wave vectors.
+
+        The host of the same cell has a DOS that deviates from the crystal's for that reason. Dopants blur and shift
+        this deviation with all else, so that it is in the change, too: a control variate.
+
+        Args:
+            concentration: (..., K) of the cell.
+            deviation: (..., M) of its pristine spectrum from the crystal's.
+        """
+        weights = _blurring(concentration)
+        terms = self.deviation_terms(deviation)
+        return np.asarray(np.einsum("...jk,jk,...jm->...m", weights, self.kept, terms))
+
+    def deviation_terms(self, deviation: FloatArray) -> FloatArray:
+        """Return the (..., 3, M) directions in which dopants change (..., M) deviations: less, shifted, and blurred."""
+        x = self._middle
+        slope = np.gradient(deviation, x, axis=-1)
+        curvature = 1e-3 * np.gradient(slope, x, axis=-1)
+        return np.stack([deviation, x * slope + deviation, curvature], axis=-2)
+
+    def _fit_kept(self, c: FloatArray, deviation: FloatArray, rest: FloatArray, root: FloatArray) -> FloatArray:
+        """Return the (3, K) shares of the terms of `carried` that the (N, M) errors of the mean are fitted by."""
+        weights = _blurring(c) * root[:, None, None]
+        terms = self.deviation_terms(deviation)
+        # Normal equations of the N M equations, without their matrix.
+        products = np.einsum("nim,njm->nij", terms, terms)
+        normal = np.einsum("nik,njl,nij->ikjl", weights, weights, products)
+        right = np.einsum("njk,njm,nm->jk", weights, terms, rest)
+        size = right.size
+        normal = normal.reshape(size, size)
+        normal += 1e-3 * np.trace(normal) / size * np.eye(size)
+        return np.asarray(np.linalg.solve(normal, right.ravel()).reshape(right.shape))
 
     def _fit_misfit(self, cells: Cells) -> None:
         c = cells.concentration
@@ -292,6 +357,13 @@ class Emulator:
         c = np.asarray(concentration)
         design = np.concatenate([np.ones((*c.shape[:-1], 1)), np.log(c.sum(-1, keepdims=True) + 0.01), np.sqrt(c)], -1)
         return np.asarray(np.minimum(np.exp(design @ self._misfit), 1.0))
+
+
+def _blurring(concentration: FloatArray) -> FloatArray:
+    """Return the (..., 3, K) weights of the terms of `Emulator.carried`: what is blurred is so by few dopants."""
+    c = np.asarray(concentration)
+    blurred = c / (c.sum(-1, keepdims=True) + BLURRED_AT)
+    return np.stack([blurred, c, blurred], axis=-2)
 
 
 def _closeness(concentration: FloatArray, near: Sequence[tuple[float, FloatArray]]) -> FloatArray:

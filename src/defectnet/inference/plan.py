@@ -22,9 +22,10 @@ from defectnet.elements import element_index
 from defectnet.errors import ConfigError
 from defectnet.inference.answer_text import NAMED
 from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
+from defectnet.inference.evidence import DopantEvidence, log_nothing
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.known_crystal import REACH, KnownCrystal
-from defectnet.inference.posterior import NUMBER_PRIOR, OTHER_AMOUNTS, OTHER_PRIOR, PRIOR_DENSITY, Likelihood
+from defectnet.inference.posterior import NUMBER_PRIOR, PRIOR_DENSITY, ErrorSize, Likelihood
 from defectnet.spectrum import KINDS, Spectrum
 
 FloatArray = NDArray[np.float64]
@@ -37,6 +38,9 @@ APART: Final = 0.95
 
 MOST_NOISE: Final = 0.5
 """Largest noise that is planned with."""
+
+TYPICAL: Final = 0.03
+"""Concentration at which responses are compared, and at which their factors are taken to scatter."""
 
 SMALLEST: Final = 0.0005
 """Smallest concentration that is looked at."""
@@ -381,7 +385,7 @@ class Expected:
         self.likelihood = Likelihood(self.emulator, errors, seen.change)
         # The same without the potential's error, which standards reduce.
         self.exact = Likelihood(self.emulator, replace(errors, discrepancy=(), amplitude=None), seen.change)
-        self.shares = errors.discrepancy or ((0.0, 1.0),)
+        self.sizes = self.likelihood.sizes
         self.size = len(self.likelihood.measured)
         self.top = np.minimum(HIGHEST, 0.95 * crystal.source.room)
 
@@ -392,23 +396,23 @@ class Expected:
         return out
 
     def covariance(
-        self, dopant: int, amounts: FloatArray, other: float, share: float, standards: int = 0
+        self, dopant: int, amounts: FloatArray, other: float, size: ErrorSize, standards: int = 0
     ) -> FloatArray:
         """Return the (S, D, D) covariance at (S,) amounts of one dopant, after a number of standards of it.
 
         A standard of content c shows c times what the potential gets wrong of the response, plus errors of its own;
-        the covariance of that is what is left by Gauss's conditioning. How likely each share of discrepancy is, and
+        the covariance of that is what is left by Gauss's conditioning. How likely each size of the errors is, and
         the response itself, are left as they are.
         """
         c = self.alone(dopant, amounts)
         if not standards:
-            return self.likelihood.covariance(c, other, share)
+            return self.likelihood.covariance(c, other, size)
         at = self.standard(dopant)
         one = self.alone(dopant, np.array([at]))
-        error = self.exact.covariance(one, 0.0, 0.0)[0]
-        prior = self.likelihood.covariance(one, 0.0, share)[0] - error
+        error = self.exact.covariance(one)[0]
+        prior = self.likelihood.covariance(one, 0.0, size)[0] - error
         left = prior - prior @ np.linalg.solve(prior + error / standards, prior)
-        return np.asarray(self.exact.covariance(c, other, 0.0) + (amounts**2)[:, None, None] * (left / at**2))
+        return np.asarray(self.exact.covariance(c, other) + (amounts**2)[:, None, None] * (left / at**2))
 
     def standard(self, dopant: int) -> float:
         """Return the content of a standard."""
@@ -418,13 +422,16 @@ class Expected:
         """Return the (S,) standard deviation of the logarithm of a concentration, by Fisher's information."""
         c = self.alone(dopant, amounts)
         slope = self.likelihood.jacobian(c)[:, dopant] * amounts[:, None]
-        covariance = sum(p * self.covariance(dopant, amounts, 0.0, share, standards) for share, p in self.shares)
+        covariance = sum(
+            size.probability * self.covariance(dopant, amounts, 0.0, size, standards) for size in self.sizes
+        )
         solved = np.linalg.solve(covariance, slope[..., None])[..., 0]
         return np.asarray(1.0 / np.sqrt(np.maximum((slope * solved).sum(-1), 1e-12)))
 
     def factor_deviation(self, dopant: int, standards: int = 0) -> float:
         """Return the deviation of the logarithm of the factor of true and computed responses; standards teach it."""
-        own, common = self.likelihood.factor_deviation
+        typical = self.alone(dopant, np.array([TYPICAL]))[0]
+        own, common = self.likelihood.factor_deviation(typical, self.likelihood.log_sizes)
         return 0.0 if standards else float(np.hypot(own[dopant], common))
 
     def draw(
@@ -433,11 +440,13 @@ class Expected:
         """Draw (S, count, D) changes of samples with (S,) amounts of one dopant; the same chances at each amount."""
         mean = self.likelihood.mean(self.alone(dopant, amounts))[:, None]
         normal = rng.standard_normal((count, self.size))
-        kind = np.searchsorted(np.cumsum([p for _, p in self.shares]), rng.uniform(0.0, 1.0 - 1e-9, count))
+        kind = np.searchsorted(
+            np.cumsum([size.probability for size in self.sizes]), rng.uniform(0.0, 1.0 - 1e-9, count)
+        )
         mean = mean * np.exp(self.factor_deviation(dopant, standards) * rng.standard_normal((count, 1)))
         out = np.empty((len(amounts), count, self.size))
-        for number, (share, _) in enumerate(self.shares):
-            factor = np.linalg.cholesky(self.covariance(dopant, amounts, 0.0, share, standards))
+        for number, size in enumerate(self.sizes):
+            factor = np.linalg.cholesky(self.covariance(dopant, amounts, 0.0, size, standards))
             out[:, kind == number] = mean[:, kind == number] + normal[kind == number] @ factor.transpose(0, 2, 1)
         return out
 
@@ -447,68 +456,30 @@ class Expected:
 
     # -- evidences -----------------------------------------------------------------------------------------------
 
-    def hypotheses(self, dopant: int, standards: int = 0) -> FloatArray:
-        """Return (F, H) weights of `features` that give the log evidence of one dopant, with or without other things.
-
-        Its concentration is summed over a grid that is finer where it is known better.
-        """
+    def hypothesis(self, dopant: int, standards: int = 0) -> DopantEvidence:
+        """Return the evidence of one dopant, summed over concentrations, more finely where they are known better."""
         rough = np.geomspace(LOWEST, 1.2 * HIGHEST, 25)
         step = np.clip(0.7 * self.deviation(dopant, rough, standards), *SPACING)
         place = np.concatenate([[0.0], np.cumsum(np.diff(np.log(rough)) * 2.0 / (step[1:] + step[:-1]))])
         nodes = np.exp(np.interp(np.linspace(0.0, place[-1], round(place[-1]) + 2), place, np.log(rough)))
         steps = np.diff(np.log(nodes), prepend=np.log(nodes[0]), append=np.log(nodes[-1]))
         logs = np.log(0.5 * (steps[1:] + steps[:-1])) + PRIOR_DENSITY  # the trapezium rule
-        return self._weights(dopant, nodes, logs, standards)
+        return self._evidence(dopant, nodes, logs, standards)
 
-    def _weights(
-        self, dopant: int, nodes: FloatArray, logs: FloatArray, standards: int, held: float | None = None
-    ) -> FloatArray:
-        """Return (F, amounts of something else * shares * nodes) weights.
+    def _evidence(self, dopant: int, nodes: FloatArray, logs: FloatArray, standards: int) -> DopantEvidence:
+        c = self.alone(dopant, nodes)
+        return DopantEvidence(
+            self.likelihood,
+            lambda amounts, other, size: self.covariance(dopant, amounts, other, size, standards),
+            nodes,
+            logs,
+            self.likelihood.mean(c),
+            self.likelihood.jacobian(c)[:, dopant] * nodes[:, None],
+        )
 
-        Covariances are those at the nodes, or all at one concentration.
-        """
-        places = nodes if held is None else np.full(1, held)
-        mean = self.likelihood.mean(self.alone(dopant, nodes))
-        out = []
-        amounts = [(0.0, 1.0 - OTHER_PRIOR)]
-        amounts += [(float(a), OTHER_PRIOR / len(OTHER_AMOUNTS[::2])) for a in OTHER_AMOUNTS[::2]]
-        for other, prior in amounts:
-            for share, probability in self.shares:
-                covariance = self.covariance(dopant, places, other, share, standards)
-                out.append(self._gaussians(mean, covariance, logs + np.log(prior * probability)))
-        return np.concatenate(out, axis=1)
-
-    def nothing(self) -> FloatArray:
-        """Return (F, H) weights of `features` that give the log evidence of no dopant, with or without other things."""
-        none = np.zeros((1, len(self.emulator.dopants)))
-        mean = np.zeros((1, self.size))
-        out = []
-        amounts = [(0.0, 1.0 - OTHER_PRIOR), *((float(a), OTHER_PRIOR / len(OTHER_AMOUNTS)) for a in OTHER_AMOUNTS)]
-        for other, prior in amounts:
-            covariance = self.likelihood.covariance(none, other, 0.0)
-            out.append(self._gaussians(mean, covariance, np.array([np.log(prior)])))
-        return np.concatenate(out, axis=1)
-
-    def _gaussians(self, mean: FloatArray, covariance: FloatArray, logs: FloatArray) -> FloatArray:
-        """Return the (F, H) weights of `features` for the log likelihoods of H Gaussians, each with a log weight.
-
-        Raised to the power that `identify` raises them to. They have covariances of their own, or one of all.
-        """
-        inverse = np.linalg.inv(covariance)
-        towards = (inverse @ mean[..., None])[..., 0]
-        first, second = np.triu_indices(mean.shape[-1])
-        quadratic = np.where(first == second, -0.5, -1.0) * inverse[:, first, second]
-        constant = -0.5 * (mean * towards).sum(-1) - 0.5 * np.linalg.slogdet(covariance)[1]
-        quadratic = np.broadcast_to(quadratic, (len(mean), quadratic.shape[1]))
-        density = np.concatenate([quadratic, towards, constant[:, None]], axis=1)
-        density *= self.likelihood.errors.power
-        density[:, -1] += logs
-        return np.asarray(density.T)
-
-    def log_odds(self, changes: FloatArray, dopant: FloatArray, nothing: FloatArray) -> FloatArray:
+    def log_odds(self, changes: FloatArray, hypothesis: DopantEvidence) -> FloatArray:
         """Return the (...) log odds that a dopant is there, alone in question, for (..., D) changes."""
-        seen = features(changes)
-        logs = logsumexp(seen @ dopant, axis=-1) - logsumexp(seen @ nothing, axis=-1)
+        logs = hypothesis.log(changes) - log_nothing(self.likelihood, changes)
         return np.asarray(logs + np.log(NUMBER_PRIOR[1] / NUMBER_PRIOR[0]))
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -517,8 +488,7 @@ class Expected:
         self,
         dopant: int,
         thresholds: Sequence[float],
-        weights: FloatArray,
-        nothing: FloatArray,
+        hypothesis: DopantEvidence,
         seed: int,
         standards: int = 0,
     ) -> list[float | None]:
@@ -526,7 +496,7 @@ class Expected:
 
         def power(amounts: FloatArray, count: int) -> FloatArray:
             drawn = self.draw(dopant, amounts, count, np.random.default_rng(seed), standards)
-            odds = self.log_odds(drawn, weights, nothing)
+            odds = self.log_odds(drawn, hypothesis)
             return np.array([(odds > threshold).mean(-1) for threshold in thresholds])
 
         rough = np.geomspace(SMALLEST, self.top[dopant], 13)
@@ -551,10 +521,10 @@ class Expected:
         logs = np.log(amount) + np.arange(-steps, steps + 1) * (width / 6.0)
         logs = logs[(logs > np.log(LOWEST)) & (logs < np.log(1.2 * HIGHEST))]
         # As in `identify`, what is unknown is held as it is at the likeliest while concentrations are moved.
-        weights = self._weights(dopant, np.exp(logs), np.zeros(len(logs)), standards, amount)
+        evidence = self._evidence(dopant, np.exp(logs), np.zeros(len(logs)), standards)
         drawn = self.draw(dopant, at, INTERVAL_DRAWS, rng, standards)[0]
-        density = (features(drawn) @ weights).reshape(len(drawn), -1, len(logs))
-        share = np.exp(logsumexp(density, axis=1) - logsumexp(density, axis=(1, 2))[:, None])
+        density = evidence.by_node(drawn, amount)
+        share = np.exp(density - logsumexp(density, axis=1, keepdims=True))
         if factor:  # it multiplies what is found
             wider = np.linspace(logs[0] - 4.0 * factor, logs[-1] + 4.0 * factor, 400)
             kernel = np.exp(-0.5 * ((wider - logs[:, None]) / factor) ** 2)
@@ -566,17 +536,10 @@ class Expected:
 
     def likeness(self) -> FloatArray:
         """Return the (K, K) cosines of the changes of dopants, in units of noise and of what may differ otherwise."""
-        change = self.likelihood.mean(0.03 * np.eye(len(self.emulator.dopants)))
+        change = self.likelihood.mean(TYPICAL * np.eye(len(self.emulator.dopants)))
         white = np.linalg.solve(np.linalg.cholesky(self.likelihood.fixed), change.T).T
         white /= np.maximum(np.linalg.norm(white, axis=1, keepdims=True), 1e-12)
         return np.asarray(white @ white.T)
-
-
-def features(changes: FloatArray) -> FloatArray:
-    """Return (..., F) what log densities of Gaussians are linear in: products of pairs, values, one; of (..., D)."""
-    first, second = np.triu_indices(changes.shape[-1])
-    one = np.ones((*changes.shape[:-1], 1))
-    return np.concatenate([changes[..., first] * changes[..., second], changes, one], axis=-1)
 
 
 def _crossing(grid: FloatArray, share: FloatArray, wanted: float) -> float | None:
@@ -607,15 +570,14 @@ def _planned(
 
     asked = Expected(crystal, setup)
     rng = np.random.default_rng(SEED)
-    nothing = asked.nothing()
     undoped = asked.draw_undoped(NULL_DRAWS, rng)
-    weights = [asked.hypotheses(i) for i in range(k)]
+    hypotheses = [asked.hypothesis(i) for i in range(k)]
     detections = []
     for i in range(k):
-        odds = asked.log_odds(undoped, weights[i], nothing)
+        odds = asked.log_odds(undoped, hypotheses[i])
         threshold = float(np.quantile(odds, 1.0 - FALSE_ALARMS))
         always = float(np.log(NAMED / (1.0 - NAMED)))
-        limit, named = asked.smallest(i, [threshold, always], weights[i], nothing, SEED + 1)
+        limit, named = asked.smallest(i, [threshold, always], hypotheses[i], SEED + 1)
         detections.append(
             Detection(
                 crystal.dopants[i],
@@ -661,7 +623,7 @@ def _planned(
         amounts=amounts,
         detections=tuple(detections),
         likeness=asked.likeness(),
-        apart=told_apart(asked, weights),
+        apart=told_apart(asked, hypotheses),
         fwhms_mev=fwhms,
         noises=noises,
         by_instrument=by_instrument,
@@ -678,29 +640,28 @@ def _nan(value: float | None) -> float:
 
 def _limit(expected: Expected, dopant: int, standards: int = 0) -> float | None:
     """Return the detection limit of a dopant, see `Detection.limit`."""
-    weights, nothing = expected.hypotheses(dopant, standards), expected.nothing()
-    odds = expected.log_odds(expected.draw_undoped(NULL_DRAWS, np.random.default_rng(SEED)), weights, nothing)
+    hypothesis = expected.hypothesis(dopant, standards)
+    odds = expected.log_odds(expected.draw_undoped(NULL_DRAWS, np.random.default_rng(SEED)), hypothesis)
     threshold = float(np.quantile(odds, 1.0 - FALSE_ALARMS))
-    return expected.smallest(dopant, [threshold], weights, nothing, SEED + 1, standards)[0]
+    return expected.smallest(dopant, [threshold], hypothesis, SEED + 1, standards)[0]
 
 
-def told_apart(expected: Expected, weights: Sequence[FloatArray]) -> FloatArray:
+def told_apart(expected: Expected, hypotheses: Sequence[DopantEvidence]) -> FloatArray:
     """Return the (K, K) smallest concentrations from which on dopants can be told apart, see `Plan.apart`.
 
     Args:
         expected: Of K dopants.
-        weights: Of each, from `Expected.hypotheses`.
+        hypotheses: Of each, from `Expected.hypothesis`.
     """
-    k = len(weights)
-    alone = [one[:, : one.shape[1] // (1 + len(OTHER_AMOUNTS[::2]))] for one in weights]  # nothing else is there
+    k = len(hypotheses)
     grid = np.geomspace(SMALLEST, HIGHEST, 13)
     right = np.zeros((k, k, len(grid)))
     for i in range(k):
         amounts = grid[grid <= expected.top[i]]
-        drawn = features(expected.draw(i, amounts, PAIR_DRAWS, np.random.default_rng(0)))
-        own, *_ = logs = [logsumexp(drawn @ alone[j], axis=-1) for j in (i, *range(k))]
+        drawn = expected.draw(i, amounts, PAIR_DRAWS, np.random.default_rng(0))
+        logs = [one.log(drawn, beside=False) for one in hypotheses]
         for j in range(k):
-            right[i, j, : len(amounts)] = (own > logs[1 + j]).mean(-1)
+            right[i, j, : len(amounts)] = (logs[i] > logs[j]).mean(-1)
     out = np.zeros((k, k))
     for i in range(k):
         for j in range(i):
