@@ -3,6 +3,7 @@
     python benchmarks/known_crystal.py --hosts 3                 # the packs' own world: known-crystal.json
     D=data/defectnet-sim-v2/defectnet-nep
     python benchmarks/known_crystal.py --data $D --packs data/known-crystal-v1/packs     # another: -cross-world.json
+    python benchmarks/known_crystal.py --data $D --packs runs/packs-nep --same-potential # their own: -in-world.json
 
 In the packs' own world packs are made of the first test crystals of the order of packs, and full simulations of one to
 three of their eight likeliest dopants, 0.5 to 20 at.%; both are kept under `runs/`, so that a run goes on where it was.
@@ -87,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="full simulations; made, in the packs' own world, where not given")
     parser.add_argument("--packs", type=Path, help="host packs of their crystals")
+    parser.add_argument("--same-potential", action="store_true", help="the packs are of the simulations' potential")
     parser.add_argument("--hosts", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--atoms", type=int, default=128)
@@ -97,6 +99,7 @@ def main() -> None:
     if (chosen.data is None) != (chosen.packs is None):
         parser.error("--data and --packs go together")
     own = chosen.data is None
+    same = own or chosen.same_potential
     data, packs = chosen.data, chosen.packs
     if own:
         data, packs = own_world(chosen_hosts(chosen.hosts), chosen.pairs, chosen.atoms, chosen.out)
@@ -104,7 +107,7 @@ def main() -> None:
     zero = 100.0 * sum(sum(row.concentrations.values()) for row in rows) / (CANDIDATES * len(rows))
     # Small cells have sampling noise that no sample has: in their own world the inference is told their size.
     atoms = sum(row.atoms for row in rows) / len(rows)
-    told: dict[str, Any] = {"same_potential": True, "sample_atoms": atoms} if own else {}
+    told: dict[str, Any] = {"same_potential": True, "sample_atoms": atoms} if same else {}
     known = KnownCrystalEstimator(packs, **told)
     bench = Benchmark(str(data))
     result: dict[str, Any] = {"data": data.name, "condition": chosen.condition, "zero_at_percent": round(zero, 3)}

@@ -318,6 +318,7 @@ class Superposition:
         keys = first * n + second
         order = np.argsort(keys, kind="stable")
         starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        change = change.astype(out.real.dtype, copy=False)
         for matrix, q in zip(out.reshape(-1, n, 3, n, 3), self.q_points, strict=True):
             phase = np.exp(2j * np.pi * (shift @ q))
             phase = phase.astype(out.dtype) if np.iscomplexobj(out) else phase.real

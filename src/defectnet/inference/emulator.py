@@ -251,8 +251,8 @@ def draw_concentrations(room: FloatArray, count: int, rng: np.random.Generator, 
 class Emulator:
     """Mean change of a measured spectrum, how it scatters, and how far superposition can be trusted; M bins.
 
-    The mean is a cubic in each concentration with products of pairs; ridge regression, each cell weighted by the
-    inverse of its total concentration, as placements scatter with its root.
+    The mean is a cubic in each concentration with products of pairs, unless each cell holds one dopant alone; ridge
+    regression, each cell weighted by the inverse of its total concentration, as placements scatter with its root.
 
     Args:
         cells: What it learns from.
@@ -267,7 +267,8 @@ class Emulator:
         near: Sequence[tuple[float, FloatArray]] = (),
     ) -> None:
         self.dopants, self.atoms, self.sources = cells.dopants, float(cells.atoms.mean()), len(cells.pristine)
-        self._pairs = np.triu_indices(len(cells.dopants), 1)
+        alone = ((cells.concentration > 0.0).sum(axis=1) < 2).all()
+        self.pairs = np.triu_indices(0 if alone else len(cells.dopants), 1)
         host = instrument.seen(cells.elements, cells.pristine)
         change = instrument.seen(cells.elements, cells.doped) - host[cells.source]
         total = cells.concentration.sum(1)
@@ -295,7 +296,7 @@ class Emulator:
     def features(self, concentration: FloatArray) -> FloatArray:
         """Return the (..., F) terms of the polynomial at (..., K) concentrations: linear, square, cube, pairs."""
         c = np.asarray(concentration, dtype=np.float64)
-        first, second = self._pairs
+        first, second = self.pairs
         square = c * c
         return np.concatenate([c, square, square * c, c[..., first] * c[..., second]], axis=-1)
 

@@ -7,6 +7,7 @@ take hours; with one dopant its concentration can be summed over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -47,14 +48,14 @@ class DopantEvidence:
         slope: FloatArray,
     ) -> None:
         self.likelihood, self.covariance = likelihood, covariance
-        self.nodes, self.logs, self.mean = nodes, logs, mean
-        roots = [np.linalg.inv(np.linalg.cholesky(covariance(nodes, 0.0, size))) for size in likelihood.sizes]
-        self._roots = np.stack(roots)  # (W, N, D, D)
-        self._white_mean = (self._roots @ mean[..., None])[..., 0]
-        self._white_slope = (self._roots @ slope[..., None])[..., 0]
-        self._constant = np.log(np.diagonal(self._roots, axis1=-2, axis2=-1)).sum(
-            -1
-        )  # minus half of the log determinant
+        self.nodes, self.logs, self.mean, self.slope = nodes, logs, mean, slope
+        self._by_held: dict[float, list[tuple[bool, float, FloatArray, FloatArray]]] = {}
+
+    @cached_property
+    def _roots(self) -> FloatArray:
+        """(W, N, D, D) inverse roots of the covariances at the nodes, with nothing else beside."""
+        sizes = self.likelihood.sizes
+        return np.stack([np.linalg.inv(np.linalg.cholesky(self.covariance(self.nodes, 0.0, one))) for one in sizes])
 
     def log(self, changes: FloatArray, *, beside: bool = True) -> FloatArray:
         """Return the (...) log evidence of (..., D) changes, with something else beside the dopant or without."""
@@ -71,23 +72,32 @@ class DopantEvidence:
 
     def by_node(self, changes: FloatArray, held: float, *, beside: bool = True) -> FloatArray:
         """Return the (S, N) log likelihoods of (S, D) changes at the nodes, covariances held at one concentration."""
-        at, parts = np.array([held]), []
-        for other, prior in BESIDE if beside else ((0.0, 1.0),):
-            for size in self.likelihood.sizes:
-                covariance = self.covariance(at, other, size)[0]
-                log_prior = float(np.log(prior * size.probability))
-                parts.append(log_prior + gaussian_logs(changes, self.mean, covariance, self.likelihood.errors.power))
+        power = self.likelihood.errors.power
+        gaussians = [one for one in self._gaussians(held) if beside or not one[0]]
+        free = 0.0 if beside else np.log(BESIDE[0][1])  # nothing else is certain then
+        parts = [log_prior - free + gaussian_logs(changes, root, mean, power) for _, log_prior, root, mean in gaussians]
         return np.asarray(logsumexp(np.stack(parts), axis=0))
+
+    def _gaussians(self, held: float) -> list[tuple[bool, float, FloatArray, FloatArray]]:
+        """Return for each thing beside and size of errors: is it something else, log prior, root, means times the root."""
+        if held not in self._by_held:
+            at, found = np.array([held]), []
+            for other, prior in BESIDE:
+                for size in self.likelihood.sizes:
+                    root = np.linalg.inv(np.linalg.cholesky(self.covariance(at, other, size)[0]))
+                    found.append((other > 0.0, float(np.log(prior * size.probability)), root, self.mean @ root.T))
+            self._by_held[held] = found
+        return self._by_held[held]
 
     def _likeliest(self, changes: FloatArray) -> NDArray[np.int64]:
         """Return the (S,) nodes where (S, D) changes are likeliest, among those where the mean fits best."""
         power = self.likelihood.errors.power
         logs, scores = [], []
-        for k in range(len(self._roots)):
-            rest = np.einsum("nde,se->snd", self._roots[k], changes) - self._white_mean[k]
-            fit = power * (self._constant[k] - 0.5 * (rest**2).sum(-1))
-            logs.append(self.likelihood.log_sizes[k] + fit)
-            scores.append((rest * self._white_slope[k]).sum(-1))
+        for root, log_size in zip(self._roots, self.likelihood.log_sizes, strict=True):
+            rest = root @ changes.T - root @ self.mean[..., None]  # (N, D, S)
+            constant = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
+            logs.append(log_size + power * (constant - 0.5 * np.einsum("nds,nds->sn", rest, rest)))
+            scores.append(((root @ self.slope[..., None]).transpose(0, 2, 1) @ rest)[:, 0].T)
         size = np.argmax(logs, axis=0)[None]
         score = np.take_along_axis(np.stack(scores), size, axis=0)[0]  # (S, N): above zero, the mean fits better above
         between = (score[:, :-1] > 0.0) & (score[:, 1:] <= 0.0)
@@ -108,16 +118,22 @@ def log_nothing(likelihood: Likelihood, changes: FloatArray) -> FloatArray:
         *((float(a), OTHER_PRIOR / len(OTHER_AMOUNTS)) for a in OTHER_AMOUNTS),
     )
     flat, mean = changes.reshape(-1, changes.shape[-1]), np.zeros((1, changes.shape[-1]))
-    parts = [
-        np.log(prior) + gaussian_logs(flat, mean, likelihood.covariance(none, other)[0], likelihood.errors.power)[:, 0]
-        for other, prior in amounts
-    ]
+    parts = []
+    for other, prior in amounts:
+        root = np.linalg.inv(np.linalg.cholesky(likelihood.covariance(none, other)[0]))
+        parts.append(np.log(prior) + gaussian_logs(flat, root, mean, likelihood.errors.power)[:, 0])
     return np.asarray(logsumexp(np.stack(parts), axis=0).reshape(changes.shape[:-1]))
 
 
-def gaussian_logs(changes: FloatArray, mean: FloatArray, covariance: FloatArray, power: float) -> FloatArray:
-    """Return the (S, N) log likelihoods of (S, D) changes for (N, D) means, raised to a power as `identify` does."""
-    root = np.linalg.inv(np.linalg.cholesky(covariance))
-    x, m = changes @ root.T, mean @ root.T
-    square = (x**2).sum(-1)[:, None] + (m**2).sum(-1) - 2.0 * x @ m.T
+def gaussian_logs(changes: FloatArray, root: FloatArray, mean: FloatArray, power: float) -> FloatArray:
+    """Return the (S, N) log likelihoods of (S, D) changes, raised to a power as `identify` does.
+
+    Args:
+        changes: See above.
+        root: (D, D) inverse root of the covariance.
+        mean: (N, D) means, multiplied by it.
+        power: See `Errors.power`.
+    """
+    x = changes @ root.T
+    square = (x**2).sum(-1)[:, None] + (mean**2).sum(-1) - 2.0 * x @ mean.T
     return np.asarray(power * (np.log(np.diag(root)).sum() - 0.5 * square))

@@ -56,6 +56,9 @@ SPACING: Final = (0.05, 0.15)
 FWHM_FACTORS, NOISE_FACTORS = (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0)
 """Resolutions and noises beside those asked about. Noise falls with the root of the counting time."""
 
+ALIKE: Final = 8
+"""Dopants, the most alike, that each is compared with."""
+
 STANDARDS: Final = (0, 1, 2, 5)
 """Numbers of samples of known content whose worth is told."""
 
@@ -656,15 +659,18 @@ def told_apart(expected: Expected, hypotheses: Sequence[DopantEvidence]) -> Floa
     k = len(hypotheses)
     grid = np.geomspace(SMALLEST, HIGHEST, 13)
     right = np.zeros((k, k, len(grid)))
+    alike = np.abs(expected.likeness()) if len(hypotheses) == len(expected.likeness()) else np.ones((k, k))
+    nearest = np.argsort(np.argsort(-alike, axis=1), axis=1) <= ALIKE  # the first is the dopant itself
+    nearest |= nearest.T
     for i in range(k):
         amounts = grid[grid <= expected.top[i]]
         drawn = expected.draw(i, amounts, PAIR_DRAWS, np.random.default_rng(0))
-        logs = [one.log(drawn, beside=False) for one in hypotheses]
-        for j in range(k):
-            right[i, j, : len(amounts)] = (logs[i] > logs[j]).mean(-1)
+        own = hypotheses[i].log(drawn, beside=False)
+        for j in np.flatnonzero(nearest[i]).tolist():
+            right[i, j, : len(amounts)] = (own > hypotheses[j].log(drawn, beside=False)).mean(-1)
     out = np.zeros((k, k))
     for i in range(k):
-        for j in range(i):
+        for j in np.flatnonzero(nearest[i, :i]).tolist():
             fits = grid <= min(expected.top[i], expected.top[j])
             out[i, j] = out[j, i] = _nan(_crossing(grid[fits], 0.5 * (right[i, j] + right[j, i])[fits], APART))
     return out

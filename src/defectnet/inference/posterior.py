@@ -8,7 +8,7 @@ perhaps something else, a response of no candidate. Evidence of a subset is its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from math import comb
@@ -92,8 +92,8 @@ WITH_OTHER: Final = 4
 PRIOR_DENSITY: Final = -float(np.log(np.log(HIGHEST / LOWEST)))
 """Logarithm of the prior density of the logarithm of a concentration: uniform."""
 
-KEPT: Final = 24
-"""Subsets of one size that are grown."""
+KEPT, GROWN = 24, 5
+"""Subsets of one size that are grown, and that are where many candidates are screened."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ class Errors:
         standards: Samples of known content, measured on the same instrument.
         unlisted: How many of the emulator's dopants, the last ones, are no candidates, but what something else may be.
         power: To which the likelihood is raised: below 1 where the model of the errors is itself uncertain.
+        asked: Number of candidates among which those of the emulator were chosen; 0 for all of them.
         deviation: (M,) what the host's cell shows that the crystal does not, as it samples few wave vectors; None for a
             measured sample.
     """
@@ -153,6 +154,7 @@ class Errors:
     standards: tuple[SeenStandard, ...] = ()
     unlisted: int = 0
     power: float = 1.0
+    asked: int = 0
     deviation: FloatArray | None = None
 
 
@@ -250,7 +252,7 @@ class Likelihood:
         k = len(emulator.dopants)
         self.listed = k - errors.unlisted
         linear, square, cube, pair = np.split(self.coefficients, [k, 2 * k, 3 * k])
-        first, second = np.triu_indices(k, 1)
+        first, second = emulator.pairs
         both = np.zeros((k, k, count))
         both[first, second] = both[second, first] = pair
         self._slopes = linear, 2.0 * square, 3.0 * cube, both.reshape(k, k * count)
@@ -547,6 +549,48 @@ class Posterior:
     unlisted: FloatArray
     samples: FloatArray
 
+    def among(self, dopants: Sequence[str], probability: FloatArray, place: FloatArray) -> Posterior:
+        """Return the posterior of many candidates, of which those of this one were chosen for a closer look.
+
+        Args:
+            dopants: Names of all of them.
+            probability: (N,) rough ones.
+            place: (N,) concentrations at which each is likeliest.
+        """
+        rest = [i for i, name in enumerate(dopants) if name not in self.dopants]
+        symbols = [dopants[i].partition("@")[0] for i in rest]
+        new = [symbol for symbol in dict.fromkeys(symbols) if symbol not in self.elements]
+        sites = [[i for i, one in zip(rest, symbols, strict=True) if one == symbol] for symbol in new]
+        at = [max(some, key=lambda i: probability[i]) for some in sites]
+        p, c = probability[at], place[at]
+        # What a closer look leaves for the others: that they were not chosen speaks against them.
+        p = np.minimum(p, self.probability.min() if len(self.probability) else 1.0)
+        own = [dopants.index(name) for name in self.dopants]
+
+        def in_order(concentration: FloatArray) -> FloatArray:
+            out = np.zeros(len(dopants))
+            out[own] = concentration
+            return out
+
+        def with_rest(own: FloatArray, more: FloatArray) -> FloatArray:
+            return np.concatenate([own, more])
+
+        return replace(
+            self,
+            dopants=tuple(dopants),
+            elements=(*self.elements, *new),
+            probability=with_rest(self.probability, p),
+            mean=with_rest(self.mean, p * c),
+            if_present=with_rest(self.if_present, c),
+            low=with_rest(self.low, 0.5 * c),
+            high=with_rest(self.high, 2.0 * c),
+            upper=with_rest(self.upper, np.where(p > 1.0 - self.coverage, 2.0 * c, LOWEST)),
+            ceiling=with_rest(self.ceiling, np.ones(len(new))),
+            best=in_order(self.best),
+            likeliest=tuple(replace(one, concentration=in_order(one.concentration)) for one in self.likeliest),
+            samples=np.pad(self.samples, [(0, 0), (0, len(new))]),
+        )
+
     @property
     def by_unlisted(self) -> dict[str, float]:
         """Names of the dopants that are no candidates -> probability that each is what else is there."""
@@ -587,6 +631,42 @@ def _with_unlisted(likelihood: Likelihood, found: Sequence[Hypothesis], rng: np.
         for peak in _peaks(likelihood, [(*one, u) for one in subsets for u in unlisted if len(one) == size], 0.0, {})
     ]
     return [_evaluated(likelihood, one, False, rng) for one in _likely(peaks, list(found))] if peaks else []
+
+
+def screened(likelihood: Likelihood, most: int) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
+    """Return which of many candidates are worth a closer look, and what is known of all: roughly, by Laplace's method.
+
+    Subsets grow from the `GROWN` best of one dopant less, up to `EXHAUSTIVE`.
+
+    Args:
+        likelihood: Of one measured change; its emulator may know single dopants alone.
+        most: How many candidates to return.
+
+    Returns:
+        (n,) positions of the candidates, the likeliest first; (K,) probabilities of all; (K,) concentrations at which
+        each is likeliest, in the best subset that holds it.
+    """
+    k = likelihood.listed
+    subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
+    known: dict[tuple[int, ...], tuple[float, FloatArray]] = {}
+    none = float(likelihood.log(np.zeros((1, k)))[0]) + _log_prior(likelihood, (), False)
+    logs, best, place = [[none]], np.full(k, -np.inf), np.zeros(k)
+    holding: list[list[float]] = [[] for _ in range(k)]
+    for _ in range(EXHAUSTIVE):
+        peaks = _peaks(likelihood, subsets, 0.0, known)
+        for one in peaks:
+            evidence = one.laplace + _log_prior(likelihood, one.subset, False)
+            logs.append([evidence])
+            for i, log_amount in zip(one.subset, one.place, strict=True):
+                holding[i].append(evidence)
+                if evidence > best[i]:
+                    best[i], place[i] = evidence, np.exp(log_amount)
+        known = {one.subset: (one.value, one.place) for one in peaks}
+        grown = sorted(peaks, key=lambda one: -one.value)[:GROWN]
+        subsets = sorted({tuple(sorted((*one.subset, i))) for one in grown for i in range(k) if i not in one.subset})
+    total = logsumexp(np.concatenate(logs))
+    probability = np.array([np.exp(logsumexp(some) - total) for some in holding])
+    return np.argsort(-best, kind="stable")[:most], probability, place
 
 
 def likely_places(likelihood: Likelihood) -> list[tuple[float, FloatArray]]:
@@ -665,7 +745,8 @@ def _log_prior(likelihood: Likelihood, subset: tuple[int, ...], other: bool) -> 
     """Return the log prior of a subset: of its size, over all subsets of that size, and of what is no candidate."""
     listed, unlisted = likelihood.listed, likelihood.errors.unlisted
     own = sum(i < listed for i in subset)
-    prior = NUMBER_PRIOR[min(len(subset), len(NUMBER_PRIOR) - 1)] / comb(listed, own)
+    among = likelihood.errors.asked or listed
+    prior = NUMBER_PRIOR[min(len(subset), len(NUMBER_PRIOR) - 1)] / comb(among, own)
     elsewhere = UNLISTED_PRIOR if unlisted else 0.0
     if own < len(subset):
         prior *= elsewhere / unlisted
