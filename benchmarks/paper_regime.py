@@ -1,17 +1,17 @@
-"""The published regime: pairs are split by spectrum, so that each crystal of a question has been seen in training.
+r"""The published regime: pairs are split by spectrum, so that each crystal of a question has been seen in training.
 
     python benchmarks/paper_regime.py --make runs/paper-regime/data     # defectnet-sim-v1, split anew
-    D=runs/paper-regime/data
-    for n in defectnet-base defectnet-small paper-defectnet; do
-      defectnet fit -c configs/$n.yaml --data.folder $D --trainer.default_root_dir runs/paper-regime/$n \\
-        --trainer.callbacks.init_args.dirpath runs/paper-regime/$n
-      defectnet export --run runs/paper-regime/$n/best.ckpt --data $D --out runs/paper-regime/export/$n
-    done
-    defectnet benchmark --data $D --track candidates --model runs/paper-regime/export/defectnet-base --model lightgbm ...
+    D="--data.folder runs/paper-regime/data"; R=runs/paper-regime/defectnet-base
+    defectnet fit -c configs/defectnet-base.yaml $D --trainer.default_root_dir $R \
+      --trainer.callbacks.init_args.dirpath $R                          # and so with paper-defectnet
+    defectnet export --run $R/best.ckpt --data runs/paper-regime/data --out runs/paper-regime/export/defectnet-base
+    defectnet benchmark --data runs/paper-regime/data --track candidates --out runs/paper-regime/results \
+      --model ./runs/paper-regime/export/defectnet-base --model ./runs/paper-regime/export/paper-defectnet
+    python benchmarks/paper_regime.py --results runs/paper-regime/results                # paper-regime.json
 
-Everywhere else a crystal's chemical system is in one split alone. Here a pair is (80/10/10 % by sha256 of its row id, its
-randomised stiffness along with it), as the published code splits, and nothing else is changed; so the figures of this
-column say what a network knows of crystals that it was trained on, and are not to be set beside the others.
+Everywhere else a crystal's chemical system is in one split alone. Here a pair is (80/10/10 % by sha256 of its row id,
+its randomised stiffness along with it), as the published code splits, and nothing else is changed; so the figures of
+this column say what a network knows of crystals that it was trained on, and are not to be set beside the others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from defectnet.data.shards import Sample, read_extra, read_shard, shard_files, write_shard
 from defectnet.data.splits import Split
@@ -55,13 +56,30 @@ def make(source: Path, out: Path) -> dict[str, int]:
     return {**rows, "test_of_unseen_crystals": sum(host not in seen for host in tested)}
 
 
+def told(results: Path) -> dict[str, Any]:
+    """Return the figures of the track `candidates` of each model that was measured."""
+    out: dict[str, Any] = {}
+    for path in sorted(results.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for condition, found in result["results"]["candidates"].items():
+            out.setdefault(result["model"], {"rows": result["data"]["rows"]})[condition] = {
+                "mae_at_percent": round(found["concentration"]["mae"], 3),
+                "r2": round(found["concentration"]["r2"], 3),
+                "r2_one_dopant": round(found["one_dopant"]["r2"], 3),
+                "average_precision": round(found["identity"]["ap_micro"], 3),
+            }
+    return out
+
+
 def main() -> None:
-    """Split anew."""
+    """Split anew, or tell the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--make", type=Path, required=True, metavar="DIR", help="folder to write")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--make", type=Path, metavar="DIR", help="folder to write the split data set to")
+    asked.add_argument("--results", type=Path, metavar="DIR", help="folder of what `defectnet benchmark` measured")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "defectnet-sim-v1", help="data set to split")
     chosen = parser.parse_args()
-    print(json.dumps(make(chosen.data, chosen.make), indent=1))
+    print(json.dumps(make(chosen.data, chosen.make) if chosen.make else told(chosen.results), indent=1))
 
 
 if __name__ == "__main__":

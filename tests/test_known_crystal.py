@@ -310,6 +310,45 @@ def test_superposition_that_fails_is_no_surprise(crystal):
     assert common == 0.0
 
 
+def test_of_many_candidates_each_is_looked_at_alone_and_the_likeliest_closer(pack, monkeypatch):
+    host, doped, true = spectra({"P": 0.06, "Zn": 0.03})
+    monkeypatch.setattr(known_crystal, "SCREENED", 8)
+    monkeypatch.setattr(known_crystal, "CLOSER", 4)
+    crystal = KnownCrystal(pack)
+    assert crystal.many
+    assert ((crystal.cells.concentration > 0).sum(1) == 1).all()
+    answer = crystal.identify(host, doped, same_potential=True, sample_atoms=1.5 * ATOMS)
+    p = answer.posterior
+    assert p.dopants == crystal.dopants
+    assert set(p.elements) == {name.partition("@")[0] for name in crystal.dopants}
+    assert set(answer.present) == {"P", "Zn"}
+    for symbol, amount in true.items():
+        assert p.if_present[p.elements.index(symbol)] == pytest.approx(amount, rel=0.2)
+        (name,) = [name for name, x in zip(p.dopants, p.best, strict=True) if x and name.startswith(f"{symbol}@")]
+        assert p.likeliest[0].concentration[p.dopants.index(name)] == pytest.approx(amount, rel=0.25)
+    # Those that were not looked at closer are told, too, and less likely than those that were.
+    assert len(p.probability) == len(p.upper) == p.samples.shape[1] == len(p.elements)
+    assert (np.sort(p.probability)[:-4] <= np.sort(p.probability)[-4]).all()
+    assert crystal.identify(host, doped, same_potential=True, sample_atoms=1.5 * ATOMS).to_dict() == answer.to_dict()
+    assert KnownCrystalAnswer.from_dict(answer.to_dict()).present == answer.present
+
+
+def test_what_cells_cannot_hold_is_left_out_of_many_and_said(pack, monkeypatch):
+    monkeypatch.setattr(known_crystal, "SCREENED", 3)
+    draw = CellSource.draw
+
+    def without_indium(self, wished, rng, report=None):
+        cells = draw(self, wished, rng, report)
+        return cells.of(~(cells.concentration[:, [name.startswith("In") for name in self.dopants]] > 0.0).any(1))
+
+    monkeypatch.setattr(CellSource, "draw", without_indium)
+    crystal = KnownCrystal(pack, CANDIDATES)
+    host, doped, _ = spectra({"Al": 0.05})
+    answer = crystal.identify(host, doped, same_potential=True, sample_atoms=ATOMS)
+    assert "In" not in answer.posterior.elements
+    assert any("In@Ga" in text for text in answer.warnings)
+
+
 @pytest.mark.parametrize("noise", [0.003, 0.02])
 def test_noise_is_told_from_how_a_curve_scatters(noise):
     x = np.linspace(0.0, 1.0, 400)

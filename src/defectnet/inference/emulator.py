@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,10 @@ RIDGES: Final = tuple(10.0 ** np.arange(-8.0, 1.0))
 """Ridge penalties among which leaving one cell out decides."""
 
 
+BY_CELL: Final = ("concentration", "doped", "source", "misfit", "atoms")
+"""What `Cells` hold for each cell."""
+
+
 @dataclass(frozen=True)
 class Cells:
     """N superposed cells of one host.
@@ -91,34 +95,18 @@ class Cells:
 
     def joined(self, other: Cells) -> Cells:
         """Return the cells of both; dopants and elements must be the same."""
-        return Cells(
-            self.dopants,
-            np.concatenate([self.concentration, other.concentration]),
-            self.elements,
-            np.concatenate([self.doped, other.doped]),
-            self.pristine,
-            np.concatenate([self.source, other.source]),
-            self.host,
-            np.concatenate([self.misfit, other.misfit]),
-            np.concatenate([self.atoms, other.atoms]),
-            self.left_out + other.left_out,
-        )
+        of_both: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in BY_CELL}
+        return replace(self, **of_both, left_out=self.left_out + other.left_out)
 
     def only(self, kept: NDArray[np.bool_]) -> Cells:
         """Return the cells of some of the (K,) dopants, without those that hold another."""
-        cells = ~self.concentration[:, ~kept].any(axis=1)
-        return Cells(
-            tuple(name for name, wanted in zip(self.dopants, kept, strict=True) if wanted),
-            self.concentration[cells][:, kept],
-            self.elements,
-            self.doped[cells],
-            self.pristine,
-            self.source[cells],
-            self.host,
-            self.misfit[cells],
-            self.atoms[cells],
-            self.left_out,
-        )
+        cells = self.of(np.asarray(~self.concentration[:, ~kept].any(axis=1)))
+        names = tuple(name for name, wanted in zip(self.dopants, kept, strict=True) if wanted)
+        return replace(cells, dopants=names, concentration=cells.concentration[:, kept])
+
+    def of(self, chosen: NDArray[np.bool_]) -> Cells:
+        """Return some of the (N,) cells."""
+        return replace(self, **{name: getattr(self, name)[chosen] for name in BY_CELL})
 
 
 class CellSource:

@@ -79,7 +79,7 @@ class DopantEvidence:
         return np.asarray(logsumexp(np.stack(parts), axis=0))
 
     def _gaussians(self, held: float) -> list[tuple[bool, float, FloatArray, FloatArray]]:
-        """Return for each thing beside and size of errors: is it something else, log prior, root, means times the root."""
+        """Return for each thing beside and size of errors: something else?, log prior, root, means times the root."""
         if held not in self._by_held:
             at, found = np.array([held]), []
             for other, prior in BESIDE:

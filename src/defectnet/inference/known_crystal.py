@@ -553,9 +553,9 @@ class KnownCrystal:
                 errors = replace(errors, deviation=pristine - instrument.seen(*self.host))
             held = {name for one in standards for name in one.dopants}
             chosen, probability, place = screened(Likelihood(emulator, errors, change), CLOSER)
-            names = [self.dopants[i] for i in chosen]
-            names += [name for name in self.dopants if name not in names and held & {name, name.partition("@")[0]}]
-            answer = self._looking_at(tuple(names)).identify(
+            closer = [self.dopants[i] for i in chosen]
+            closer += [name for name in self.dopants if name not in closer and held & {name, name.partition("@")[0]}]
+            answer = self._looking_at(tuple(closer)).identify(
                 host,
                 doped,
                 host_error=host_error,
@@ -569,7 +569,12 @@ class KnownCrystal:
             )
             provenance = {**answer.provenance, "candidates": list(self.dopants)}
             posterior = answer.posterior.among(self.dopants, probability, place)
-            return replace(answer, posterior=posterior, provenance=provenance)
+            if self.left_out:
+                warnings.append(
+                    f"not in question, as nearly all superposed cells are unstable: {', '.join(self.left_out)}"
+                )
+            told = tuple(dict.fromkeys((*answer.warnings, *warnings)))
+            return replace(answer, posterior=posterior, provenance=provenance, warnings=told)
         rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
         known = () if same_potential else tuple(self._standard(one, seen) for one in standards)
         places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
