@@ -120,6 +120,7 @@ def main() -> None:
                     noise=noise,
                     reach_mev=ENDS[not same] * edge,
                     same_potential=same,
+                    sample_atoms=CELLS * ATOMS if same else None,
                 )
                 expected = plan(known, setup=setup, amounts=(0.03,), vary=False).detections[0]
                 if expected.limit is None:
@@ -139,6 +140,7 @@ def main() -> None:
                             doped_error=sigma,
                             fwhm_mev=setup.fwhm_mev,
                             same_potential=same,
+                            sample_atoms=CELLS * ATOMS if same else None,
                         )
                         found.append(float(answer.posterior.probability[0]))
                     row["doped" if doped else "undoped"] = np.round(found, 4).tolist()

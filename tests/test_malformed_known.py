@@ -151,6 +151,9 @@ CASES = [
     ({"pack": "pack", "edge": "-36"}, "the band edge is -36 meV"),
     ({"pack": "pack", "edge": "0"}, "the band edge is 0 meV"),
     ({"pack": "pack", "edge": "400"}, "below the host's edge of 400 meV"),
+    ({"pack": "pack", "sample_atoms": "100"}, "--sample-atoms is 100 (it is of a cell that is simulated)"),
+    ({"pack": "pack", "same_potential": None, "sample_atoms": "0"}, "--sample-atoms is 0"),
+    ({"pack": "pack", "same_potential": None, "sample_atoms": "-3"}, "--sample-atoms is -3"),
     ({}, "Give --structure, --pack or --formula"),
 ]
 

@@ -110,7 +110,8 @@ def identify_pair(
     if sample_atoms is not None and not (same_potential and sample_atoms >= 1.0):
         raise ConfigError(
             f"--sample-atoms is {sample_atoms:g}",
-            fix="Give the atoms of the simulated cell, and --same-potential with it",
+            why="it is of a cell that is simulated",
+            fix="Give its atoms, and --same-potential with it",
         )
     known = structure is not None or pack is not None
     if formula is not None:

@@ -95,7 +95,9 @@ class Cells:
 
     def joined(self, other: Cells) -> Cells:
         """Return the cells of both; dopants and elements must be the same."""
-        of_both: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in BY_CELL}
+        of_both: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in BY_CELL
+        }
         return replace(self, **of_both, left_out=self.left_out + other.left_out)
 
     def only(self, kept: NDArray[np.bool_]) -> Cells:

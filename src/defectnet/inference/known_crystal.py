@@ -529,9 +529,7 @@ class KnownCrystal:
             ConfigError: `sample_atoms` is no number of atoms.
             SimulationError: A standard holds what the pack does not, or is no candidate.
         """
-        if sample_atoms is not None and not sample_atoms >= 1.0:
-            raise ConfigError(f"sample_atoms is {sample_atoms}", fix="Give the atoms of the simulated cell")
-        atoms = sample_atoms or (SIMULATED_ATOMS if same_potential else np.inf)
+        atoms = atoms_of_sample(sample_atoms, same_potential)
         host, doped = (
             as_spectrum(source, role, unit=unit, kind=kind, element=element)
             for source, role in ((host, "host"), (doped, "doped"))
@@ -751,6 +749,17 @@ class KnownCrystal:
             asked=self._asked,
             power=SAME_POWER if same_potential else POWER,
         )
+
+
+def atoms_of_sample(told: float | None, same_potential: bool) -> float:
+    """Return the atoms of a sample: as told, or those of a simulated cell, or infinitely many of a measured one.
+
+    Raises:
+        ConfigError: It is no number of atoms.
+    """
+    if told is not None and not told >= 1.0:
+        raise ConfigError(f"sample_atoms is {told}", fix="Give the atoms of the simulated cell")
+    return told or (SIMULATED_ATOMS if same_potential else np.inf)
 
 
 def discrepancy_shape(responses: FloatArray, x: FloatArray, length: float) -> FloatArray:

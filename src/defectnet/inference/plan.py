@@ -24,7 +24,7 @@ from defectnet.inference.answer_text import NAMED
 from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
 from defectnet.inference.evidence import DopantEvidence, log_nothing
 from defectnet.inference.instrument import InstrumentMap
-from defectnet.inference.known_crystal import REACH, KnownCrystal
+from defectnet.inference.known_crystal import REACH, KnownCrystal, atoms_of_sample
 from defectnet.inference.posterior import NUMBER_PRIOR, PRIOR_DENSITY, ErrorSize, Likelihood
 from defectnet.spectrum import KINDS, Spectrum
 
@@ -80,7 +80,7 @@ class Setup(Bounded):
         step_mev: Distance of points; a third of `fwhm_mev` by default.
         reach_mev: Energy at which the spectra end; the highest that is compared by default.
         same_potential: The spectra will be simulated with the pack's own potential.
-        sample_atoms: Atoms of the cell that is simulated then; None for a measured sample, which has no end.
+        sample_atoms: Atoms of the cell that is simulated, as for `KnownCrystal.identify`.
     """
 
     kind: str = bounded("total", choices=KINDS)
@@ -383,7 +383,7 @@ class Expected:
             seen.noise,
             seen.pristine,
             setup.same_potential,
-            setup.sample_atoms or np.inf,
+            atoms_of_sample(setup.sample_atoms, setup.same_potential),
         )
         self.likelihood = Likelihood(self.emulator, errors, seen.change)
         # The same without the potential's error, which standards reduce.
