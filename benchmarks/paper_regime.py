@@ -62,7 +62,7 @@ def told(results: Path) -> dict[str, Any]:
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         for condition, found in result["results"]["candidates"].items():
-            out.setdefault(result["model"], {"rows": result["data"]["rows"]})[condition] = {
+            out.setdefault(path.stem, {"rows": result["data"]["rows"]})[condition] = {
                 "mae_at_percent": round(found["concentration"]["mae"], 3),
                 "r2": round(found["concentration"]["r2"], 3),
                 "r2_one_dopant": round(found["one_dopant"]["r2"], 3),
