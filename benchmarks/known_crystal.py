@@ -1,9 +1,9 @@
 """Known-crystal inference on crystals of the test split, by the track `known-crystal` of the benchmark, in short.
 
-    python benchmarks/known_crystal.py --hosts 3                 # the packs' own world: known-crystal.json
+    python benchmarks/known_crystal.py --hosts 3                 # makes packs and simulations of its own: a first look
     D=data/defectnet-sim-v2/defectnet-nep
     python benchmarks/known_crystal.py --data $D --packs data/known-crystal-v1/packs     # another: -cross-world.json
-    python benchmarks/known_crystal.py --data $D --packs runs/packs-nep --same-potential # their own: -in-world.json
+    python benchmarks/known_crystal.py --data $D --packs runs/packs-nep --same-potential # their own: known-crystal.json
 
 In the packs' own world packs are made of the first test crystals of the order of packs, and full simulations of one to
 three of their eight likeliest dopants, 0.5 to 20 at.%; both are kept under `runs/`, so that a run goes on where it was.

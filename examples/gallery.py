@@ -274,7 +274,7 @@ def small(path: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the pictures that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*DRAWINGS, []], default=list(DRAWINGS))
+    parser.add_argument("names", nargs="*", choices=[*DRAWINGS, []])
     for name in parser.parse_args(arguments).names or DRAWINGS:
         path = PICTURES / f"{name}.png"
         DRAWINGS[name](path)

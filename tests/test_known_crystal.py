@@ -253,6 +253,11 @@ def test_the_emulator_predicts_cells_that_it_has_not_seen(pack):
     left = ((rest - emulator.carried(others.concentration, deviation)) ** 2).sum(1)
     assert np.median(left / (change**2).sum(1)) < 0.1
     assert left.mean() < 0.9 * (rest**2).sum(1).mean()
+    # Of a cell of this size all of it is expected, of a larger one a part, of a sample without end nothing.
+    all_of_it, part = (emulator.sampled(2.0 * deviation[0], atoms) for atoms in (4.0, 1e5))
+    np.testing.assert_array_equal(all_of_it, 2.0 * deviation[0])
+    assert 0.0 < np.linalg.norm(part) < 0.01 * np.linalg.norm(all_of_it)
+    assert emulator.sampled(deviation[0], np.inf) is None
     # Its own scatter says how far single cells are off.
     expected = np.einsum("nk,kmm->n", others.concentration, emulator.scatter)
     assert 0.3 < np.mean(left / expected) < 3.0
@@ -368,12 +373,11 @@ def test_atoms_of_a_simulated_cell_are_checked(crystal, atoms):
 def test_a_simulated_sample_is_a_cell_unless_it_is_told(crystal):
     host, doped, _ = spectra({"Al": 0.05})
     usual, cell, endless = (
-        crystal.identify(host, doped, same_potential=True, sample_atoms=atoms).posterior
+        crystal.identify(host, doped, same_potential=True, sample_atoms=atoms)
         for atoms in (None, known_crystal.SIMULATED_ATOMS, 1e6)
     )
-    i = usual.elements.index("Al")
-    assert usual.low[i] == cell.low[i]
-    assert usual.high[i] - usual.low[i] > endless.high[i] - endless.low[i]
+    np.testing.assert_array_equal(usual.band, cell.band)
+    assert usual.band.sum() > 1.1 * endless.band.sum()
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

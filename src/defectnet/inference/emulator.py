@@ -269,6 +269,7 @@ class Emulator:
         design, target = features / self.scale * root[:, None], change * root[:, None]
         deviation = (host - instrument.seen(cells.elements, cells.host))[cells.source]
         self._middle, self.kept = instrument.middle, np.zeros((3, len(cells.dopants)))
+        self._deviates = self.atoms * float((deviation**2).sum(-1).mean())
         self.kept = self._fit_kept(cells.concentration, deviation, _ridge(design, target)[1], root)
         target = target - root[:, None] * self.carried(cells.concentration, deviation)
         self.coefficients, rest, inverse = _ridge(design, target)
@@ -303,6 +304,18 @@ class Emulator:
         weights = _blurring(concentration)
         terms = self.deviation_terms(deviation)
         return np.asarray(np.einsum("...jk,jk,...jm->...m", weights, self.kept, terms))
+
+    def sampled(self, deviation: FloatArray, atoms: float) -> FloatArray | None:
+        """Return the part of a host's (M,) deviation that is there because its cell samples few wave vectors.
+
+        The rest is a potential's or an instrument's, and none of it is left of a sample without end.
+
+        Args:
+            deviation: Of the measured host from the crystal's computed spectrum.
+            atoms: Of the cell.
+        """
+        share = self._deviates / atoms / max(float((deviation**2).sum()), 1e-300)
+        return min(1.0, share) * deviation if np.isfinite(atoms) else None
 
     def deviation_terms(self, deviation: FloatArray) -> FloatArray:
         """Return the (..., 3, M) directions in which dopants change (..., M) deviations: less, shifted, and blurred."""

@@ -547,8 +547,7 @@ class KnownCrystal:
         cells, emulator = self.cells, Emulator(self.cells, instrument)
         if self.many:
             errors = self.errors(emulator, instrument, noise, pristine, same_potential, atoms)
-            if same_potential:
-                errors = replace(errors, deviation=pristine - instrument.seen(*self.host))
+            errors = replace(errors, deviation=emulator.sampled(pristine - instrument.seen(*self.host), atoms))
             held = {name for one in standards for name in one.dopants}
             chosen, probability, place = screened(Likelihood(emulator, errors, change), CLOSER)
             closer = [self.dopants[i] for i in chosen]
@@ -578,8 +577,7 @@ class KnownCrystal:
         places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
         for left in range(ROUNDS, -1, -1):
             errors = self.errors(emulator, instrument, noise, pristine, same_potential, atoms)
-            if same_potential:
-                errors = replace(errors, deviation=pristine - instrument.seen(*self.host))
+            errors = replace(errors, deviation=emulator.sampled(pristine - instrument.seen(*self.host), atoms))
             if known:
                 errors = replace(errors, standards=known, power=TAUGHT_POWER)
             likelihood = Likelihood(emulator, errors, change)
