@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_the_example_by_one_click(page):
     assert page.locator("svg.chart path.c-answer").count() == 2
     page.wait_for_selector("th:has-text('detectable from')")
     row = page.locator("tr[data-element=Al]")
-    assert "97 %" in row.text_content()
+    assert int(re.search(r"(\d+) %", row.text_content())[1]) >= 90
     assert row.locator("td").nth(3).text_content().endswith(" at.%")
     with page.expect_download() as saved:
         page.click("[data-save=json]")

@@ -305,17 +305,17 @@ class Emulator:
         terms = self.deviation_terms(deviation)
         return np.asarray(np.einsum("...jk,jk,...jm->...m", weights, self.kept, terms))
 
-    def sampled(self, deviation: FloatArray, atoms: float) -> FloatArray | None:
-        """Return the part of a host's (M,) deviation that is there because its cell samples few wave vectors.
+    def sampled(self, deviation: FloatArray, atoms: float) -> FloatArray:
+        """Return as much of a host's (M,) deviation as is there where a cell of so many atoms samples few wave vectors.
 
-        The rest is a potential's or an instrument's, and none of it is left of a sample without end.
+        The rest is a potential's or an instrument's.
 
         Args:
             deviation: Of the measured host from the crystal's computed spectrum.
             atoms: Of the cell.
         """
         share = self._deviates / atoms / max(float((deviation**2).sum()), 1e-300)
-        return min(1.0, share) * deviation if np.isfinite(atoms) else None
+        return min(1.0, share) * deviation
 
     def deviation_terms(self, deviation: FloatArray) -> FloatArray:
         """Return the (..., 3, M) directions in which dopants change (..., M) deviations: less, shifted, and blurred."""

@@ -546,10 +546,10 @@ class KnownCrystal:
             )
         cells, emulator = self.cells, Emulator(self.cells, instrument)
         if self.many:
-            errors = self.errors(emulator, instrument, noise, pristine, same_potential, atoms)
-            errors = replace(errors, deviation=emulator.sampled(pristine - instrument.seen(*self.host), atoms))
+            chosen, probability, place = screened(
+                Likelihood(emulator, self._errors_of(seen, emulator, same_potential, atoms), change), CLOSER
+            )
             held = {name for one in standards for name in one.dopants}
-            chosen, probability, place = screened(Likelihood(emulator, errors, change), CLOSER)
             closer = [self.dopants[i] for i in chosen]
             closer += [name for name in self.dopants if name not in closer and held & {name, name.partition("@")[0]}]
             answer = self._looking_at(tuple(closer)).identify(
@@ -564,20 +564,18 @@ class KnownCrystal:
                 coverage=coverage,
                 standards=standards,
             )
-            provenance = {**answer.provenance, "candidates": list(self.dopants)}
-            posterior = answer.posterior.among(self.dopants, probability, place)
-            if self.left_out:
-                warnings.append(
-                    f"not in question, as nearly all superposed cells are unstable: {', '.join(self.left_out)}"
-                )
-            told = tuple(dict.fromkeys((*answer.warnings, *warnings)))
-            return replace(answer, posterior=posterior, provenance=provenance, warnings=told)
+            unstable = f"not in question, as nearly all superposed cells are unstable: {', '.join(self.left_out)}"
+            return replace(
+                answer,
+                posterior=answer.posterior.among(self.dopants, probability, place),
+                provenance={**answer.provenance, "candidates": list(self.dopants)},
+                warnings=(*answer.warnings, *((unstable,) if self.left_out else ())),
+            )
         rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
         known = () if same_potential else tuple(self._standard(one, seen) for one in standards)
         places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
         for left in range(ROUNDS, -1, -1):
-            errors = self.errors(emulator, instrument, noise, pristine, same_potential, atoms)
-            errors = replace(errors, deviation=emulator.sampled(pristine - instrument.seen(*self.host), atoms))
+            errors = self._errors_of(seen, emulator, same_potential, atoms)
             if known:
                 errors = replace(errors, standards=known, power=TAUGHT_POWER)
             likelihood = Likelihood(emulator, errors, change)
@@ -617,6 +615,16 @@ class KnownCrystal:
                 standards=len(standards) or None,
             ),
         )
+
+    def _errors_of(self, seen: Compared, emulator: Emulator, same_potential: bool, atoms: float) -> Errors:
+        """Return the errors of a measured change, with that part of its host's deviation that dopants blur.
+
+        Whatever it comes from, dopants blur and shift what a host really shows. But most of a large one is the
+        potential's, of the energies of modes: no more is taken for structure than what a simulated cell may show.
+        """
+        errors = self.errors(emulator, seen.instrument, seen.noise, seen.pristine, same_potential, atoms)
+        deviation = seen.pristine - seen.instrument.seen(*self.host)
+        return replace(errors, deviation=emulator.sampled(deviation, min(atoms, SIMULATED_ATOMS)))
 
     def _looking_at(self, names: tuple[str, ...]) -> KnownCrystal:
         """Return the crystal with the few of many candidates that are worth a closer look; some are remembered."""

@@ -140,8 +140,8 @@ class Errors:
         unlisted: How many of the emulator's dopants, the last ones, are no candidates, but what something else may be.
         power: To which the likelihood is raised: below 1 where the model of the errors is itself uncertain.
         asked: Number of candidates among which those of the emulator were chosen; 0 for all of them.
-        deviation: (M,) what the host's cell shows that the crystal does not, as it samples few wave vectors; None for a
-            measured sample.
+        deviation: (M,) what the host shows that the computed crystal does not, as its cell samples few wave vectors;
+            None for nothing.
     """
 
     noise: FloatArray
@@ -551,6 +551,8 @@ class Posterior:
 
     def among(self, dopants: Sequence[str], probability: FloatArray, place: FloatArray) -> Posterior:
         """Return the posterior of many candidates, of which those of this one were chosen for a closer look.
+
+        The others are told as `screened` has them, with intervals of a factor of two either way.
 
         Args:
             dopants: Names of all of them.
