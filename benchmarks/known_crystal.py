@@ -4,6 +4,7 @@
     D=data/defectnet-sim-v2/defectnet-nep
     python benchmarks/known_crystal.py --data $D --packs data/known-crystal-v1/packs     # another: -cross-world.json
     python benchmarks/known_crystal.py --data $D --packs runs/packs-nep --same-potential # their own: known-crystal.json
+    # ... and with --condition lab: known-crystal-lab.json
 
 In the packs' own world packs are made of the first test crystals of the order of packs, and full simulations of one to
 three of their eight likeliest dopants, 0.5 to 20 at.%; both are kept under `runs/`, so that a run goes on where it was.
