@@ -19,33 +19,16 @@ from typing import Any
 import numpy as np
 
 from defectnet.config import MODEL_GRID
-from defectnet.crystal.hosts import Host
-from defectnet.crystal.make import MakeSettings, choose_dopants, make_packs
+from defectnet.crystal.make import choose_dopants
 from defectnet.crystal.pack import HostPack
 from defectnet.data.module import LoaderSettings, SpectraDataModule
 from defectnet.data.shards import read_shard, shard_files
 from defectnet.inference.known_crystal import KnownCrystal
-from defectnet.simulate.rows import SimulationSettings
-from defectnet.simulate.runner import simulate
 from defectnet.spectrum import Spectrum
-from known_crystal import POTENTIAL, chosen_hosts
+from known_crystal import chosen_hosts, own_world
 
 ROOT = Path(__file__).parents[1]
 LEAST, MOST, PAIRS = 0.02, 0.2, 6
-
-
-def simulated(hosts: list[Host], out: Path) -> tuple[Path, Path]:
-    """Make packs of all elements and full simulations of one dopant; return the folders of both."""
-    packs, data = out / "packs", out / f"data-{len(hosts)}-{PAIRS}"
-    jobs = [(host, choose_dopants(host, ["all"]), packs / host.id) for host in hosts]
-    for name, why in make_packs(jobs, MakeSettings(potential=POTENTIAL, starts=1)).items():
-        print(f"{name}: {why}", file=sys.stderr, flush=True)
-    settings = SimulationSettings(
-        spectra_per_host=PAIRS, smallest=128, largest=192, most_dopants=1, lowest=LEAST, highest=MOST, controls=0.0,
-        plausible=8,
-    )  # fmt: skip
-    simulate(hosts, POTENTIAL, data, settings)
-    return packs, data
 
 
 def main() -> None:
@@ -55,7 +38,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "blind")
     parser.add_argument("--json", action="store_true", help="what is printed anyway")
     chosen = parser.parse_args()
-    packs, data = simulated(chosen_hosts(chosen.hosts), chosen.out)
+    data, packs = own_world(
+        chosen_hosts(chosen.hosts), lambda host: choose_dopants(host, ["all"]), chosen.out,
+        f"data-{chosen.hosts}-{PAIRS}", spectra_per_host=PAIRS, smallest=128, largest=192, most_dopants=1,
+        lowest=LEAST, highest=MOST,
+    )  # fmt: skip
     samples = [sample for path in shard_files(data) for sample in read_shard(path)]
     module = SpectraDataModule(str(data), batch_size=1, grid=MODEL_GRID, loader=LoaderSettings(cache_rows=0))
     rows: list[dict[str, Any]] = []

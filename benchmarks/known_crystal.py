@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,33 @@ def chosen_hosts(count: int) -> list[Host]:
     return [listed[one["id"]] for one in order if one["split"] == "test"][:count]
 
 
-def own_world(hosts: list[Host], pairs: int, atoms: int, out: Path) -> tuple[Path, Path]:
-    """Make packs and full simulations with one potential; return the folders of the simulations and of the packs."""
-    packs, data = out / "packs", out / f"data-{len(hosts)}-{pairs}-{atoms}"
-    jobs = []
-    for host in hosts:
-        names = [name.partition("@") for name in plausible_dopants(host.crystal, CANDIDATES)]
-        jobs.append((host, [(dopant, replaced) for dopant, _, replaced in names], packs / host.id))
-    failed = make_packs(jobs, MakeSettings(potential=POTENTIAL, starts=1))
+def likeliest(host: Host) -> list[tuple[str, str]]:
+    """Return the likeliest dopants of a host, each with the element that it replaces."""
+    names = [name.partition("@") for name in plausible_dopants(host.crystal, CANDIDATES)]
+    return [(dopant, replaced) for dopant, _, replaced in names]
+
+
+def own_world(
+    hosts: list[Host], dopants: Callable[[Host], list[tuple[str, str]]], out: Path, data: str, **settings: Any
+) -> tuple[Path, Path]:
+    """Make packs and full simulations with one potential; return the folders of the simulations and of the packs.
+
+    Args:
+        hosts: Crystals.
+        dopants: Those of the pack of a crystal.
+        out: Folder of both.
+        data: Name of the simulations.
+        settings: Of the simulations, whose dopants are the likeliest.
+    """
+    packs = out / "packs"
+    failed = make_packs(
+        [(host, dopants(host), packs / host.id) for host in hosts], MakeSettings(potential=POTENTIAL, starts=1)
+    )
     for name, why in failed.items():
         print(f"{name}: {why}", file=sys.stderr, flush=True)
-    settings = SimulationSettings(
-        spectra_per_host=pairs, smallest=atoms, largest=round(1.5 * atoms), most_dopants=3, lowest=0.005, highest=0.2,
-        controls=0.0, plausible=CANDIDATES,
-    )  # fmt: skip
-    simulate([host for host in hosts if host.id not in failed], POTENTIAL, data, settings)
-    return data, packs
+    made = [host for host in hosts if host.id not in failed]
+    simulate(made, POTENTIAL, out / data, SimulationSettings(controls=0.0, plausible=CANDIDATES, **settings))
+    return out / data, packs
 
 
 def summary(result: dict[str, Any], condition: str, zero: float) -> dict[str, Any]:
@@ -103,7 +115,12 @@ def main() -> None:
     same = own or chosen.same_potential
     data, packs = chosen.data, chosen.packs
     if own:
-        data, packs = own_world(chosen_hosts(chosen.hosts), chosen.pairs, chosen.atoms, chosen.out)
+        pairs, atoms = chosen.pairs, chosen.atoms
+        data, packs = own_world(
+            chosen_hosts(chosen.hosts), likeliest, chosen.out, f"data-{chosen.hosts}-{pairs}-{atoms}",
+            spectra_per_host=pairs, smallest=atoms, largest=round(1.5 * atoms), most_dopants=3, lowest=0.005,
+            highest=0.2,
+        )  # fmt: skip
     rows = [row for path in shard_files(data) for row in read_shard(path)]
     zero = 100.0 * sum(sum(row.concentrations.values()) for row in rows) / (CANDIDATES * len(rows))
     # Small cells have sampling noise that no sample has: in their own world the inference is told their size.

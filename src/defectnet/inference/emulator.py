@@ -144,9 +144,8 @@ class CellSource:
                 for found, one in zip(self._host, self.superpositions, strict=True)
             ]
         )
-        elements, dos = host_dos(pack, HOST_FWHM * pack.host.band_edge_mev)
-        self.host = np.zeros(self.pristine.shape[1:])
-        self.host[[self.elements.index(symbol) for symbol in elements]] = dos
+        _, dos = host_dos(pack, HOST_FWHM * pack.host.band_edge_mev)
+        self.host = on_elements(self.elements, pack.host.primitive.numbers, dos)
 
     def only(self, dopants: Sequence[str]) -> CellSource:
         """Return a source of cells with some of the dopants; what is computed of the host is shared."""
@@ -268,7 +267,7 @@ class Emulator:
         self.scale[self.scale == 0.0] = 1.0
         design, target = features / self.scale * root[:, None], change * root[:, None]
         deviation = (host - instrument.seen(cells.elements, cells.host))[cells.source]
-        self._middle, self.kept = instrument.middle, np.zeros((3, len(cells.dopants)))
+        self._middle = instrument.middle
         self._deviates = self.atoms * float((deviation**2).sum(-1).mean())
         self.kept = self._fit_kept(cells.concentration, deviation, _ridge(design, target)[1], root)
         target = target - root[:, None] * self.carried(cells.concentration, deviation)

@@ -6,7 +6,7 @@ take hours; with one dopant its concentration can be summed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Final
 
@@ -21,8 +21,14 @@ FloatArray = NDArray[np.float64]
 CHUNK: Final = 500
 """Changes that are looked at together, which bounds memory."""
 
-BESIDE: Final = ((0.0, 1.0 - OTHER_PRIOR), *((float(a), OTHER_PRIOR / 3.0) for a in OTHER_AMOUNTS[::2]))
-"""Amounts of something else beside a dopant, and their probabilities; the first is nothing else."""
+
+def _with_something_else(amounts: FloatArray) -> list[tuple[float, float]]:
+    """Return amounts of something else and their prior probabilities, the first for nothing else."""
+    return [(0.0, 1.0 - OTHER_PRIOR), *((float(a), OTHER_PRIOR / len(amounts)) for a in amounts)]
+
+
+BESIDE: Final = _with_something_else(OTHER_AMOUNTS[::2])
+"""What is beside a dopant; without one, all of `OTHER_AMOUNTS` are looked at."""
 
 
 class DopantEvidence:
@@ -49,7 +55,7 @@ class DopantEvidence:
     ) -> None:
         self.likelihood, self.covariance = likelihood, covariance
         self.nodes, self.logs, self.mean, self.slope = nodes, logs, mean, slope
-        self._by_held: dict[float, list[tuple[bool, float, FloatArray, FloatArray]]] = {}
+        self._by_held: dict[float, list[tuple[float, FloatArray, FloatArray]]] = {}
 
     @cached_property
     def _roots(self) -> FloatArray:
@@ -58,7 +64,7 @@ class DopantEvidence:
         return np.stack([np.linalg.inv(np.linalg.cholesky(self.covariance(self.nodes, 0.0, one))) for one in sizes])
 
     def log(self, changes: FloatArray, *, beside: bool = True) -> FloatArray:
-        """Return the (...) log evidence of (..., D) changes, with something else beside the dopant or without."""
+        """Return the (...) log evidence of (..., D) changes, and, unless `beside`, of nothing else being there."""
         flat = changes.reshape(-1, changes.shape[-1])
         out = np.empty(len(flat))
         for start in range(0, len(flat), CHUNK):
@@ -72,20 +78,21 @@ class DopantEvidence:
 
     def by_node(self, changes: FloatArray, held: float, *, beside: bool = True) -> FloatArray:
         """Return the (S, N) log likelihoods of (S, D) changes at the nodes, covariances held at one concentration."""
+        gaussians = self._gaussians(held)
+        if not beside:
+            gaussians = gaussians[: len(self.likelihood.sizes)]
         power = self.likelihood.errors.power
-        gaussians = [one for one in self._gaussians(held) if beside or not one[0]]
-        free = 0.0 if beside else np.log(BESIDE[0][1])  # nothing else is certain then
-        parts = [log_prior - free + gaussian_logs(changes, root, mean, power) for _, log_prior, root, mean in gaussians]
+        parts = [log_prior + gaussian_logs(changes, root, mean, power) for log_prior, root, mean in gaussians]
         return np.asarray(logsumexp(np.stack(parts), axis=0))
 
-    def _gaussians(self, held: float) -> list[tuple[bool, float, FloatArray, FloatArray]]:
-        """Return for each thing beside and size of errors: something else?, log prior, root, means times the root."""
+    def _gaussians(self, held: float) -> list[tuple[float, FloatArray, FloatArray]]:
+        """Return log prior, root, and means times the root for each of `BESIDE` and in it each size of errors."""
         if held not in self._by_held:
             at, found = np.array([held]), []
             for other, prior in BESIDE:
                 for size in self.likelihood.sizes:
                     root = np.linalg.inv(np.linalg.cholesky(self.covariance(at, other, size)[0]))
-                    found.append((other > 0.0, float(np.log(prior * size.probability)), root, self.mean @ root.T))
+                    found.append((float(np.log(prior * size.probability)), root, self.mean @ root.T))
             self._by_held[held] = found
         return self._by_held[held]
 
@@ -113,13 +120,9 @@ class DopantEvidence:
 def log_nothing(likelihood: Likelihood, changes: FloatArray) -> FloatArray:
     """Return the (...) log evidence of (..., D) changes of no dopant, with or without something else."""
     none = np.zeros((1, len(likelihood.emulator.dopants)))
-    amounts: Sequence[tuple[float, float]] = (
-        (0.0, 1.0 - OTHER_PRIOR),
-        *((float(a), OTHER_PRIOR / len(OTHER_AMOUNTS)) for a in OTHER_AMOUNTS),
-    )
     flat, mean = changes.reshape(-1, changes.shape[-1]), np.zeros((1, changes.shape[-1]))
     parts = []
-    for other, prior in amounts:
+    for other, prior in _with_something_else(OTHER_AMOUNTS):
         root = np.linalg.inv(np.linalg.cholesky(likelihood.covariance(none, other)[0]))
         parts.append(np.log(prior) + gaussian_logs(flat, root, mean, likelihood.errors.power)[:, 0])
     return np.asarray(logsumexp(np.stack(parts), axis=0).reshape(changes.shape[:-1]))

@@ -355,7 +355,7 @@ class Compared:
         edge_mev: Band edge of the measured host.
         pristine: (M,) host, per edge, of unit area. change: (M,) doped less host.
         noise: (M, M) covariance of the change's noise.
-        distance: Squared distance of measured and computed host over the former's square.
+        deviation: (M,) measured host less computed one.
         smooth: (M, M) broadening that was applied to what is measured.
     """
 
@@ -364,8 +364,13 @@ class Compared:
     pristine: FloatArray
     change: FloatArray
     noise: FloatArray
-    distance: float
+    deviation: FloatArray
     smooth: FloatArray
+
+    @property
+    def distance(self) -> float:
+        """Squared distance of measured and computed host over the former's square."""
+        return float((self.deviation**2).sum() / (self.pristine**2).sum())
 
 
 @dataclass(frozen=True)
@@ -449,7 +454,7 @@ class KnownCrystal:
         self.dopants = known_dopants(pack, candidates)
         self.many = len(self.dopants) > SCREENED
         self.left_out: tuple[str, ...] = ()
-        self._asked, self._closer = 0, OrderedDict[tuple[str, ...], KnownCrystal]()
+        self._closer = OrderedDict[tuple[str, ...], KnownCrystal]()
         self.unlisted = () if self.many else unlisted_dopants(pack, self.dopants, unlisted)
         self.source, self._seed = CellSource(pack, self.dopants + self.unlisted), seed
         rng = np.random.default_rng([seed, 1])
@@ -465,7 +470,11 @@ class KnownCrystal:
         k = len(self.dopants)
         kept = (self.cells.concentration > 0.0).sum(axis=0) >= UNLISTED_CELLS // 2
         kept[: 0 if self.many else k] = True
-        if self.many and kept.any():
+        if self.many:
+            if not kept.any():
+                raise SimulationError(
+                    f"{self.pack.host.id}: nearly every superposed cell is unstable", fix="Name fewer candidates"
+                )
             self.left_out = tuple(name for name, wanted in zip(self.dopants, kept, strict=True) if not wanted)
             self.dopants = tuple(name for name in self.dopants if name not in self.left_out)
             k = len(self.dopants)
@@ -535,73 +544,42 @@ class KnownCrystal:
             for source, role in ((host, "host"), (doped, "doped"))
         )
         seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential)
-        edge, instrument, pristine, noise = seen.edge_mev, seen.instrument, seen.pristine, seen.noise
-        change, distance = seen.change, seen.distance
         own_edge = self.pack.host.band_edge_mev
         warnings = []
-        if distance > SAME_HOST:
+        if seen.distance > SAME_HOST:
             warnings.append(
                 f"the host's spectrum is not that of {self.pack.host.formula} as computed (they differ by "
-                f"{np.sqrt(distance):.0%}): check structure, unit and kind"
+                f"{np.sqrt(seen.distance):.0%}): check structure, unit and kind"
             )
-        cells, emulator = self.cells, Emulator(self.cells, instrument)
+        if self.left_out:
+            names = ", ".join(self.left_out)
+            warnings.append(f"not in question, as nearly all superposed cells are unstable: {names}")
+        known = () if same_potential else tuple(standards)
         if self.many:
-            chosen, probability, place = screened(
-                Likelihood(emulator, self._errors_of(seen, emulator, same_potential, atoms), change), CLOSER
-            )
-            held = {name for one in standards for name in one.dopants}
-            closer = [self.dopants[i] for i in chosen]
-            closer += [name for name in self.dopants if name not in closer and held & {name, name.partition("@")[0]}]
-            answer = self._looking_at(tuple(closer)).identify(
-                host,
-                doped,
-                host_error=host_error,
-                doped_error=doped_error,
-                fwhm_mev=fwhm_mev,
-                edge_mev=edge_mev,
-                same_potential=same_potential,
-                sample_atoms=sample_atoms,
-                coverage=coverage,
-                standards=standards,
-            )
-            unstable = f"not in question, as nearly all superposed cells are unstable: {', '.join(self.left_out)}"
-            return replace(
-                answer,
-                posterior=answer.posterior.among(self.dopants, probability, place),
-                provenance={**answer.provenance, "candidates": list(self.dopants)},
-                warnings=(*answer.warnings, *((unstable,) if self.left_out else ())),
-            )
-        rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
-        known = () if same_potential else tuple(self._standard(one, seen) for one in standards)
-        places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
-        for left in range(ROUNDS, -1, -1):
-            errors = self._errors_of(seen, emulator, same_potential, atoms)
-            if known:
-                errors = replace(errors, standards=known, power=TAUGHT_POWER)
-            likelihood = Likelihood(emulator, errors, change)
-            near = likely_places(likelihood) + places if left else []
-            if not near:
-                break
-            cells = self._more(cells, near, rng)
-            emulator = Emulator(cells, instrument, near)
+            emulator = Emulator(self.cells, seen.instrument)
+            every = Likelihood(emulator, self._errors_of(seen, emulator, same_potential, atoms), seen.change)
+            chosen, probability, place = screened(every, CLOSER)
+            closer = self._looking_at(chosen, known)
+            likelihood = closer.likelihood_near(seen, known, same_potential, atoms, asked=len(self.dopants))
+        else:
+            likelihood = self.likelihood_near(seen, known, same_potential, atoms)
         found = infer(likelihood, coverage=coverage)
-        best = found.best
         return KnownCrystalAnswer(
-            posterior=found,
+            posterior=found.among(self.dopants, probability, place) if self.many else found,
             host=self.pack.host.id,
             formula=self.pack.host.formula,
             potential=self.pack.host.potential,
             kind=host.kind,
-            edge_mev=edge,
-            energy_mev=instrument.middle * own_edge,
-            measured=change,
-            predicted=likelihood.predicted(best),
-            band=np.sqrt(np.diag(likelihood.spread(best))),
-            noise=np.sqrt(np.diag(noise)),
-            pristine=pristine,
-            scale=instrument.scale(),
-            fwhm_mev=instrument.fwhm * own_edge,
-            host_distance=distance,
+            edge_mev=seen.edge_mev,
+            energy_mev=seen.instrument.middle * own_edge,
+            measured=seen.change,
+            predicted=likelihood.predicted(found.best),
+            band=np.sqrt(np.diag(likelihood.spread(found.best))),
+            noise=np.sqrt(np.diag(seen.noise)),
+            pristine=seen.pristine,
+            scale=seen.instrument.scale(),
+            fwhm_mev=seen.instrument.fwhm * own_edge,
+            host_distance=seen.distance,
             warnings=tuple(warnings),
             provenance=self._made_with(
                 unit=unit,
@@ -616,6 +594,34 @@ class KnownCrystal:
             ),
         )
 
+    def likelihood_near(
+        self, seen: Compared, standards: Sequence[Standard], same_potential: bool, atoms: float, *, asked: int = 0
+    ) -> Likelihood:
+        """Return the likelihood of a measured change, of an emulator that is right where concentrations are likely.
+
+        Args:
+            seen: The pair.
+            standards: Samples of known content.
+            same_potential: As for `identify`.
+            atoms: Of the sample.
+            asked: See `Errors.asked`.
+        """
+        cells, emulator = self.cells, Emulator(self.cells, seen.instrument)
+        rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
+        known = tuple(self._standard(one, seen) for one in standards)
+        places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
+        for left in range(ROUNDS, -1, -1):
+            errors = replace(self._errors_of(seen, emulator, same_potential, atoms), asked=asked)
+            if known:
+                errors = replace(errors, standards=known, power=TAUGHT_POWER)
+            likelihood = Likelihood(emulator, errors, seen.change)
+            near = likely_places(likelihood) + places if left else []
+            if not near:
+                break
+            cells = self._more(cells, near, rng)
+            emulator = Emulator(cells, seen.instrument, near)
+        return likelihood
+
     def _errors_of(self, seen: Compared, emulator: Emulator, same_potential: bool, atoms: float) -> Errors:
         """Return the errors of a measured change, with that part of its host's deviation that dopants blur.
 
@@ -623,18 +629,24 @@ class KnownCrystal:
         potential's, of the energies of modes: no more is taken for structure than what a simulated cell may show.
         """
         errors = self.errors(emulator, seen.instrument, seen.noise, seen.pristine, same_potential, atoms)
-        deviation = seen.pristine - seen.instrument.seen(*self.host)
-        return replace(errors, deviation=emulator.sampled(deviation, min(atoms, SIMULATED_ATOMS)))
+        return replace(errors, deviation=emulator.sampled(seen.deviation, min(atoms, SIMULATED_ATOMS)))
 
-    def _looking_at(self, names: tuple[str, ...]) -> KnownCrystal:
-        """Return the crystal with the few of many candidates that are worth a closer look; some are remembered."""
-        if names not in self._closer:
-            one = KnownCrystal(self.pack, names, unlisted=0, seed=self._seed)
-            one._asked = len(self.dopants)
-            self._closer[names] = one
+    def _looking_at(self, chosen: NDArray[np.int64], standards: Sequence[Standard]) -> KnownCrystal:
+        """Return the crystal with the few of many candidates that are worth a closer look, and those of standards.
+
+        Args:
+            chosen: Their positions.
+            standards: Samples of known content; what they hold is looked at, too.
+        """
+        held = {name for one in standards for name in one.dopants}
+        names = [self.dopants[i] for i in chosen]
+        names += [name for name in self.dopants if name not in names and held & {name, name.partition("@")[0]}]
+        key = tuple(names)
+        if key not in self._closer:
+            self._closer[key] = KnownCrystal(self.pack, key, unlisted=0, seed=self._seed)
             if len(self._closer) > REMEMBERED_LOOKS:
                 self._closer.popitem(last=False)
-        return self._closer[names]
+        return self._closer[key]
 
     def _made_with(self, **options: Any) -> dict[str, Any]:
         """Return what an answer was made with."""
@@ -673,8 +685,8 @@ class KnownCrystal:
             smooth = gaussian_kernel(instrument.middle, float(np.sqrt(finest**2 - instrument.fwhm**2)))
             instrument = replace(instrument, fwhm=finest)
         pristine, change, noise = _changed((host, host_error), (doped, doped_error), instrument, unit, smooth)
-        distance = float(((instrument.seen(*self.host) - pristine) ** 2).sum() / (pristine**2).sum())
-        return Compared(instrument, float(edge), pristine, change, noise, distance, smooth)
+        deviation = pristine - instrument.seen(*self.host)
+        return Compared(instrument, float(edge), pristine, change, noise, deviation, smooth)
 
     def _standard(self, standard: Standard, seen: Compared) -> SeenStandard:
         """Bring a standard to the bins of the pair that is asked about."""
@@ -752,7 +764,6 @@ class KnownCrystal:
             shape=shape,
             other=other,
             unlisted=len(self.unlisted),
-            asked=self._asked,
             power=SAME_POWER if same_potential else POWER,
         )
 

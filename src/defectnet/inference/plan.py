@@ -139,7 +139,8 @@ class Plan:
         detections: Of each dopant.
         likeness: (K, K) cosine of the angle between the changes that two dopants make, in units of noise and of what
             may differ between two measurements.
-        apart: (K, K) smallest concentration from which on two can be told apart, see `APART`; NaN for none.
+        apart: (K, K) smallest concentration from which on two can be told apart, see `APART`; NaN for none, 0 where
+            neither is among the `ALIKE` that are most like the other.
         fwhms_mev, noises: (F,) and (N,) other instruments. by_instrument: (K, F, N) limits; NaN for none. Empty if
             there are more than `FEW_DOPANTS`, as `by_standards`.
         standards: (S,) numbers of standards. standard_content: (K,) of each.
@@ -659,8 +660,8 @@ def told_apart(expected: Expected, hypotheses: Sequence[DopantEvidence]) -> Floa
     k = len(hypotheses)
     grid = np.geomspace(SMALLEST, HIGHEST, 13)
     right = np.zeros((k, k, len(grid)))
-    alike = np.abs(expected.likeness()) if len(hypotheses) == len(expected.likeness()) else np.ones((k, k))
-    nearest = np.argsort(np.argsort(-alike, axis=1), axis=1) <= ALIKE  # the first is the dopant itself
+    ranks = np.argsort(np.argsort(-np.abs(expected.likeness()), axis=1), axis=1)
+    nearest = ranks <= ALIKE  # the first is the dopant itself
     nearest |= nearest.T
     for i in range(k):
         amounts = grid[grid <= expected.top[i]]

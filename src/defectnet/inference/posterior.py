@@ -649,26 +649,15 @@ def screened(likelihood: Likelihood, most: int) -> tuple[NDArray[np.int64], Floa
         each is likeliest, in the best subset that holds it.
     """
     k = likelihood.listed
-    subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
-    known: dict[tuple[int, ...], tuple[float, FloatArray]] = {}
     none = float(likelihood.log(np.zeros((1, k)))[0]) + _log_prior(likelihood, (), False)
-    logs, best, place = [[none]], np.full(k, -np.inf), np.zeros(k)
-    holding: list[list[float]] = [[] for _ in range(k)]
-    for _ in range(EXHAUSTIVE):
-        peaks = _peaks(likelihood, subsets, 0.0, known)
-        for one in peaks:
-            evidence = one.laplace + _log_prior(likelihood, one.subset, False)
-            logs.append([evidence])
-            for i, log_amount in zip(one.subset, one.place, strict=True):
-                holding[i].append(evidence)
-                if evidence > best[i]:
-                    best[i], place[i] = evidence, np.exp(log_amount)
-        known = {one.subset: (one.value, one.place) for one in peaks}
-        grown = sorted(peaks, key=lambda one: -one.value)[:GROWN]
-        subsets = sorted({tuple(sorted((*one.subset, i))) for one in grown for i in range(k) if i not in one.subset})
-    total = logsumexp(np.concatenate(logs))
-    probability = np.array([np.exp(logsumexp(some) - total) for some in holding])
-    return np.argsort(-best, kind="stable")[:most], probability, place
+    peaks = [one for _, some in _peaks_by_size(likelihood, EXHAUSTIVE, GROWN) for one in some]
+    logs = np.array([one.laplace + _log_prior(likelihood, one.subset, False) for one in peaks])
+    holds, place = np.full((len(peaks), k), -np.inf), np.zeros((len(peaks), k))
+    for row, one in enumerate(peaks):
+        holds[row, list(one.subset)], place[row, list(one.subset)] = logs[row], np.exp(one.place)
+    probability = np.exp(logsumexp(holds, axis=0) - logsumexp(np.append(logs, none)))
+    chosen = np.argsort(-holds.max(axis=0), kind="stable")[:most]
+    return chosen, probability, place[holds.argmax(axis=0), np.arange(k)]
 
 
 def likely_places(likelihood: Likelihood) -> list[tuple[float, FloatArray]]:
@@ -690,7 +679,9 @@ def likely_places(likelihood: Likelihood) -> list[tuple[float, FloatArray]]:
     return [(float(p), c) for p, c in zip(share, places, strict=True) if p > 0.02 and c.any()]
 
 
-def _peaks_by_size(likelihood: Likelihood, most: int = len(NUMBER_PRIOR) - 1) -> Iterator[tuple[int, list[_Peak]]]:
+def _peaks_by_size(
+    likelihood: Likelihood, most: int = len(NUMBER_PRIOR) - 1, kept: int = KEPT
+) -> Iterator[tuple[int, list[_Peak]]]:
     """Yield the peaks of the subsets of 1, 2, ... candidates: all subsets, and from some size on those that grow."""
     k = likelihood.listed
     subsets: list[tuple[int, ...]] = [(i,) for i in range(k)]
@@ -702,7 +693,7 @@ def _peaks_by_size(likelihood: Likelihood, most: int = len(NUMBER_PRIOR) - 1) ->
         if size < EXHAUSTIVE and k <= FEW:
             subsets = list(combinations(range(k), size + 1))
         else:
-            best = [one.subset for one in sorted(peaks, key=lambda one: -one.value)[:KEPT]]
+            best = [one.subset for one in sorted(peaks, key=lambda one: -one.value)[:kept]]
             subsets = sorted({tuple(sorted((*one, i))) for one in best for i in range(k) if i not in one})
 
 
