@@ -23,7 +23,8 @@ import numpy as np
 
 from defectnet import from_pretrained
 from defectnet.crystal.pack import HostPack
-from defectnet.inference.known_crystal import KnownCrystal, Standard
+from defectnet.inference.comparison import Standard
+from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.lab.data import EncodedPairs
 from defectnet.lab.jobs import Job, run_jobs
 from defectnet.lab.table import MIN_SAMPLES, LabPair, read_table

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from defectnet.crystal.pack import HostPack
 from defectnet.data.packs import find_packs
 from defectnet.errors import DefectNetError
+from defectnet.inference.comparison import Standard
 from defectnet.inference.emulator import CellSource
 from defectnet.inference.instrument import InstrumentMap
-from defectnet.inference.known_crystal import KnownCrystal, Standard
+from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.spectrum import Spectrum
 
 FloatArray = NDArray[np.float64]

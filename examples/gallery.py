@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import defectnet
+from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.emulator import Emulator
-from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
+from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.inference.plan import Setup
 from defectnet.plotting import (
     DOPED_COLOUR,

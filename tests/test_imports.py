@@ -50,7 +50,7 @@ LAYERS: dict[str, int] = {
     "benchmark": 10,
     **dict.fromkeys(("__init__", "__main__", "cli", "plotting", "pipeline", "train", "export", "lab", "app"), 11),
 }
-DRAWS = {("prediction.py", "defectnet.plotting"), ("inference/known_crystal.py", "defectnet.plotting")}
+DRAWS = {("prediction.py", "defectnet.plotting"), ("inference/answer.py", "defectnet.plotting")}
 """An answer's own `plot`, which imports when it is called, and nothing else reaches up."""
 SIDEWAYS = {0, 11}  # layers whose files may import each other
 LIGHTNING = ("tasks/", "data/module.py", "train.py", "lab/", "distil/")

@@ -23,13 +23,15 @@ from defectnet.crystal.spectra import host_dos
 from defectnet.crystal.structures import read_structure
 from defectnet.elements import INDEX, VOCABULARY
 from defectnet.errors import DefectNetError
-from defectnet.inference import known_crystal
+from defectnet.inference import comparison, known_crystal
+from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.answer_text import rows, sentence, verdict
+from defectnet.inference.comparison import Standard
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations, spread_wave_vectors
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, widest
-from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer, Standard
+from defectnet.inference.known_crystal import KnownCrystal
+from defectnet.inference.likelihood import Likelihood
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
-from defectnet.inference.posterior import Likelihood
 from defectnet.measure.encode import encode_pair
 from defectnet.plotting import plot_corner
 from defectnet.spectrum import Spectrum
@@ -228,9 +230,9 @@ def test_errors_of_a_spectrum_are_its_own_unless_others_are_given(pack):
     instrument, unit = InstrumentMap(np.linspace(0.0, 1.5, 60), 0.0), pack.host.band_edge_mev
     sigma = 0.01 * doped.dos.max() * np.linspace(1.0, 2.0, len(doped.dos))
     own = replace(doped, error=sigma)
-    given = known_crystal._binned(doped, sigma, instrument, unit)[1]
-    np.testing.assert_allclose(known_crystal._binned(own, None, instrument, unit)[1], given)
-    np.testing.assert_allclose(known_crystal._binned(own, 2.0 * sigma, instrument, unit)[1], 4.0 * given)
+    given = comparison.binned(doped, sigma, instrument, unit)[1]
+    np.testing.assert_allclose(comparison.binned(own, None, instrument, unit)[1], given)
+    np.testing.assert_allclose(comparison.binned(own, 2.0 * sigma, instrument, unit)[1], 4.0 * given)
 
 
 def test_bins_hold_all_of_what_lies_in_them():
@@ -358,8 +360,8 @@ def test_noise_is_told_from_how_a_curve_scatters(noise):
     x = np.linspace(0.0, 1.0, 400)
     curve = np.exp(-0.5 * ((x - 0.4) / 0.02) ** 2) + 0.6 * np.exp(-0.5 * ((x - 0.7) / 0.03) ** 2) + 0.3
     noisy = curve + np.random.default_rng(1).normal(0.0, noise, 400)
-    assert known_crystal.estimated_noise(noisy) == pytest.approx(noise, rel=0.2)
-    assert known_crystal.estimated_noise(curve) < 1e-3
+    assert comparison.estimated_noise(noisy) == pytest.approx(noise, rel=0.2)
+    assert comparison.estimated_noise(curve) < 1e-3
 
 
 @pytest.mark.parametrize("atoms", [0.0, -5.0, float("nan")])

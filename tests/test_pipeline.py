@@ -17,8 +17,9 @@ import pipeline_forms
 from defectnet import Prediction, Unanswered, answer_from_dict, identify, identify_table
 from defectnet.cli import known, main
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
+from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.ask import KnownReply
-from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
+from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.io import as_spectrum
 from defectnet.models.base import DefectModel
 from defectnet.pipeline import Asker

@@ -13,11 +13,13 @@ from defectnet.cli.plan_screen import print_plan
 from defectnet.errors import DefectNetError
 from defectnet.inference import known_crystal
 from defectnet.inference import plan as planning
+from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.emulator import LOWEST
-from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
+from defectnet.inference.known_crystal import KnownCrystal
+from defectnet.inference.likelihood import ErrorSize, Likelihood
 from defectnet.inference.parting import part
 from defectnet.inference.plan import Expected, Setup, parse_amounts, percent, plan, sentence, told_apart
-from defectnet.inference.posterior import ErrorSize, Likelihood, Likely, infer
+from defectnet.inference.posterior import Likely, infer
 from defectnet.plotting import plot_plan
 from packs import gallium_arsenide
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from defectnet.crystal.pack import HostPack
     from defectnet.data.frame import load_dataset
     from defectnet.hub import from_pretrained, list_checkpoints
+    from defectnet.inference.comparison import Standard
+    from defectnet.inference.known_crystal import KnownCrystal
     from defectnet.inference.plan import plan
     from defectnet.inference.responses import compute_responses
     from defectnet.io import read_spectrum
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 __version__: str = version("defectnet")
 __all__ = [
     "HostPack",
+    "KnownCrystal",
     "Prediction",
     "Spectrum",
+    "Standard",
     "Unanswered",
     "__version__",
     "answer_from_dict",
@@ -42,10 +46,12 @@ __all__ = [
 
 # Loaded on first use: `import defectnet`, and so every command line, starts without torch.
 _HOMES = {
-    "Unanswered": "defectnet.prediction",
     "HostPack": "defectnet.crystal.pack",
+    "KnownCrystal": "defectnet.inference.known_crystal",
     "Prediction": "defectnet.prediction",
     "Spectrum": "defectnet.spectrum",
+    "Standard": "defectnet.inference.comparison",
+    "Unanswered": "defectnet.prediction",
     "answer_from_dict": "defectnet.pipeline",
     "compute_responses": "defectnet.inference.responses",
     "from_pretrained": "defectnet.hub",

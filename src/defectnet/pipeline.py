@@ -26,7 +26,8 @@ from defectnet.provenance import made_with, weights_sha256
 from defectnet.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    from defectnet.inference.known_crystal import KnownCrystalAnswer, Standard
+    from defectnet.inference.answer import KnownCrystalAnswer
+    from defectnet.inference.comparison import Standard
 
     Answer: TypeAlias = Prediction | KnownCrystalAnswer
 
@@ -223,7 +224,7 @@ def answer_from_dict(document: Mapping[str, Any]) -> Answer:
     """
     if document.get("way") != "known crystal":
         return Prediction.from_dict(document)
-    from defectnet.inference.known_crystal import KnownCrystalAnswer  # here, because networks do without it
+    from defectnet.inference.answer import KnownCrystalAnswer  # here, because networks do without it
 
     return KnownCrystalAnswer.from_dict(document)
 

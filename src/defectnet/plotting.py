@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from defectnet.crystal.pack import HostPack
     from defectnet.crystal.spectra import DopedSpectrum
     from defectnet.data.shards import Sample
-    from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.inference.answer import KnownCrystalAnswer
     from defectnet.inference.plan import Plan
     from defectnet.prediction import Prediction
 

@@ -36,7 +36,7 @@ from defectnet.hub.catalogue import bundled, bundled_root
 from defectnet.inference import plan as planning
 from defectnet.inference.answer_text import sentence, something_else, verdict
 from defectnet.inference.ask import CrystalWanted, KnownReply, ask_known, ask_plan, ask_responses
-from defectnet.inference.known_crystal import Standard
+from defectnet.inference.comparison import Standard
 from defectnet.inference.packs import bundled_packs_of, check_fits
 from defectnet.inference.parting import as_measured
 from defectnet.io import read_spectrum

@@ -22,7 +22,8 @@ from defectnet.crystal.plausible import plausible_dopants
 from defectnet.data.packs import find_packs
 from defectnet.elements import INDEX, NUMBERS, VOCABULARY, composition
 from defectnet.errors import ConfigError
-from defectnet.inference.known_crystal import KnownCrystal, KnownCrystalAnswer
+from defectnet.inference.answer import KnownCrystalAnswer
+from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.models.base import SAME_COMPOSITION
 from defectnet.models.estimator import Estimator, NamedTrack
 from defectnet.potentials.neighbours import Crystal

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from defectnet.inference.ask import KnownReply
-    from defectnet.inference.known_crystal import Standard
+    from defectnet.inference.comparison import Standard
     from defectnet.spectrum import Spectrum
 
 ROWS = 10
@@ -66,7 +66,7 @@ def identify_known(
 
 def read_standards(table: str) -> tuple[Standard, ...]:
     """Return the samples of known content of a table."""
-    from defectnet.inference.known_crystal import Standard
+    from defectnet.inference.comparison import Standard
     from defectnet.lab.table import read_table
 
     return tuple(Standard(one.host, one.doped, one.dopants) for one in read_table(table, fewest=1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from defectnet.inference.known_crystal import KnownCrystalAnswer
+    from defectnet.inference.answer import KnownCrystalAnswer
     from defectnet.inference.posterior import Posterior
 
 SURE = 0.9

@@ -11,14 +11,9 @@ from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.responses import HostResponses
 from defectnet.crystal.structures import read_structure
-from defectnet.inference.known_crystal import (
-    KnownCrystal,
-    KnownCrystalAnswer,
-    Standard,
-    check_pair,
-    check_standard,
-    known_dopants,
-)
+from defectnet.inference.answer import KnownCrystalAnswer
+from defectnet.inference.comparison import Standard, check_pair, check_standard
+from defectnet.inference.known_crystal import KnownCrystal, known_dopants
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for, in_time
 from defectnet.inference.parting import Parting, part
 from defectnet.inference.plan import Plan, Setup, check_setup, plan

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from defectnet.inference.posterior import OTHER_AMOUNTS, OTHER_PRIOR, ErrorSize, Likelihood
+from defectnet.inference.likelihood import ErrorSize, Likelihood
+from defectnet.inference.posterior import OTHER_AMOUNTS, OTHER_PRIOR
 
 FloatArray = NDArray[np.float64]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,30 +14,24 @@ from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import plausible_dopants
 from defectnet.elements import SYMBOLS, element_index
 from defectnet.errors import ConfigError, SimulationError, SpectrumError
-from defectnet.inference.answer_text import NAMED, OTHER, SURE, about, rows, sentence, verdict
+from defectnet.inference.answer import KnownCrystalAnswer
+from defectnet.inference.comparison import (
+    REACH,
+    Compared,
+    Standard,
+    binned,
+    changed,
+    check_pair,
+    check_standard,
+    meant,
+)
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel
-from defectnet.inference.posterior import (
-    Amplitude,
-    Errors,
-    Likelihood,
-    Likely,
-    Posterior,
-    SeenStandard,
-    infer,
-    likely_places,
-    screened,
-)
+from defectnet.inference.likelihood import Amplitude, Errors, Likelihood, SeenStandard
+from defectnet.inference.posterior import infer, likely_places, screened
 from defectnet.io.objects import as_spectrum
-from defectnet.measure.curves import cumulative, integral_errors, integrals
-from defectnet.measure.encode import host_edge_mev
-from defectnet.prediction import answer_html, plain
 from defectnet.provenance import made_with
 from defectnet.spectrum import Spectrum
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.float64]
 
@@ -59,9 +52,6 @@ ROUNDS, NEAR_CELLS = 2, 40
 
 BINS: Final = (3.0, 0.012)
 """Bins to a FWHM, and the narrowest bin in edges."""
-
-REACH: Final = 2.2
-"""Highest energy, in edges, that is compared."""
 
 DISCREPANCY: Final = ((0.04, 0.08), (0.12, 0.17), (0.37, 0.29), (1.0, 0.26), (4.0, 0.2))
 """Shares of a response, as its squared norm, that the pack's potential gets wrong, and their probabilities: those under
@@ -95,15 +85,6 @@ FINE, COARSE = 0.065, 0.1
 """FWHM, in edges, to which finer spectra are broadened: what the emulator's cells resolve, in the pack's own world; and
 elsewhere, where two worlds agree on the coarse shape of a change, not on its peaks."""
 
-QUIET: Final = 0.002
-"""Least noise, as a share of the highest value: interpolation and rounding of a file."""
-
-LIVE, FEWEST = 0.1, 20
-"""Share of the highest value from which on points tell the noise, and the least number of such points."""
-
-LEAST_NOISE: Final = 6.0
-"""However much of the scatter looks like the curve's, a tenth of its square is taken for noise."""
-
 SCALE, BACKGROUND, RESOLUTION = 0.002, 0.003, 0.03
 """Deviations of what a measurement may change between host and sample: energy scale, constant background as a share
 of the highest value, and width of the resolution."""
@@ -111,280 +92,8 @@ of the highest value, and width of the resolution."""
 SIMULATED_ATOMS: Final = 128.0
 """Atoms of the cell of a simulated sample, where nothing is said of it."""
 
-UNFIT: Final = 1e-3
-"""p-value below which an answer does not explain the spectrum."""
-
-EXPLAINS, EXPLAINS_PART = 0.9, 0.5
-"""Shares of the change from which on an answer explains it, and a part of it that is worth a name."""
-
 SAME_HOST: Final = 0.35
 """Largest squared distance of measured and computed host over the square of the former that is one crystal's."""
-
-
-_CURVES: Final = ("energy_mev", "measured", "predicted", "band", "noise", "pristine", "scale")
-_PLAIN: Final = ("host", "formula", "potential", "kind", "edge_mev", "fwhm_mev", "host_distance", "changed")
-_COLUMNS: Final = {
-    "probability": "probability",
-    "mean": "expected_concentration",
-    "if_present": "concentration_if_present",
-    "low": "low",
-    "high": "high",
-    "upper": "upper_limit",
-}
-
-
-@dataclass(frozen=True, repr=False)
-class KnownCrystalAnswer:
-    """What a measured pair says of a known crystal.
-
-    Attributes:
-        posterior: Elements, probabilities and concentrations (dopant atoms over all atoms).
-        host, formula, potential: What it was compared with.
-        kind: Of the spectra. edge_mev: Band edge of the measured host.
-        energy_mev: (M,) bins; measured: (M,) change, doped less host, per edge; predicted: (M,) that of the best
-            explanation; band: (M,) its standard deviation; noise: (M,) that of the measurement; pristine: (M,) host.
-        scale: (M,) measured over computed energy, from the host's spectra. fwhm_mev: Resolution taken.
-        host_distance: Squared distance of measured and computed host over the former's square.
-        warnings: Reasons to trust the answer less.
-        provenance: What it was made with, see `defectnet.provenance`.
-        changed: Whether the spectra differ by more than noise; by default it is told from the curves.
-    """
-
-    posterior: Posterior
-    host: str
-    formula: str
-    potential: str
-    kind: str
-    edge_mev: float
-    energy_mev: FloatArray
-    measured: FloatArray
-    predicted: FloatArray
-    band: FloatArray
-    noise: FloatArray
-    pristine: FloatArray
-    scale: FloatArray
-    fwhm_mev: float
-    host_distance: float
-    warnings: tuple[str, ...] = field(default=())
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    changed: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.changed is None:
-            changed = float((self.measured**2).sum()) > 2.0 * float((self.noise**2).sum())
-            object.__setattr__(self, "changed", changed)
-
-    @property
-    def verdict(self) -> str:
-        """``explains``, ``explains part`` or ``does not explain``."""
-        found = self.posterior
-        fits = found.p_value >= UNFIT
-        # Without a dopant what is left may be an instrument's: energy scale, background and resolution.
-        if not self.changed or (fits and (found.explained >= EXPLAINS or not found.best.any())):
-            return "explains"
-        return "explains part" if found.explained >= EXPLAINS_PART else "does not explain"
-
-    @property
-    def present(self) -> tuple[str, ...]:
-        """Elements that are likely enough to be named, the likeliest first; none if they do not explain the change.
-
-        Where something else is there, what it leaves of the change tells little: then only those that are sure.
-        """
-        p = self.posterior.probability
-        if self.verdict == "does not explain":
-            return ()
-        least = SURE if self.posterior.other >= OTHER else NAMED
-        return tuple(self.posterior.elements[i] for i in np.argsort(-p, kind="stable") if p[i] >= least)
-
-    @property
-    def resembles(self) -> dict[str, float]:
-        """Elements that are no candidates and that the pack holds -> probability that each is what else is there."""
-        out: dict[str, float] = {}
-        for name, value in self.posterior.by_unlisted.items():
-            symbol = name.partition("@")[0]
-            out[symbol] = out.get(symbol, 0.0) + value
-        return dict(sorted(out.items(), key=lambda one: -one[1]))
-
-    @property
-    def upper_limit(self) -> FloatArray:
-        """(J,) concentrations below which elements are, absent or not.
-
-        With the posterior's coverage where the answer explains the change; else as much as the change has room for.
-        """
-        p = self.posterior
-        return np.maximum(p.upper, p.ceiling) if self.verdict == "does not explain" else p.upper
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return a table, the likeliest element first.
-
-        Returns:
-            Columns element, probability, expected_concentration, concentration_if_present, low, high, upper_limit,
-            present.
-        """
-        import pandas as pd  # here, because it takes longer to import than an answer takes to print
-
-        return pd.DataFrame([{**row, "present": row["element"] in self.present} for row in self.to_dict()["elements"]])
-
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw what the answer explains, see `defectnet.plotting.plot_known`.
-
-        Raises:
-            ConfigError: It was read again without its curves, or matplotlib is not installed.
-        """
-        from defectnet.plotting import plot_known  # only when asked: nothing else of an answer needs what lies above it
-
-        if not len(self.energy_mev):
-            raise ConfigError("the answer does not hold its curves", fix="Keep them: to_dict(curves=True)")
-        return plot_known(self, path)
-
-    def __str__(self) -> str:
-        """The sentence, the verdict, a table, warnings."""
-        table = rows(self)
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-            for row in table
-        ]
-        warned = [f"warning: {text}" for text in self.warnings]
-        return "\n".join([sentence(self), verdict(self), about(self), "", *map(str.rstrip, lines), *warned])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        warned = [f"warning: {text}" for text in self.warnings]
-        return answer_html(sentence(self), [verdict(self), about(self)], rows(self), warned)
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> KnownCrystalAnswer:
-        """Return the answer that `to_dict` wrote, with its curves if it wrote them.
-
-        Raises:
-            ConfigError: It is not one.
-        """
-        try:
-            found, dopants = document["elements"], tuple(document["dopants"])
-            likeliest = tuple(
-                Likely(
-                    one["probability"],
-                    tuple(one["dopants"]),
-                    one["something_else"],
-                    np.array([one["dopants"].get(name, 0.0) for name in dopants]),
-                )
-                for one in document["explanations"]
-            )
-            values: dict[str, Any] = {
-                "dopants": dopants,
-                "elements": tuple(row["element"] for row in found),
-                "other": document["something_else"],
-                "likeliest": likeliest,
-                "best": np.array([document["best"].get(name, 0.0) for name in dopants]),
-                "unlisted": np.array(list(document.get("unlisted", {}).values())),
-                **{name: document[name] for name in ("coverage", "explained", "p_value")},
-                **{mine: np.array([row[name] for row in found]) for mine, name in _COLUMNS.items()},
-            }
-            values["ceiling"] = values["upper"]  # which was told already as the larger of the two
-            curves = document.get("curves", {})
-            own: dict[str, Any] = {name: document[name] for name in _PLAIN}
-            own |= {name: np.array(curves.get(name, ()), dtype=np.float64) for name in _CURVES}
-            return cls(
-                # What it holds beside these, such as draws, is not kept.
-                posterior=Posterior(**{one.name: values.get(one.name, np.zeros(0)) for one in fields(Posterior)}),
-                **own,
-                warnings=tuple(document["warnings"]),
-                provenance=document["provenance"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                "this is no answer about a known crystal",
-                why=f"{type(error).__name__}: {error}",
-                fix="Give what to_dict returned",
-            ) from error
-
-    def to_dict(self, *, curves: bool = False) -> dict[str, Any]:
-        """Return plain values for JSON.
-
-        Args:
-            curves: Whether the spectra are among them, so that what is read again can be drawn.
-        """
-        p = self.posterior
-        return {
-            "way": "known crystal",
-            "sentence": sentence(self),
-            "host": self.host,
-            "formula": self.formula,
-            "potential": self.potential,
-            "kind": self.kind,
-            "edge_mev": self.edge_mev,
-            "fwhm_mev": self.fwhm_mev,
-            "present": list(self.present),
-            "something_else": p.other,
-            "verdict": self.verdict,
-            "explained": p.explained,
-            "p_value": p.p_value,
-            "coverage": p.coverage,
-            "changed": self.changed,
-            "host_distance": self.host_distance,
-            "dopants": list(p.dopants),
-            "unlisted": p.by_unlisted,
-            "best": {name: float(x) for name, x in zip(p.dopants, p.best, strict=True) if x},
-            "elements": [
-                {"element": p.elements[i], **{name: float(getattr(p, own)[i]) for own, name in _COLUMNS.items()}}
-                | {"upper_limit": float(self.upper_limit[i])}
-                for i in np.argsort(-p.probability, kind="stable")
-            ],
-            "explanations": [
-                {
-                    "probability": one.probability,
-                    "dopants": {name: float(one.concentration[p.dopants.index(name)]) for name in one.dopants},
-                    "something_else": one.other,
-                }
-                for one in p.likeliest[:5]
-            ],
-            "warnings": list(self.warnings),
-            "provenance": dict(self.provenance),
-            **({"curves": plain({name: getattr(self, name) for name in _CURVES})} if curves else {}),
-        }
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A measured pair in M bins.
-
-    Attributes:
-        instrument: Bins, resolution, and map of energies.
-        edge_mev: Band edge of the measured host.
-        pristine: (M,) host, per edge, of unit area. change: (M,) doped less host.
-        noise: (M, M) covariance of the change's noise.
-        deviation: (M,) measured host less computed one.
-        smooth: (M, M) broadening that was applied to what is measured.
-    """
-
-    instrument: InstrumentMap
-    edge_mev: float
-    pristine: FloatArray
-    change: FloatArray
-    noise: FloatArray
-    deviation: FloatArray
-    smooth: FloatArray
-
-    @property
-    def distance(self) -> float:
-        """Squared distance of measured and computed host over the former's square."""
-        return float((self.deviation**2).sum() / (self.pristine**2).sum())
-
-
-@dataclass(frozen=True)
-class Standard:
-    """A sample of known content, measured on the same instrument as what is asked about.
-
-    Attributes:
-        host, doped: DOS of the pristine crystal and of the sample.
-        dopants: Element, or ``Al@Ga`` where a pack has it on several sites -> dopant atoms over all atoms.
-    """
-
-    host: Spectrum
-    doped: Spectrum
-    dopants: Mapping[str, float]
 
 
 def unlisted_dopants(pack: HostPack, candidates: Sequence[str], most: int) -> tuple[str, ...]:
@@ -410,7 +119,7 @@ def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str
     for name in candidates:
         dopant = name.partition("@")[0]
         element_index(dopant, field="candidates")
-        found = _meant(name, pack.dopants)
+        found = meant(name, pack.dopants)
         if not found:
             failed = [f.reason for f in pack.failures if f.dopant == dopant]
             raise SimulationError(
@@ -420,11 +129,6 @@ def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str
             )
         out += [one for one in found if one not in out]
     return tuple(out)
-
-
-def _meant(name: str, dopants: Sequence[str]) -> list[str]:
-    """Return which of some dopants ``Al`` (on any site) or ``Al@Ga`` stands for."""
-    return [one for one in dopants if name in (one, one.partition("@")[0])]
 
 
 class KnownCrystal:
@@ -675,7 +379,7 @@ class KnownCrystal:
         unit = self.pack.host.band_edge_mev
         instrument = replace(instrument, fwhm=(fwhm_mev or 0.0) / unit)
         if refine:
-            measured, noise = _binned(host, host_error, instrument, unit)
+            measured, noise = binned(host, host_error, instrument, unit)
             instrument = fit_instrument(
                 instrument, *self.host, measured, noise=float(np.trace(noise)), same_potential=same_potential
             )
@@ -684,7 +388,7 @@ class KnownCrystal:
         if instrument.fwhm < finest:
             smooth = gaussian_kernel(instrument.middle, float(np.sqrt(finest**2 - instrument.fwhm**2)))
             instrument = replace(instrument, fwhm=finest)
-        pristine, change, noise = _changed((host, host_error), (doped, doped_error), instrument, unit, smooth)
+        pristine, change, noise = changed((host, host_error), (doped, doped_error), instrument, unit, smooth)
         deviation = pristine - instrument.seen(*self.host)
         return Compared(instrument, float(edge), pristine, change, noise, deviation, smooth)
 
@@ -701,7 +405,7 @@ class KnownCrystal:
                     fix="Leave this standard out, or give both up to the same energy",
                 )
         pair = (standard.host, None), (standard.doped, None)
-        _, change, noise = _changed(*pair, seen.instrument, self.pack.host.band_edge_mev, seen.smooth)
+        _, change, noise = changed(*pair, seen.instrument, self.pack.host.band_edge_mev, seen.smooth)
         return SeenStandard(concentration, change, noise)
 
     def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]], rng: np.random.Generator) -> Cells:
@@ -795,127 +499,3 @@ def discrepancy_shape(responses: FloatArray, x: FloatArray, length: float) -> Fl
     power = power + 0.05 * power.max()
     shape = np.exp(-0.5 * ((x[:, None] - x) / length) ** 2) * (power[:, None] * power)
     return np.asarray(shape / np.trace(shape))
-
-
-def _changed(
-    host: tuple[Spectrum, ArrayLike | None],
-    doped: tuple[Spectrum, ArrayLike | None],
-    instrument: InstrumentMap,
-    unit_mev: float,
-    smooth: FloatArray,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the (M,) host and (M,) change of a pair with its errors, broadened, and the (M, M) noise of the change."""
-    (pristine, host_noise), (sample, doped_noise) = (_binned(*one, instrument, unit_mev) for one in (host, doped))
-    noise = smooth @ (host_noise + doped_noise) @ smooth.T
-    pristine = smooth @ pristine
-    quiet = 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
-    return pristine, smooth @ sample - pristine, noise + quiet
-
-
-def check_pair(
-    pack: HostPack, host: Spectrum, doped: Spectrum, *, fwhm_mev: float | None = None, edge_mev: float | None = None
-) -> float:
-    """See that a pair can be asked about, and return the host's band edge in meV; arguments as for `identify`.
-
-    Raises:
-        SpectrumError: The spectra do not belong together, or end too early; or a width or edge cannot be one.
-    """
-    if host.kind != doped.kind:
-        raise SpectrumError(
-            f"{host.name} and {doped.name} are different kinds of DOS",
-            why=f"{host.kind} and {doped.kind}",
-            fix="Give two spectra of one kind",
-        )
-    elements = list(dict.fromkeys(pack.replaced(atom) for atom in range(len(pack.host.primitive))))
-    if host.kind == "projected":
-        element = host.element or doped.element
-        if element is None or element not in elements:
-            raise SpectrumError(
-                f"{host.name}: projected on {element or 'no element that is named'}",
-                fix=f"Name one of {', '.join(elements)} with element=",
-            )
-    if edge_mev is not None and not 0.0 < edge_mev < np.inf:
-        raise SpectrumError(f"the band edge is {edge_mev:g} meV", fix="Give the host's highest energy, in meV")
-    edge = edge_mev or host_edge_mev(host)
-    if fwhm_mev is not None and not 0.0 < fwhm_mev <= 0.5 * edge:
-        raise SpectrumError(
-            f"the resolution is {fwhm_mev:g} meV, the host's edge {edge:.4g}", fix="Give a FWHM in meV, or leave it out"
-        )
-    end = min(float(host.energy_mev[-1]), float(doped.energy_mev[-1]), REACH * edge)
-    if end < 0.95 * edge:
-        raise SpectrumError(
-            f"{doped.name}: the pair ends at {end:.4g} meV, below the host's edge of {edge:.4g} meV",
-            fix="Give both spectra until they have fallen to zero",
-        )
-    return edge
-
-
-def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kind: str) -> FloatArray:
-    """See that a standard belongs to a question, and return its (K,) concentrations of the candidates' names.
-
-    Raises:
-        SpectrumError: Its spectra do not belong together, end too early, or are of another kind than the pair's.
-        SimulationError: It holds what is no candidate.
-    """
-    check_pair(pack, standard.host, standard.doped)
-    if standard.doped.kind != kind:
-        raise SpectrumError(
-            f"standard {standard.doped.name} is of another kind of DOS than the pair in question",
-            why=f"{standard.doped.kind} and {kind}",
-            fix="Say its kind if it is taken for another, or leave this standard out",
-        )
-    concentration = np.zeros(len(names))
-    for name, amount in standard.dopants.items():
-        asked = _meant(name, names)
-        if not asked:
-            raise SimulationError(
-                f"standard {standard.doped.name} holds {name}",
-                why=f"the candidates are {', '.join(names)}",
-                fix="Name it among the candidates too, or leave this standard out",
-            )
-        concentration[names.index(asked[0])] += amount
-    return concentration
-
-
-def estimated_noise(dos: FloatArray) -> float:
-    """Return the standard deviation of the noise of (N,) values that scatter about a smooth curve.
-
-    Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's. What they
-    know of the curve itself is eight times as large between points that are twice as far apart. They count where there
-    is signal: elsewhere noise is cut at zero.
-    """
-    squares = []
-    for step in (1, 2):
-        third = np.abs(dos[3 * step :] - 3.0 * dos[2 * step : -step] + 3.0 * dos[step : -2 * step] - dos[: -3 * step])
-        live = dos[step : len(third) + step] > LIVE * dos.max()
-        third = third[live] if live.sum() >= FEWEST else third
-        squares.append((np.median(third) / 0.6745) ** 2 / 20.0)
-    near, far = squares
-    return float(np.sqrt(max(64.0 * near - far, LEAST_NOISE * near) / 63.0))
-
-
-def _binned(
-    spectrum: Spectrum, error: ArrayLike | None, instrument: InstrumentMap, unit_mev: float
-) -> tuple[FloatArray, FloatArray]:
-    """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise.
-
-    Errors are those given, or the spectrum's own, or estimated from its scatter.
-    """
-    error = spectrum.error if error is None else error
-    energy = spectrum.energy_mev / unit_mev
-    dos = np.asarray(spectrum.dos, dtype=np.float64)
-    shares = np.diff(integrals(energy, dos, cumulative(energy, dos), instrument.edges).ravel())
-    area = float(shares.sum())
-    width = instrument.width
-    if error is None:
-        sigma = np.full(len(dos), estimated_noise(dos))
-    else:
-        sigma = np.asarray(error, dtype=np.float64)
-        if sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any():
-            raise SpectrumError(
-                f"{spectrum.name}: errors have shape {sigma.shape}, or hold NaN or negative values",
-                fix=f"Give {len(dos)} standard deviations, one for each point",
-            )
-    variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
-    variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
-    return shares / area / width, np.diag(variance / area**2)

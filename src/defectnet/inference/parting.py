@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.special import ndtr
 
+from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.emulator import HIGHEST, LOWEST
-from defectnet.inference.known_crystal import COARSE, FINE, KnownCrystal, KnownCrystalAnswer
+from defectnet.inference.known_crystal import COARSE, FINE, KnownCrystal
+from defectnet.inference.likelihood import Likelihood
 from defectnet.inference.plan import APART, MOST_NOISE, Expected, Setup
-from defectnet.inference.posterior import Likelihood
 
 FloatArray = NDArray[np.float64]
 

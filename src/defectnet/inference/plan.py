@@ -21,11 +21,13 @@ from defectnet.crystal.pack import HostPack
 from defectnet.elements import element_index
 from defectnet.errors import ConfigError
 from defectnet.inference.answer_text import NAMED
+from defectnet.inference.comparison import REACH
 from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
 from defectnet.inference.evidence import DopantEvidence, log_nothing
 from defectnet.inference.instrument import InstrumentMap
-from defectnet.inference.known_crystal import REACH, KnownCrystal, atoms_of_sample
-from defectnet.inference.posterior import NUMBER_PRIOR, PRIOR_DENSITY, ErrorSize, Likelihood
+from defectnet.inference.known_crystal import KnownCrystal, atoms_of_sample
+from defectnet.inference.likelihood import ErrorSize, Likelihood
+from defectnet.inference.posterior import NUMBER_PRIOR, PRIOR_DENSITY
 from defectnet.spectrum import KINDS, Spectrum
 
 FloatArray = NDArray[np.float64]

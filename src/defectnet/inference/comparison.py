@@ -1,0 +1,201 @@
+"""Measured spectra and computed ones in the same bins, and whether they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from defectnet.crystal.pack import HostPack
+from defectnet.errors import SimulationError, SpectrumError
+from defectnet.inference.instrument import InstrumentMap
+from defectnet.measure.curves import cumulative, integral_errors, integrals
+from defectnet.measure.encode import host_edge_mev
+from defectnet.spectrum import Spectrum
+
+FloatArray = NDArray[np.float64]
+
+REACH: Final = 2.2
+"""Highest energy, in edges, that is compared."""
+
+QUIET: Final = 0.002
+"""Least noise, as a share of the highest value: interpolation and rounding of a file."""
+
+LIVE, FEWEST = 0.1, 20
+"""Share of the highest value from which on points tell the noise, and the least number of such points."""
+
+LEAST_NOISE: Final = 6.0
+"""However much of the scatter looks like the curve's, a tenth of its square is taken for noise."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A measured pair in M bins.
+
+    Attributes:
+        instrument: Bins, resolution, and map of energies.
+        edge_mev: Band edge of the measured host.
+        pristine: (M,) host, per edge, of unit area. change: (M,) doped less host.
+        noise: (M, M) covariance of the change's noise.
+        deviation: (M,) measured host less computed one.
+        smooth: (M, M) broadening that was applied to what is measured.
+    """
+
+    instrument: InstrumentMap
+    edge_mev: float
+    pristine: FloatArray
+    change: FloatArray
+    noise: FloatArray
+    deviation: FloatArray
+    smooth: FloatArray
+
+    @property
+    def distance(self) -> float:
+        """Squared distance of measured and computed host over the former's square."""
+        return float((self.deviation**2).sum() / (self.pristine**2).sum())
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A sample of known content, measured on the same instrument as what is asked about.
+
+    Attributes:
+        host, doped: DOS of the pristine crystal and of the sample.
+        dopants: Element, or ``Al@Ga`` where a pack has it on several sites -> dopant atoms over all atoms.
+    """
+
+    host: Spectrum
+    doped: Spectrum
+    dopants: Mapping[str, float]
+
+
+def meant(name: str, dopants: Sequence[str]) -> list[str]:
+    """Return which of some dopants ``Al`` (on any site) or ``Al@Ga`` stands for."""
+    return [one for one in dopants if name in (one, one.partition("@")[0])]
+
+
+def check_pair(
+    pack: HostPack, host: Spectrum, doped: Spectrum, *, fwhm_mev: float | None = None, edge_mev: float | None = None
+) -> float:
+    """See that a pair can be asked about, and return the host's band edge in meV; arguments as for `identify`.
+
+    Raises:
+        SpectrumError: The spectra do not belong together, or end too early; or a width or edge cannot be one.
+    """
+    if host.kind != doped.kind:
+        raise SpectrumError(
+            f"{host.name} and {doped.name} are different kinds of DOS",
+            why=f"{host.kind} and {doped.kind}",
+            fix="Give two spectra of one kind",
+        )
+    elements = list(dict.fromkeys(pack.replaced(atom) for atom in range(len(pack.host.primitive))))
+    if host.kind == "projected":
+        element = host.element or doped.element
+        if element is None or element not in elements:
+            raise SpectrumError(
+                f"{host.name}: projected on {element or 'no element that is named'}",
+                fix=f"Name one of {', '.join(elements)} with element=",
+            )
+    if edge_mev is not None and not 0.0 < edge_mev < np.inf:
+        raise SpectrumError(f"the band edge is {edge_mev:g} meV", fix="Give the host's highest energy, in meV")
+    edge = edge_mev or host_edge_mev(host)
+    if fwhm_mev is not None and not 0.0 < fwhm_mev <= 0.5 * edge:
+        raise SpectrumError(
+            f"the resolution is {fwhm_mev:g} meV, the host's edge {edge:.4g}", fix="Give a FWHM in meV, or leave it out"
+        )
+    end = min(float(host.energy_mev[-1]), float(doped.energy_mev[-1]), REACH * edge)
+    if end < 0.95 * edge:
+        raise SpectrumError(
+            f"{doped.name}: the pair ends at {end:.4g} meV, below the host's edge of {edge:.4g} meV",
+            fix="Give both spectra until they have fallen to zero",
+        )
+    return edge
+
+
+def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kind: str) -> FloatArray:
+    """See that a standard belongs to a question, and return its (K,) concentrations of the candidates' names.
+
+    Raises:
+        SpectrumError: Its spectra do not belong together, end too early, or are of another kind than the pair's.
+        SimulationError: It holds what is no candidate.
+    """
+    check_pair(pack, standard.host, standard.doped)
+    if standard.doped.kind != kind:
+        raise SpectrumError(
+            f"standard {standard.doped.name} is of another kind of DOS than the pair in question",
+            why=f"{standard.doped.kind} and {kind}",
+            fix="Say its kind if it is taken for another, or leave this standard out",
+        )
+    concentration = np.zeros(len(names))
+    for name, amount in standard.dopants.items():
+        asked = meant(name, names)
+        if not asked:
+            raise SimulationError(
+                f"standard {standard.doped.name} holds {name}",
+                why=f"the candidates are {', '.join(names)}",
+                fix="Name it among the candidates too, or leave this standard out",
+            )
+        concentration[names.index(asked[0])] += amount
+    return concentration
+
+
+def estimated_noise(dos: FloatArray) -> float:
+    """Return the standard deviation of the noise of (N,) values that scatter about a smooth curve.
+
+    Third differences know neither level, slope nor curvature; their mean square is 20 times the noise's. What they
+    know of the curve itself is eight times as large between points that are twice as far apart. They count where there
+    is signal: elsewhere noise is cut at zero.
+    """
+    squares = []
+    for step in (1, 2):
+        third = np.abs(dos[3 * step :] - 3.0 * dos[2 * step : -step] + 3.0 * dos[step : -2 * step] - dos[: -3 * step])
+        live = dos[step : len(third) + step] > LIVE * dos.max()
+        third = third[live] if live.sum() >= FEWEST else third
+        squares.append((np.median(third) / 0.6745) ** 2 / 20.0)
+    near, far = squares
+    return float(np.sqrt(max(64.0 * near - far, LEAST_NOISE * near) / 63.0))
+
+
+def binned(
+    spectrum: Spectrum, error: ArrayLike | None, instrument: InstrumentMap, unit_mev: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise.
+
+    Errors are those given, or the spectrum's own, or estimated from its scatter.
+    """
+    error = spectrum.error if error is None else error
+    energy = spectrum.energy_mev / unit_mev
+    dos = np.asarray(spectrum.dos, dtype=np.float64)
+    shares = np.diff(integrals(energy, dos, cumulative(energy, dos), instrument.edges).ravel())
+    area = float(shares.sum())
+    width = instrument.width
+    if error is None:
+        sigma = np.full(len(dos), estimated_noise(dos))
+    else:
+        sigma = np.asarray(error, dtype=np.float64)
+        if sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any():
+            raise SpectrumError(
+                f"{spectrum.name}: errors have shape {sigma.shape}, or hold NaN or negative values",
+                fix=f"Give {len(dos)} standard deviations, one for each point",
+            )
+    variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
+    variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
+    return shares / area / width, np.diag(variance / area**2)
+
+
+def changed(
+    host: tuple[Spectrum, ArrayLike | None],
+    doped: tuple[Spectrum, ArrayLike | None],
+    instrument: InstrumentMap,
+    unit_mev: float,
+    smooth: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the (M,) host and (M,) change of a pair with its errors, broadened, and the (M, M) noise of the change."""
+    (pristine, host_noise), (sample, doped_noise) = (binned(*one, instrument, unit_mev) for one in (host, doped))
+    noise = smooth @ (host_noise + doped_noise) @ smooth.T
+    pristine = smooth @ pristine
+    quiet = 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))
+    return pristine, smooth @ sample - pristine, noise + quiet
