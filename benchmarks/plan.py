@@ -52,9 +52,7 @@ class Truth:
         self.unit = pack.host.band_edge_mev
         self.source = CellSource(pack, [dopant], atoms=ATOMS)
         self.elements = self.source.elements
-        found, dos = host_dos(pack, 0.002 * self.unit)
-        self.host = np.zeros((len(self.elements), dos.shape[-1]))
-        self.host[[self.elements.index(symbol) for symbol in found]] = dos
+        self.host = self.source.host
 
     def at(self, amount: float) -> None:
         """Compute cells for an amount."""

@@ -8,6 +8,6 @@ DEFAULT_CHECKPOINT: Final = "defectnet-small"
 QUICK_CHECKPOINT: Final = "defectnet-quick"
 
 
-def default_checkpoint(quick: bool) -> str:
-    """Return the network that answers, with computed responses or with the formula alone."""
-    return QUICK_CHECKPOINT if quick else DEFAULT_CHECKPOINT
+def default_checkpoint(known: bool) -> str:
+    """Return the network for crystals that are known, which reads computed responses, or for others."""
+    return QUICK_CHECKPOINT if known else DEFAULT_CHECKPOINT

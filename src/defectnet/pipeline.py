@@ -82,8 +82,9 @@ class Asker:
     """Answers questions; networks and known crystals stay loaded for the next one.
 
     Attributes:
-        checkpoint, revision: Network, as for `from_pretrained`, where the formula alone is known, or with `quick`; by
-            default defectnet-small or defectnet-quick.
+        checkpoint, revision: Network, as for `from_pretrained`: it answers where the formula alone is known, or with
+            `quick`, and gives known crystals a second opinion. By default defectnet-small, of known crystals
+            defectnet-quick.
         potential, minutes: For structures without a bundled pack, as for `find_pack_for`.
         fwhm_mev, same_potential, sample_atoms, standards: As for `KnownCrystal.identify`.
         quick: Whether the network reads what is computed of known crystals, in the place of the inference.
@@ -98,15 +99,15 @@ class Asker:
     sample_atoms: float | None = None
     standards: Sequence[Standard] = ()
     quick: bool = False
-    _model: DefectModel | None = field(default=None, repr=False)
+    _networks: dict[str, DefectModel] = field(default_factory=dict, repr=False)
     _known: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False)
 
-    @property
-    def model(self) -> DefectModel:
-        """The network, loaded when it is first needed."""
-        name = self.checkpoint or default_checkpoint(self.quick)
-        self._model = self._model or from_pretrained(name, revision=self.revision)
-        return self._model
+    def network(self, known: bool) -> DefectModel:
+        """Return the network for crystals that are known, or for others; it is loaded when it is first needed."""
+        name = os.fspath(self.checkpoint or default_checkpoint(known))
+        if name not in self._networks:
+            self._networks[name] = from_pretrained(name, revision=self.revision)
+        return self._networks[name]
 
     def ask(self, question: Question) -> Answer:
         """Answer one question.
@@ -119,12 +120,12 @@ class Asker:
         host, doped = question.spectra()
         if not question.known:
             query = Query(host, doped, question.formula, question.candidates, question.edge)
-            return self.model.predict_many([query], kind=question.kind)[0]
+            return self.network(known=False).predict_many([query], kind=question.kind)[0]
         crystal = self._crystal(question)
         if self.quick:
             responses, elements = crystal
             query = Query(host, doped, responses.formula, elements, question.edge, responses)
-            return self.model.predict_many([query], kind=question.kind)[0]
+            return self.network(known=True).predict_many([query], kind=question.kind)[0]
         found: KnownCrystalAnswer = crystal.identify(
             host,
             doped,
@@ -149,7 +150,7 @@ class Asker:
             except _RECORDED as error:
                 found[i] = Unanswered.of(error)
         if queries:
-            answers = self.model.predict_many(list(queries.values()), on_error="record")
+            answers = self.network(known=False).predict_many(list(queries.values()), on_error="record")
             for i, answer in zip(queries, answers, strict=True):
                 found[i] = answer
         return [one for one in found if one is not None]
@@ -165,7 +166,10 @@ class Asker:
             wanted = CrystalWanted(
                 question.structure, question.pack, names, question.formula, self.potential, self.minutes
             )
-            self._known[key] = ask_responses(wanted) if self.quick else KnownCrystal(*wanted.find()[:2])
+            if self.quick:
+                self._known[key] = ask_responses(wanted)
+            else:
+                self._known[key] = KnownCrystal(*wanted.find()[:2], network=self.network(known=True))
             if len(self._known) > HELD:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -374,8 +378,8 @@ def _key(question: Question | Unanswered, asker: Asker, digests: dict[str, str])
         of += [digest(str(path)) for path in (question.host, question.doped, question.structure)]
         if question.pack is not None:
             of.append(weights_sha256(_folder(question.pack)))
-        if asker.quick or (not question.known and question.formula is not None):
-            of.append(weights_sha256(asker.model.source))
+        if question.known or question.formula is not None:
+            of.append(weights_sha256(asker.network(question.known).source))
         settings = (
             asker.potential,
             asker.minutes,

@@ -63,9 +63,9 @@ def identify_pair(
         kind: Kind of DOS where the files do not declare it: total, neutron-weighted or projected.
         element: Element that the DOS is projected on, or to select from a file of projected DOS.
         edge: Band edge of the host in meV, where noise or a short file hides it. Without it, it is read from the file.
-        checkpoint: Network, where the formula alone is given or with --quick: a bundled name (by default
-            defectnet-small, with --quick defectnet-quick), a folder such as ./run/best, or org/repo on the Hugging Face
-            Hub.
+        checkpoint: Network: a bundled name (by default defectnet-small, of a known crystal defectnet-quick), a folder
+            such as ./run/best, or org/repo on the Hugging Face Hub. It answers where the formula alone is given, or
+            with --quick, and gives a known crystal a second opinion.
         revision: Branch, tag or full commit of org/repo.
         potential: With --structure: what computes substitutions. nequix, defectnet-nep (faster, less exact), or a path.
         minutes: With --structure: when to stop computing; what is missing then is said.
@@ -140,6 +140,8 @@ def identify_pair(
             formula=formula,
             structure=structure,
             pack=pack,
+            checkpoint=checkpoint,
+            revision=revision,
             potential=potential,
             minutes=minutes,
             fwhm_mev=fwhm_mev,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from defectnet.cli.host_screen import Steps
 from defectnet.cli.screen import print_json, terminal
+from defectnet.defaults import default_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ def identify_known(
     formula: str | None,
     structure: str | None,
     pack: str | None,
+    checkpoint: str | None,
+    revision: str | None,
     potential: str,
     minutes: float | None,
     fwhm_mev: float | None,
@@ -37,6 +40,7 @@ def identify_known(
     json: bool,
 ) -> None:
     """Answer, and print it; arguments as those of `defectnet.cli.identify.identify_pair`."""
+    from defectnet.hub import from_pretrained
     from defectnet.inference.ask import CrystalWanted, ask_known
 
     samples = () if standards is None else read_standards(standards)
@@ -51,6 +55,9 @@ def identify_known(
             same_potential=same_potential,
             sample_atoms=sample_atoms,
             standards=samples,
+            network=default_checkpoint(known=True)
+            if checkpoint is None
+            else from_pretrained(checkpoint, revision=revision),
             made=steps.made,
             report=steps.report,
         )

@@ -28,7 +28,7 @@ EXPLAINS, EXPLAINS_PART = 0.9, 0.5
 """Shares of the change from which on an answer explains it, and a part of it that is worth a name."""
 
 _CURVES: Final = ("energy_mev", "measured", "predicted", "band", "noise", "pristine", "scale")
-_PLAIN: Final = ("host", "formula", "potential", "kind", "edge_mev", "fwhm_mev", "host_distance", "changed")
+_PLAIN: Final = ("host", "formula", "potential", "kind", "edge_mev", "fwhm_mev", "host_distance", "changed", "pooled")
 _COLUMNS: Final = {
     "probability": "probability",
     "mean": "expected_concentration",
@@ -51,6 +51,7 @@ class KnownCrystalAnswer:
             explanation; band: (M,) its standard deviation; noise: (M,) that of the measurement; pristine: (M,) host.
         scale: (M,) measured over computed energy, from the host's spectra. fwhm_mev: Resolution taken.
         host_distance: Squared distance of measured and computed host over the former's square.
+        pooled: What answered: the inference alone, or with a network, whose probabilities are pooled with it.
         warnings: Reasons to trust the answer less.
         provenance: What it was made with, see `defectnet.provenance`.
         changed: Whether the spectra differ by more than noise; by default it is told from the curves.
@@ -71,6 +72,7 @@ class KnownCrystalAnswer:
     scale: FloatArray
     fwhm_mev: float
     host_distance: float
+    pooled: str = "inference alone"
     warnings: tuple[str, ...] = field(default=())
     provenance: Mapping[str, Any] = field(default_factory=dict)
     changed: bool | None = None
@@ -230,6 +232,7 @@ class KnownCrystalAnswer:
             "coverage": p.coverage,
             "changed": self.changed,
             "host_distance": self.host_distance,
+            "pooled": self.pooled,
             "dopants": list(p.dopants),
             "unlisted": p.by_unlisted,
             "best": {name: float(x) for name, x in zip(p.dopants, p.best, strict=True) if x},

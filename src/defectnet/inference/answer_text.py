@@ -133,4 +133,4 @@ def something_else(answer: KnownCrystalAnswer) -> str:
 def about(answer: KnownCrystalAnswer, remarks: Sequence[str] = ()) -> str:
     """Say how an answer came about; remarks on its pack take the place of what computed it."""
     how = f"known crystal, {answer.kind}, edge {answer.edge_mev:.1f} meV, {answer.fwhm_mev:.2g} meV wide"
-    return "; ".join([how, *(remarks or [f"computed with {answer.potential}"])])
+    return "; ".join([how, answer.pooled, *(remarks or [f"computed with {answer.potential}"])])

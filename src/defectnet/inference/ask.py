@@ -11,6 +11,7 @@ from defectnet.crystal.make import Progress
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.responses import HostResponses
 from defectnet.crystal.structures import read_structure
+from defectnet.defaults import QUICK_CHECKPOINT
 from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.comparison import Standard, check_pair, check_standard
 from defectnet.inference.known_crystal import KnownCrystal, known_dopants
@@ -18,6 +19,7 @@ from defectnet.inference.packs import check_fits, check_formula, find_pack_for, 
 from defectnet.inference.parting import Parting, part
 from defectnet.inference.plan import Plan, Setup, check_setup, plan
 from defectnet.inference.responses import compute_responses
+from defectnet.models.base import DefectModel
 from defectnet.spectrum import Spectrum
 
 Report = Callable[[str, int, int | None], None]
@@ -113,6 +115,7 @@ def ask_known(
     same_potential: bool = False,
     sample_atoms: float | None = None,
     standards: Sequence[Standard] = (),
+    network: DefectModel | str = QUICK_CHECKPOINT,
     made: Callable[[Progress], None] = lambda _: None,
     report: Report = _quiet,
 ) -> KnownReply:
@@ -127,6 +130,7 @@ def ask_known(
         same_potential: Whether the spectra were simulated with the pack's potential.
         sample_atoms: Atoms of the simulated cell.
         standards: Samples of known content.
+        network: What gives a second opinion.
         made: Called after each substitution that is computed.
         report: Called as the rest goes on.
     """
@@ -135,7 +139,9 @@ def ask_known(
     names = known_dopants(pack, candidates)
     for one in standards:
         check_standard(pack, names, one, doped.kind)
-    crystal = KnownCrystal(pack, candidates, report=lambda done, total: report("superposed cells", done, total))
+    crystal = KnownCrystal(
+        pack, candidates, network=network, report=lambda done, total: report("superposed cells", done, total)
+    )
     report("inference", 0, None)
     answer = crystal.identify(
         host,

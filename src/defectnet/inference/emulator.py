@@ -147,10 +147,16 @@ class CellSource:
         _, dos = host_dos(pack, HOST_FWHM * pack.host.band_edge_mev)
         self.host = on_elements(self.elements, pack.host.primitive.numbers, dos)
 
-    def only(self, dopants: Sequence[str]) -> CellSource:
-        """Return a source of cells with some of the dopants; what is computed of the host is shared."""
+    def only(self, dopants: Sequence[str], *, unstable: float | None = None) -> CellSource:
+        """Return a source of cells with some of the dopants; what is computed of the host is shared.
+
+        Args:
+            dopants: Their names.
+            unstable: See `UNSTABLE`; by default as here.
+        """
         other = copy(self)
         other.dopants = tuple(dopants)
+        other.unstable = self.unstable if unstable is None else unstable
         other.__dict__.pop("room", None)
         return other
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import plausible_dopants
+from defectnet.crystal.responses import HostResponses
+from defectnet.defaults import QUICK_CHECKPOINT
 from defectnet.elements import SYMBOLS, element_index
-from defectnet.errors import ConfigError, SimulationError, SpectrumError
+from defectnet.errors import ConfigError, DefectNetError, SimulationError, SpectrumError
+from defectnet.hub import from_pretrained
 from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.comparison import (
     REACH,
@@ -28,8 +32,12 @@ from defectnet.inference.comparison import (
 from defectnet.inference.emulator import Cells, CellSource, Emulator, draw_concentrations
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel
 from defectnet.inference.likelihood import Amplitude, Errors, Likelihood, SeenStandard
-from defectnet.inference.posterior import infer, likely_places, screened
+from defectnet.inference.posterior import Opinion, infer, likely_places, screened
+from defectnet.inference.responses import compute_responses
+from defectnet.inference.second_opinion import CELLS as CELLS_OF_RESPONSES
+from defectnet.inference.second_opinion import second_opinion
 from defectnet.io.objects import as_spectrum
+from defectnet.models.base import DefectModel
 from defectnet.provenance import made_with
 from defectnet.spectrum import Spectrum
 
@@ -141,6 +149,8 @@ class KnownCrystal:
         pack: Host and substitutions.
         candidates: Such as ``["Al", "Si@Ga"]``; None for all that the pack holds.
         unlisted: How many of the pack's other dopants, the likeliest in such a crystal, something else may be.
+        network: What gives a second opinion on measured samples: a network that reads computed responses, or the name
+            of a checkpoint; None for none.
         seed: Of the cells.
         report: Called with the number of cells done and of all.
     """
@@ -151,10 +161,11 @@ class KnownCrystal:
         candidates: Sequence[str] | None = None,
         *,
         unlisted: int = UNLISTED,
+        network: DefectModel | str | None = QUICK_CHECKPOINT,
         seed: int = 0,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.pack = pack
+        self.pack, self._network = pack, network
         self.dopants = known_dopants(pack, candidates)
         self.many = len(self.dopants) > SCREENED
         self.left_out: tuple[str, ...] = ()
@@ -266,8 +277,12 @@ class KnownCrystal:
             closer = self._looking_at(chosen, known)
             likelihood = closer.likelihood_near(seen, known, same_potential, atoms, asked=len(self.dopants))
         else:
-            likelihood = self.likelihood_near(seen, known, same_potential, atoms)
-        found = infer(likelihood, coverage=coverage)
+            closer, likelihood = self, self.likelihood_near(seen, known, same_potential, atoms)
+        # Of the pack's own world, and of what standards teach, a network knows nothing.
+        opinion, pooled = None, "inference alone"
+        if not (same_potential or known or self._network is None):
+            opinion, pooled = closer.second_opinion(host, doped, seen.edge_mev)
+        found = infer(likelihood, coverage=coverage, opinion=opinion)
         return KnownCrystalAnswer(
             posterior=found.among(self.dopants, probability, place) if self.many else found,
             host=self.pack.host.id,
@@ -284,6 +299,7 @@ class KnownCrystal:
             scale=seen.instrument.scale(),
             fwhm_mev=seen.instrument.fwhm * own_edge,
             host_distance=seen.distance,
+            pooled=pooled,
             warnings=tuple(warnings),
             provenance=self._made_with(
                 unit=unit,
@@ -297,6 +313,23 @@ class KnownCrystal:
                 standards=len(standards) or None,
             ),
         )
+
+    def second_opinion(self, host: Spectrum, doped: Spectrum, edge_mev: float) -> tuple[Opinion | None, str]:
+        """Return what the network says of a measured pair, if it can say anything, and how that is told."""
+        if isinstance(self._network, str):
+            self._network = from_pretrained(self._network)
+        network = self._network
+        assert network is not None
+        elements = list(dict.fromkeys(name.partition("@")[0] for name in self.dopants))
+        try:
+            found = second_opinion(network, self._responses, host, doped, elements, edge_mev=edge_mev)
+        except DefectNetError as error:
+            return None, f"inference alone, for {network.name} cannot answer ({error.what})"
+        return found, f"inference and {network.name}"
+
+    @cached_property
+    def _responses(self) -> HostResponses:
+        return compute_responses(self.pack, self.dopants, seed=self._seed, cells=CELLS_OF_RESPONSES, source=self.source)
 
     def likelihood_near(
         self, seen: Compared, standards: Sequence[Standard], same_potential: bool, atoms: float, *, asked: int = 0
@@ -347,7 +380,7 @@ class KnownCrystal:
         names += [name for name in self.dopants if name not in names and held & {name, name.partition("@")[0]}]
         key = tuple(names)
         if key not in self._closer:
-            self._closer[key] = KnownCrystal(self.pack, key, unlisted=0, seed=self._seed)
+            self._closer[key] = KnownCrystal(self.pack, key, unlisted=0, network=self._network, seed=self._seed)
             if len(self._closer) > REMEMBERED_LOOKS:
                 self._closer.popitem(last=False)
         return self._closer[key]

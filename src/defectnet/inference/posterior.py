@@ -5,7 +5,7 @@ The evidence of a subset is its likelihood averaged over concentrations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
@@ -59,6 +59,12 @@ FALLING: Final = 5.0
 
 WITH_OTHER: Final = 4
 """Subsets of a size beside which something else is considered."""
+
+POOLED: Final = 0.5
+"""Weight of another opinion."""
+
+UNHEARD: Final = 1e-3
+"""Least probability of another opinion, and of its contrary: nobody is surer than that."""
 
 PRIOR_DENSITY: Final = -float(np.log(np.log(HIGHEST / LOWEST)))
 """Logarithm of the prior density of the logarithm of a concentration: uniform."""
@@ -194,13 +200,41 @@ class Posterior:
         return dict(zip(names, self.unlisted.tolist(), strict=True))
 
 
-def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Posterior:
+@dataclass(frozen=True)
+class Opinion:
+    """What someone else says of the same question.
+
+    Attributes:
+        elements: J symbols, those of the candidates.
+        probability: (J,) that each is in the sample.
+        other: Probability that something else is.
+    """
+
+    elements: tuple[str, ...]
+    probability: FloatArray
+    other: float
+
+    def log(self, present: Collection[str], other: bool) -> float:
+        """Return the log probability that these elements are there and no other candidates, and something else or not.
+
+        Args:
+            present: Symbols.
+            other: Whether something else is there.
+        """
+        there = np.array([*(symbol in present for symbol in self.elements), other])
+        p = np.clip(np.append(self.probability, self.other), UNHEARD, 1.0 - UNHEARD)
+        return float(np.log(np.where(there, p, 1.0 - p)).sum())
+
+
+def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0, opinion: Opinion | None = None) -> Posterior:
     """Compute the posterior.
 
     Args:
         likelihood: Of one measured change.
         coverage: Of the intervals.
         seed: Of the samples.
+        opinion: What is pooled with it: probabilities of hypotheses are the geometric mean of both (logarithmic opinion
+            pool; Genest and Zidek, Stat. Sci. 1, 114 (1986)), concentrations those of the posterior.
     """
     rng = np.random.default_rng(seed)
     found = [_nothing(likelihood, other) for other in (False, True)]
@@ -213,7 +247,24 @@ def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0) -> Po
         if size >= EXHAUSTIVE and level[0].log_evidence < max(one.log_evidence for one in found) - FALLING:
             break
     found += _with_unlisted(likelihood, found, rng)
+    if opinion is not None:
+        found = _pooled(likelihood, found, opinion)
     return _summary(likelihood, found, coverage)
+
+
+def _pooled(likelihood: Likelihood, found: Sequence[Hypothesis], opinion: Opinion) -> list[Hypothesis]:
+    """Return hypotheses with the evidence that both together give to what they say of elements and something else."""
+    symbols = [name.partition("@")[0] for name in likelihood.emulator.dopants[: likelihood.listed]]
+    said = [(frozenset(symbols[i] for i in one.subset if i < likelihood.listed), one.other) for one in found]
+    logs = np.array([one.log_evidence for one in found])
+    logs -= logs.max()
+    shifts = {}
+    for what in set(said):
+        own = float(logsumexp(logs[[one == what for one in said]]))
+        shifts[what] = POOLED * (opinion.log(*what) - own)
+    return [
+        replace(one, log_evidence=float(log + shifts[what])) for one, what, log in zip(found, said, logs, strict=True)
+    ]
 
 
 def _with_unlisted(likelihood: Likelihood, found: Sequence[Hypothesis], rng: np.random.Generator) -> list[Hypothesis]:
