@@ -446,7 +446,7 @@ def _known_view(reply: KnownReply, setup: planning.Setup, standards: int) -> dic
         "sentence": sentence(a),
         "verdict": {"state": a.verdict, "text": verdict(a)},
         "notes": [] if reply.parting is None else [str(reply.parting)],
-        "about": f"{_kind(a.kind, None)}, band edge {a.edge_mev:.1f} meV, {a.fwhm_mev:.2g} meV wide",
+        "about": f"{_kind(a.kind, None)}, band edge {a.edge_mev:.1f} meV, {a.fwhm_mev:.2g} meV wide; {a.pooled}",
         "warnings": list(a.warnings),
         "coverage": p.coverage,
         "something_else": p.other,
