@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from defectnet.crystal.hosts import Host
 from defectnet.crystal.make import MakeSettings, make_packs
 from defectnet.crystal.pack import HostPack
-from defectnet.crystal.spectra import host_dos
 from defectnet.inference.emulator import CellSource
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.known_crystal import BACKGROUND, RESOLUTION, SCALE, KnownCrystal

@@ -14,7 +14,7 @@ from ase.build import bulk
 
 from defectnet.benchmark.known_crystal import KnownCrystalEstimator, likeliest_candidates
 from defectnet.cli import main
-from defectnet.config import MODEL_GRID
+from defectnet.config import MODEL_GRID, STORAGE_GRID
 from defectnet.crystal.compositions import Composition, draw_occupation
 from defectnet.crystal.hosts import host_from_atoms
 from defectnet.crystal.make import MakeSettings
@@ -28,7 +28,7 @@ from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.answer_text import NAMED, rows, sentence, verdict
 from defectnet.inference.comparison import Standard
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations, spread_wave_vectors
-from defectnet.inference.instrument import InstrumentMap, fit_instrument, widest
+from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel, widest
 from defectnet.inference.known_crystal import KnownCrystal
 from defectnet.inference.likelihood import Likelihood
 from defectnet.inference.packs import check_fits, check_formula, find_pack_for
@@ -393,12 +393,13 @@ def test_a_bundled_pack_that_fits_is_taken():
 def test_what_no_pack_holds_is_computed_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFECTNET_CACHE", str(tmp_path))
     monkeypatch.setattr("defectnet.inference.packs.MakeSettings", partial(MakeSettings, atoms=16))
-    structure = bulk("LiF", "rocksalt", 4.03)
-    found, remarks = find_pack_for(structure, ["Na"], potential="defectnet-nep")
+    for name in ("one.cif", "renamed.cif"):
+        bulk("LiF", "rocksalt", 4.03).write(tmp_path / name)
+    found, remarks = find_pack_for(tmp_path / "one.cif", ["Na"], potential="defectnet-nep")
     assert "Na@Li" in found.dopants
     assert str(tmp_path) in remarks[0]
     calls = []
-    again, _ = find_pack_for(structure, ["Na"], potential="defectnet-nep", report=calls.append)
+    again, _ = find_pack_for(tmp_path / "renamed.cif", ["Na"], potential="defectnet-nep", report=calls.append)
     assert again.dopants == found.dopants
     assert not calls
 
@@ -444,10 +445,12 @@ def test_spectra_that_do_not_belong_together(pack, crystal):
 
 def test_the_spectrum_of_another_crystal_is_noticed(crystal, monkeypatch):
     monkeypatch.setattr(known_crystal, "ROUNDS", 0)
-    host = bundled("MgO").spectrum({}, cells=2, atoms=64, fwhm_mev=3.0).host_spectrum()
+    host, far = (bundled(name).spectrum({}, cells=2, atoms=64, fwhm_mev=3.0).host_spectrum() for name in ("Fe", "MgO"))
     host = host.resampled(np.arange(host.energy_mev[0], host.energy_mev[-1], 1.5))  # five starts, in few bins
     answer = crystal.identify(host, host)
     assert any("not that of GaAs" in text for text in answer.warnings)
+    with pytest.raises(DefectNetError, match=r"the host's edge is .* GaAs as computed has 30"):
+        crystal.identify(far, far)
 
 
 def test_the_benchmark_asks_packs_and_networks_the_same(tmp_path, monkeypatch, capsys):
@@ -572,3 +575,39 @@ def test_in_its_own_world_an_axis_is_off_by_a_factor_alone(pack):
     same, free = (fit_instrument(InstrumentMap(bins, 0.0), *dos, rough, same_potential=x) for x in (True, False))
     assert np.ptp(same.log_scale) < 0.004 < 0.01 < np.ptp(free.log_scale)
     assert 0.02 < np.mean(same.log_scale) < 0.04
+
+
+@pytest.mark.parametrize("name", ["CdTe", "MgB2", "AlN"])
+def test_sharp_peaks_of_another_potential_do_not_bend_the_map(name):
+    """Peaks that another potential places 2 % to either side cannot be brought together one by one.
+
+    What is compared is ten times as coarse: there the hosts have to agree.
+    """
+    elements, dos = host_dos(bundled(name), 0.004 * bundled(name).host.band_edge_mev)
+    x = STORAGE_GRID.centres
+    moved = np.stack([np.interp(x * (1.02 + 0.025 * np.sin(2.0 * np.pi * x / 0.15)), x, row) for row in dos])
+    bins = np.linspace(0.0, 1.5, 126)
+    measured = InstrumentMap(bins, 0.02).seen(elements, moved)
+    blurred = gaussian_kernel(0.5 * (bins[1:] + bins[:-1]), 0.098) @ measured
+    left = []
+    for coarse in (0.0, 0.1):
+        found = fit_instrument(InstrumentMap(bins, 0.0), elements, dos, measured, coarse=coarse)
+        seen = InstrumentMap(bins, 0.1, log_scale=found.log_scale).seen(elements, dos)
+        left.append(float(((seen - blurred) ** 2).sum() / (blurred**2).sum()))
+    assert left[1] < 0.8 * left[0]
+    assert left[1] < 0.02
+
+
+def test_a_unit_that_cannot_be_is_named(pack, crystal):
+    host, doped, _ = spectra({"Al": 0.05})
+    wrong = [replace(one.to("cm-1"), unit="meV") for one in (host, doped)]
+    with pytest.raises(DefectNetError, match=r"read as meV; GaAs as computed has .* In cm-1 it would fit"):
+        crystal.identify(*wrong)
+
+
+def test_limits_say_how_much_may_hide(crystal):
+    """Also of what is very likely not there: zero is no limit."""
+    host, _, _ = spectra({"Al": 0.05})
+    limits = crystal.identify(host, host).upper_limit
+    assert (limits > 1e-3).all()
+    assert (limits < 0.05).all()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +240,7 @@ def test_one_that_cannot_be_answered_ends_nothing(model):
 def table(tmp_path, model, crystal, monkeypatch) -> Path:
     """A table of which half cannot be answered; its known crystal answers at once."""
     monkeypatch.setattr("defectnet.pipeline.from_pretrained", lambda *args, **settings: model)
-    monkeypatch.setattr(KnownCrystal, "__init__", lambda self, pack, candidates: None)
+    monkeypatch.setattr(KnownCrystal, "__init__", lambda self, pack, candidates, network: None)
     monkeypatch.setattr(KnownCrystal, "identify", lambda self, host, doped, **options: crystal)
     for name in ("host.csv", "doped.csv"):
         shutil.copy(EXAMPLES / name, tmp_path)
@@ -334,7 +339,6 @@ def test_a_row_that_has_changed_is_asked_again(table, monkeypatch):
         ("host_file,doped_file,candidate\na,b,c\n", "unknown column 'candidate'"),
         ("host_file,formula\na,b\n", "column doped_file is missing"),
         ("host_file,doped_file\n", "holds no rows"),
-        ("host_file,doped_file\na,b,c\n", "line 2: not 2 cells"),
     ],
 )
 def test_a_table_that_is_none(tmp_path, text, message):
@@ -383,3 +387,87 @@ def test_a_job_of_jobflow(tmp_path):
     finally:
         os.chdir(before)
     assert answer_from_dict(output).elements == ("Mg", "Zn")
+
+
+# What new users stumbled over
+
+
+def test_a_row_that_asks_nothing_shifts_no_answer(table):
+    """Rows that fail before they are asked stand beside others in one call."""
+    rows = [
+        "sample,host_file,doped_file,formula,candidates,edge",
+        "empty,,doped.csv,CdTe,,",
+        "right,host.csv,doped.csv,CdTe,Mg;Zn,",
+        "edge,host.csv,doped.csv,CdTe,Mg,wide",
+        "short,host.csv",
+        "last,host.csv,doped.csv,CdTe,Mg,",
+    ]
+    table.write_text("\n".join(rows) + "\n")
+    out = table.with_name("answers.jsonl")
+    assert identify_table(table, out) == (2, 3, 0)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["sample"] for record in records] == ["empty", "right", "edge", "short", "last"]
+    assert "host_file is empty" in records[0]["error"]
+    assert "wide" in records[2]["error"]
+    assert "the row has not 6 cells" in records[3]["error"]
+    candidates = [[row["element"] for row in one["answer"]["elements"]] for one in records if not one["error"]]
+    assert [set(one) for one in candidates] == [{"Mg", "Zn"}, {"Mg"}]
+
+
+def test_what_is_no_column_or_setting_is_refused(table):
+    with pytest.raises(ConfigError, match="no column candidate"):
+        identify_table(table, table.with_name("answers.csv"), candidate="Mg")
+    with pytest.raises(ConfigError, match="folder does not exist"):
+        identify_table(table, table.parent / "nowhere" / "answers.csv")
+    assert not (table.parent / "nowhere").exists()
+    with pytest.raises(ConfigError, match="no setting candidate"):
+        identify(EXAMPLES / "host.csv", EXAMPLES / "doped.csv", formula="CdTe", candidate=["Mg"])
+
+
+@pytest.mark.parametrize("way", ["network", "crystal"])
+def test_answers_are_pickled_and_compared(way, request):
+    answer = request.getfixturevalue(way)
+    for again in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer), answer_from_dict(answer.to_dict())):
+        assert again == answer
+        assert hash(again) == hash(answer)
+        assert again.sentence == answer.sentence == answer.to_dict()["sentence"]
+    assert answer != 5
+    assert answer != replace(answer, warnings=("changed",))
+
+
+def test_what_was_not_answered_is_read_again():
+    failed = Unanswered.of(SpectrumError("file x does not exist", fix="Check it"))
+    assert answer_from_dict(failed.to_dict()) == failed
+    for wrong in ([], None, "x"):
+        with pytest.raises(ConfigError, match="this is no answer"):
+            answer_from_dict(wrong)
+
+
+def test_queries_that_are_none(model):
+    good = (EXAMPLES / "host.csv", EXAMPLES / "doped.csv", "CdTe", ["Mg"])
+    found = model.predict_many([good, good[:2], None], on_error="record")
+    assert [isinstance(one, Unanswered) for one in found] == [False, True, True]
+    with pytest.raises(ConfigError, match="query 0 is a PosixPath"):
+        model.predict_many(good)
+    with pytest.raises(ConfigError, match="on_error is 'skip'"):
+        model.predict_many([good], on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--formula", "CdTe", "--standards", "none.csv"], "--standards needs a known crystal"),
+        (["--formula", "CdTe", "--minutes", "2"], "--minutes needs a known crystal"),
+        (["--formula", "CdTe", "--plot", "nowhere/answer.png"], "its folder does not exist"),
+        (["--pack", "CdTe", "--plot", "answer.bmp"], "unknown ending '.bmp'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_the_work(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["identify", "--host", str(EXAMPLES / "host.csv"), "--doped", str(EXAMPLES / "doped.csv"), *options])
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_line_is_a_module():
+    found = subprocess.run([sys.executable, "-m", "defectnet", "--version"], capture_output=True, text=True, check=True)
+    assert defectnet.__version__ in found.stdout

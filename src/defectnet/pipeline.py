@@ -216,16 +216,26 @@ def identify(
     Raises:
         DefectNetError: It cannot be answered: which field or file is wrong, and how to mend it.
     """
+    known = [one.name for one in fields(Asker) if one.init and one.repr]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"there is no setting {name}", fix=f"Settings are {', '.join(known)}")
     question = Question(host, doped, formula, structure, pack, candidates, unit, unit, kind, element, edge)
     return Asker(**settings).ask(question)
 
 
-def answer_from_dict(document: Mapping[str, Any]) -> Answer:
-    """Return the answer that `to_dict` of either kind wrote.
+def answer_from_dict(document: Mapping[str, Any]) -> Answer | Unanswered:
+    """Return the answer that `to_dict` of either kind wrote, or why there is none.
 
     Raises:
         ConfigError: It is none.
     """
+    if not isinstance(document, Mapping):
+        raise ConfigError(
+            "this is no answer", why=f"it is a {type(document).__name__}", fix="Give what to_dict returned"
+        )
+    if "error" in document and "what" in document:
+        return Unanswered(document["error"], document["what"])
     if document.get("way") != "known crystal":
         return Prediction.from_dict(document)
     from defectnet.inference.answer import KnownCrystalAnswer  # here, because networks do without it
@@ -287,6 +297,11 @@ def identify_table(
     out, asker = home_expanded(out), asker or Asker()
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out is {out}", fix=f"Let it end with {', '.join(FORMATS)}")
+    for name in defaults:
+        if name not in COLUMNS:
+            raise ConfigError(f"there is no column {name}", fix=f"Columns are {', '.join(COLUMNS)}")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out is {out}", why="its folder does not exist", fix="Make it, or mend the path")
     if out.suffix == ".parquet":
         import pyarrow  # noqa: F401 - what is missing is said before the work
     rows = _rows(home_expanded(table), asker, defaults)
@@ -301,7 +316,7 @@ def identify_table(
                 asked = [row.question for row in some if isinstance(row.question, Question)]
                 answers = iter(asker.ask_many(asked))
                 for row, failure in zip(some, told, strict=True):
-                    done[row.key] = _record(row, failure or next(answers))
+                    done[row.key] = _record(row, next(answers) if failure is None else failure)
                     file.write(json.dumps([row.key, done[row.key]]).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -333,10 +348,15 @@ def _rows(path: Path, asker: Asker, defaults: Mapping[str, str]) -> list[_Row]:
     rows = []
     for cells in reader:
         line = reader.line_num
+        question: Question | Unanswered
         if None in cells or None in cells.values():
-            raise ConfigError(f"{path}, line {line}: not {len(titles)} cells", fix="Give one cell for each column")
-        given = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
-        question = _question({**defaults, **given}, path.parent)
+            cells = {name: cell or "" for name, cell in cells.items() if name is not None}
+            question = Unanswered.of(
+                ConfigError(f"the row has not {len(titles)} cells", fix="Give one cell for each column")
+            )
+        else:
+            given = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
+            question = _question({**defaults, **given}, path.parent)
         rows.append(_Row(line, {**cells}, question, _key(question, asker, digests)))
     if not rows:
         raise ConfigError(f"table {path} holds no rows", fix="Give one row for each pair")

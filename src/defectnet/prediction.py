@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -116,7 +116,11 @@ def recorded(ask: Callable[[Sequence[_Q]], list[_A]], queries: Sequence[_Q]) -> 
     return [*recorded(ask, queries[:half]), *recorded(ask, queries[half:])]
 
 
-@dataclass(frozen=True, repr=False)
+def _made(kind: type[Prediction], values: dict[str, Any]) -> Prediction:
+    return kind(**values)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Prediction:
     """What a model says of one pair of spectra. Concentrations are atomic fractions, 0 to 1.
 
@@ -181,6 +185,18 @@ class Prediction:
             object.__setattr__(self, name, self._checked(name, getattr(self, name)))
         further = {name: self._checked(name, values) for name, values in self.further.items()}
         object.__setattr__(self, "further", MappingProxyType(further))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come out of another process as it went in: what must not be written to is no plain dictionary."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _made, (type(self), {**values, "further": dict(self.further), "provenance": dict(self.provenance)})
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same."""
+        return isinstance(other, Prediction) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.sentence, self.model))
 
     def _checked(self, name: str, values: Any) -> FloatArray:
         array = np.array(values, dtype=np.float64)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from defectnet.cli.host_screen import Watch, about, load, say_made, substitutions
-from defectnet.cli.screen import print_json, terminal
+from defectnet.cli.screen import check_plot, print_json, terminal
 
 
 def host_make(
@@ -77,6 +77,7 @@ def host_show(pack: str, *, revision: str | None = None, plot: str | None = None
         plot: File to draw the host's DOS and a periodic table of the substitutions to: .png, .pdf or .svg.
         json: Print JSON and nothing else.
     """
+    check_plot(plot)
     found = load(pack, revision)
     from defectnet.crystal.summary import describe
 
@@ -135,6 +136,7 @@ def host_spectra(
     from defectnet.io.write import write_spectrum
     from defectnet.spectrum import parse_kind
 
+    check_plot(plot)
     weighting: Any = parse_kind(kind, field="--kind")
     if weighting == "projected":
         raise ConfigError("--kind is projected", fix="Use total or neutron-weighted; projected DOS are in Python")

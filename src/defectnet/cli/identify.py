@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from defectnet.cli.screen import print_json, terminal, words
+from defectnet.cli.screen import check_plot, print_json, terminal, words
 from defectnet.defaults import default_checkpoint
 
 if TYPE_CHECKING:
@@ -114,6 +114,18 @@ def identify_pair(
             fix="Give its atoms, and --same-potential with it",
         )
     known = structure is not None or pack is not None
+    needless = {
+        "--standards": standards,
+        "--minutes": minutes,
+        "--fwhm-mev": fwhm_mev,
+        "--same-potential": same_potential or None,
+    }
+    if not known and (given := [name for name, value in needless.items() if value is not None]):
+        raise ConfigError(
+            f"{', '.join(given)} needs a known crystal",
+            fix="Give --structure or --pack; without one, `defectnet finetune` learns from samples of known content",
+        )
+    check_plot(plot)
     if formula is not None:
         parse_formula(formula)
     elif not known:
@@ -192,7 +204,7 @@ def _table(table: str, out: str, cells: dict[str, str], standards: str | None, *
         told = identify_table(
             table, out, asker, report=lambda done, total: bar.update(task, completed=done, total=total), **cells
         )
-    kept = f", {told.kept} of them before" if told.kept else ""
+    kept = f" ({told.kept} rows were done before)" if told.kept else ""
     failed = f"; {told.failed} failed, see the column error" if told.failed else ""
     print(f"{out}: {told.answered} of {told.answered + told.failed} pairs answered{kept}{failed}.")
     if not told.answered:

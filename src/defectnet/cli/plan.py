@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defectnet.cli.host_screen import Steps
-from defectnet.cli.screen import print_json, words
+from defectnet.cli.screen import check_plot, print_json, words
 
 
 def plan_measurement(
@@ -53,6 +53,7 @@ def plan_measurement(
     from defectnet.inference import plan as planning
     from defectnet.inference.ask import CrystalWanted, ask_plan
 
+    check_plot(plot)
     setup = planning.Setup(
         kind=kind,
         element=element,

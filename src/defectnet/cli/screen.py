@@ -9,6 +9,28 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+PLOTS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".eps", ".ps")
+"""Endings of figures."""
+
+
+def check_plot(plot: str | None) -> None:
+    """See that a figure can be written, before what is drawn is computed.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if plot is None:
+        return
+    from defectnet.errors import ConfigError
+    from defectnet.files import home_expanded
+
+    path = home_expanded(plot)
+    if path.suffix.lower() not in PLOTS:
+        raise ConfigError(f"plot {plot}: unknown ending {path.suffix!r}", fix="Use .png, .pdf or .svg")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"plot {plot} cannot be written", why="its folder does not exist", fix="Make it")
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=2))

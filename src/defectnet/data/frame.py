@@ -27,7 +27,7 @@ def load_dataset(folder: str | Path, split: str | None = None, *, kind: str = "t
     """Read a data set as a table with one row for each pair; some 10 kB of memory a row.
 
     Args:
-        folder: Of shards: of the project, made by ``defectnet simulate`` or fetched by ``defectnet data pull``.
+        folder: Of shards: of the project, or made by ``defectnet simulate``.
         split: ``train``, ``val`` or ``test``; None for all.
         kind: How elements are weighted: ``total`` or ``neutron-weighted``.
 

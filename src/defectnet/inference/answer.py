@@ -39,7 +39,7 @@ _COLUMNS: Final = {
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class KnownCrystalAnswer:
     """What a measured pair says of a known crystal.
 
@@ -81,6 +81,18 @@ class KnownCrystalAnswer:
         if self.changed is None:
             changed = float((self.measured**2).sum()) > 2.0 * float((self.noise**2).sum())
             object.__setattr__(self, "changed", changed)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same."""
+        return isinstance(other, KnownCrystalAnswer) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.sentence, self.host))
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        return sentence(self)
 
     @property
     def verdict(self) -> str:

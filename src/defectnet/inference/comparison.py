@@ -14,9 +14,15 @@ from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
-from defectnet.spectrum import Spectrum
+from defectnet.spectrum import UNITS, Spectrum
 
 FloatArray = NDArray[np.float64]
+
+OTHER_EDGE: Final = 2.0
+"""Factor between measured and computed edge from which on the spectrum is not of this crystal, or not in its unit."""
+
+SAME_EDGE: Final = 0.2
+"""Logarithm of that factor below which a unit would fit."""
 
 REACH: Final = 2.2
 """Highest energy, in edges, that is compared."""
@@ -102,6 +108,16 @@ def check_pair(
     if edge_mev is not None and not 0.0 < edge_mev < np.inf:
         raise SpectrumError(f"the band edge is {edge_mev:g} meV", fix="Give the host's highest energy, in meV")
     edge = edge_mev or host_edge_mev(host)
+    own = pack.host.band_edge_mev
+    if edge > OTHER_EDGE * own or (host.kind != "projected" and edge * OTHER_EDGE < own):
+        fitting = [
+            name for name, size in UNITS.items() if abs(np.log(edge / UNITS[host.unit] * size / own)) < SAME_EDGE
+        ]
+        raise SpectrumError(
+            f"{host.name}: the host's edge is {edge:.4g} meV, read as {host.unit}; {pack.host.formula} as computed has "
+            f"{own:.4g} meV",
+            fix=f"{f'In {fitting[0]} it would fit: give --unit. ' if fitting else ''}Check unit, structure and --edge",
+        )
     if fwhm_mev is not None and not 0.0 < fwhm_mev <= 0.5 * edge:
         raise SpectrumError(
             f"the resolution is {fwhm_mev:g} meV, the host's edge {edge:.4g}", fix="Give a FWHM in meV, or leave it out"

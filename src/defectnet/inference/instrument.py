@@ -30,6 +30,10 @@ SAME: Final = 0.001
 UNRESOLVED: Final = 0.01
 """Weight of the host's misfit against that prior: root mean square of a DOS, over its own, that is not explained."""
 
+SHARP_UNRESOLVED: Final = 0.05
+"""The same of a spectrum as sharp as it is, where potentials differ: their peaks do not match one by one, and to bring
+them together bends the map too far."""
+
 WIDTH: Final = (0.03, 0.6)
 """Prior of the resolution where it is not known: FWHM in edges, and deviation of its logarithm."""
 
@@ -138,6 +142,7 @@ def fit_instrument(
     *,
     noise: float = 0.0,
     same_potential: bool = False,
+    coarse: float = 0.0,
 ) -> InstrumentMap:
     """Refine the map of energies, and the resolution where it is not known, by the pristine crystal's spectrum.
 
@@ -148,13 +153,16 @@ def fit_instrument(
         measured: (M,) its measured DOS in the bins, unit area.
         noise: Sum of the variances of its bins.
         same_potential: It was simulated with the potential of `dos`.
+        coarse: FWHM at which both should agree above all; 0 for the spectrum's own.
 
     Returns:
         The instrument under which the two agree best.
     """
     known = start.fwhm > 0.0
     bend = SAME if same_potential else STIFF
-    scale = np.sqrt((measured**2).sum()) * UNRESOLVED
+    size = float(np.sqrt((measured**2).sum()))
+    smooth = gaussian_kernel(start.middle, coarse) / (size * UNRESOLVED) if coarse else np.zeros((0, len(measured)))
+    scale = size * (SHARP_UNRESOLVED if coarse else UNRESOLVED)
 
     def built(values: FloatArray) -> InstrumentMap:
         fwhm = start.fwhm if known else float(np.exp(values[-1]))
@@ -164,7 +172,7 @@ def fit_instrument(
         rest = built(values).seen(elements, dos) - measured
         prior = np.append(values[: len(KNOTS)] / STIFF, np.diff(values[: len(KNOTS)]) / bend)
         width = [] if known else [(values[-1] - np.log(WIDTH[0])) / WIDTH[1]]
-        return np.concatenate([rest / scale, prior, width])
+        return np.concatenate([rest / scale, smooth @ rest, prior, width])
 
     low, high = np.log(WIDTHS[0]), 0.0 if known else np.log(1.02 * widest(start.middle, measured, noise))
     best = None

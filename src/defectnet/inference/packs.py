@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -174,6 +175,7 @@ def _computed(
     workers: int,
     report: Callable[[Progress], None],
 ) -> tuple[HostPack, tuple[str, ...]]:
+    host = replace(host, id=host.formula)  # what its file is called tells no crystals apart
     folder = cache_folder() / f"{host.formula}-{structure_sha256(host)[:12]}-{Path(potential).name}"
     end = np.inf if minutes is None else time.monotonic() + 60.0 * minutes
     done: list[str] = []

@@ -120,7 +120,7 @@ class Posterior:
         other: Probability that something else is.
         mean: (J,) expected concentration, 0 where it is absent. if_present: (J,) given that it is there.
         low, high: (J,) ends of the interval given that it is there, of `coverage`.
-        upper: (J,) concentration below which it is with probability `coverage`, absent or not.
+        upper: (J,) concentration below which it is with probability `coverage`, given that it is there.
         ceiling: (J,) concentration from which on it alone would change the spectrum by more than it is changed, even if
             its response were smaller than computed by two deviations of the amplitude.
         explained: Share of the change that the best explanation accounts for, beyond noise.
@@ -186,7 +186,7 @@ class Posterior:
             if_present=with_rest(self.if_present, c),
             low=with_rest(self.low, 0.5 * c),
             high=with_rest(self.high, 2.0 * c),
-            upper=with_rest(self.upper, np.where(p > 1.0 - self.coverage, 2.0 * c, LOWEST)),
+            upper=with_rest(self.upper, 2.0 * c),
             ceiling=with_rest(self.ceiling, np.ones(len(new))),
             best=in_order(self.best),
             likeliest=tuple(replace(one, concentration=in_order(one.concentration)) for one in self.likeliest),
@@ -559,9 +559,7 @@ def _summary(likelihood: Likelihood, found: list[Hypothesis], coverage: float) -
     low, high, upper = np.zeros(j), np.zeros(j), np.zeros(j)
     for i in range(j):
         v, w = np.concatenate(values[i]), np.concatenate(weights[i])
-        low[i], high[i] = _quantiles(v, w, [0.5 - coverage / 2, 0.5 + coverage / 2])
-        absent = max(0.0, 1.0 - float(w.sum()))
-        upper[i] = _quantiles(np.append(v, 0.0), np.append(w, absent), [coverage])[0]
+        low[i], high[i], upper[i] = _quantiles(v, w, [0.5 - coverage / 2, 0.5 + coverage / 2, coverage])
     order = np.argsort(-share)
     first = found[int(order[0])]
     best = np.zeros(k)

@@ -86,6 +86,22 @@ class Query(NamedTuple):
     responses: Responses | None = None
 
 
+def _query(number: int, query: Any) -> Query:
+    """Return a question that may be a plain tuple.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    least, most = len(Query._fields) - len(Query._field_defaults), len(Query._fields)
+    if not isinstance(query, tuple | list) or not least <= len(query) <= most:
+        raise ConfigError(
+            f"query {number} is a {type(query).__name__}",
+            why="a query is (host, doped, formula[, candidates[, edge[, responses]]])",
+            fix="Give a list of these",
+        )
+    return Query(*query)
+
+
 class Provenance(NamedTuple):
     """Which way an answer came about.
 
@@ -301,11 +317,13 @@ class DefectModel(nn.Module, Estimator):
         Raises:
             DefectNetError: As `predict`, naming the query, counted from 0.
         """
+        if on_error not in ("raise", "record"):
+            raise ConfigError(f"on_error is {on_error!r}", fix="Use raise or record")
         if not queries:
             return []
         if on_error == "record":
             return recorded(lambda some: self.predict_many(some, unit=unit, kind=kind), queries)
-        asked = [Query(*query) for query in queries]
+        asked = [_query(number, query) for number, query in enumerate(queries)]
         from defectnet.io.objects import as_spectrum  # here, because training needs no readers
 
         pairs, spectra = [], []

@@ -63,6 +63,10 @@ def read_settings(kind: type[Kind], path: str | Path) -> Kind:
         raise SimulationError(f"settings {path} cannot be read", why="there is no such file", fix="Check the path")
     try:
         values = read_json(path)
+        if isinstance(values, dict) and "parts" in values:
+            raise SimulationError(
+                f"{path} is of a data set in parts", fix=f"Give one: {', '.join(map(str, values['parts']))}"
+            )
         return kind(**values.get("settings", values))
     except DefectNetError:
         raise
