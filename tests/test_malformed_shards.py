@@ -254,7 +254,7 @@ def drop_split(folder, split):
 FOLDERS = {
     "missing": (shutil.rmtree, "does not exist"),
     "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], r"holds no shard-\*\.parquet"),
-    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "does not exist"),
+    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "is a file"),
     "other names": (
         lambda folder: [p.rename(p.with_name(f"part{i}.parquet")) for i, p in enumerate(list(folder.iterdir()))],
         "holds no shard",

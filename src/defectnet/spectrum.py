@@ -272,11 +272,8 @@ def _checked(
     if not np.isfinite(dos).all():
         row = int(np.flatnonzero(~np.isfinite(dos))[0]) + 1
         raise SpectrumError(f"{name}: the DOS is {dos[row - 1]} at point {row}", fix="Remove or mend that point")
-    if sigma is not None and (sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any()):
-        raise SpectrumError(
-            f"{name}: errors have shape {sigma.shape}, or hold NaN or negative values",
-            fix=f"Give {len(dos)} standard deviations, one for each point, or none",
-        )
+    if sigma is not None:
+        check_errors(sigma, dos, name)
     sigma = None if sigma is not None and not sigma.any() else sigma  # a column of zeros says nothing
     peak = float(dos.max())
     if peak <= 0:
@@ -301,6 +298,25 @@ def _checked(
             fix="Relax the structure and compute the DOS again; from a measurement give the DOS at positive energies",
         )
     return energy[positive].copy(), clipped[positive].copy(), None if sigma is None else sigma[positive].copy()
+
+
+def check_errors(sigma: FloatArray, dos: FloatArray, name: str) -> None:
+    """See that there is a standard deviation for each of (n,) values.
+
+    Raises:
+        SpectrumError: They are more or fewer, or one is NaN, infinite or negative.
+    """
+    if sigma.shape != dos.shape:
+        raise SpectrumError(
+            f"{name}: errors have shape {sigma.shape}",
+            fix=f"Give {len(dos)} standard deviations, one for each point, or none",
+        )
+    wrong = np.flatnonzero(~(np.isfinite(sigma) & (sigma >= 0.0)))
+    if len(wrong):
+        raise SpectrumError(
+            f"{name}: the error is {sigma[wrong[0]]:g} at point {wrong[0] + 1}",
+            fix="Give standard deviations, 0 or more, or none",
+        )
 
 
 def _check_grid(energy: FloatArray, name: str) -> None:

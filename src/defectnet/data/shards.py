@@ -289,7 +289,8 @@ def shard_files(folder: str | Path) -> tuple[Path, ...]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ShardError(f"data folder {folder} does not exist", fix="Give the folder that `defectnet simulate` wrote")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ShardError(f"data folder {folder} {what}", fix="Give the folder that `defectnet simulate` wrote")
     paths = tuple(sorted(folder.glob("shard-*.parquet")))
     if not paths:
         paths = tuple(path for part in read_manifest(folder).get("parts", ()) for path in shard_files(folder / part))

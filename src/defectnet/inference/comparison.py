@@ -14,7 +14,7 @@ from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
-from defectnet.spectrum import UNITS, Spectrum
+from defectnet.spectrum import UNITS, Spectrum, check_errors
 
 FloatArray = NDArray[np.float64]
 
@@ -192,11 +192,7 @@ def binned(
         sigma = np.full(len(dos), estimated_noise(dos))
     else:
         sigma = np.asarray(error, dtype=np.float64)
-        if sigma.shape != dos.shape or not np.isfinite(sigma).all() or (sigma < 0).any():
-            raise SpectrumError(
-                f"{spectrum.name}: errors have shape {sigma.shape}, or hold NaN or negative values",
-                fix=f"Give {len(dos)} standard deviations, one for each point",
-            )
+        check_errors(sigma, dos, spectrum.name)
     variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
     variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
     return shares / area / width, np.diag(variance / area**2)

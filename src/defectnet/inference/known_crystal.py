@@ -262,7 +262,9 @@ class KnownCrystal:
             as_spectrum(source, role, unit=unit, kind=kind, element=element)
             for source, role in ((host, "host"), (doped, "doped"))
         )
-        seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential)
+        known = () if same_potential else tuple(standards)
+        exact = same_potential or bool(known)
+        seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential, exact=exact)
         own_edge = self.pack.host.band_edge_mev
         warnings = []
         bent = max(np.abs(seen.instrument.log_scale[1:-1]))
@@ -275,7 +277,6 @@ class KnownCrystal:
         if self.left_out:
             names = ", ".join(self.left_out)
             warnings.append(f"not in question, as nearly all superposed cells are unstable: {names}")
-        known = () if same_potential else tuple(standards)
         if self.many:
             emulator = Emulator(self.cells, seen.instrument)
             every = Likelihood(emulator, self._errors_of(seen, emulator, same_potential, atoms), seen.change)
@@ -408,11 +409,14 @@ class KnownCrystal:
         same_potential: bool,
         *,
         refine: bool = True,
+        exact: bool | None = None,
     ) -> Compared:
         """Bring a pair to the bins in which it is compared; arguments as for `identify`.
 
-        Unless `refine` the host's spectrum, the pack's own, does not fix the map of energies.
+        Unless `refine` the host's spectrum, the pack's own, does not fix the map of energies. If `exact`, by default in
+        the pack's own world, its sharp peaks do: where standards tell what the potential gets wrong, that is better.
         """
+        exact = same_potential if exact is None else exact
         edge = check_pair(self.pack, host, doped, fwhm_mev=fwhm_mev, edge_mev=edge_mev)
         instrument = self._instrument(host, doped, edge, fwhm_mev)
         unit = self.pack.host.band_edge_mev
@@ -427,7 +431,7 @@ class KnownCrystal:
                 measured,
                 noise=float(np.trace(noise)),
                 same_potential=same_potential,
-                coarse=0.0 if same_potential else finest,
+                coarse=0.0 if exact else finest,
             )
         if instrument.fwhm < finest:
             smooth = gaussian_kernel(instrument.middle, float(np.sqrt(finest**2 - instrument.fwhm**2)))
