@@ -261,18 +261,24 @@ def plot_plan(plan: Plan, path: str | Path | None = None) -> Figure:
 
 def _draw_limits(axes: Axes, plan: Plan) -> None:
     rows = np.arange(len(plan.dopants))
+    widest = 120.0 * max(max(one.limit or one.room, one.named or 0.0) for one in plan.detections)
     for y, one in zip(rows, plan.detections, strict=True):
         known = one.limit is not None
         end = 100.0 * (one.limit if one.limit is not None else one.room)
         style: Any = {"color": SITE_COLOURS[y % len(SITE_COLOURS)]} if known else {"color": "0.9", "hatch": "////"}
         axes.barh(y, end, height=0.55, **style)
-        after = max(end, 100.0 * (one.named or 0.0))
+        beside: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
         words = f"{end:.2g}" if known else "not found"
-        axes.annotate(words, (after, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        if known and end > 0.2 * widest:
+            axes.annotate(words, (end, y), (-5, 0), **beside, ha="right", color="white", fontweight="bold")
+        else:
+            axes.annotate(words, (end, y), (5, 0), **beside)
         if one.named is not None:
-            axes.plot([100.0 * one.named] * 2, [y - 0.38, y + 0.38], color="black", linewidth=1.4)
+            named = 100.0 * one.named
+            axes.plot([named] * 2, [y - 0.38, y + 0.38], color="black", linewidth=1.4)
+            axes.annotate(f"{named:.2g}", (named, y), (5, 0), **beside)
     axes.plot([], [], color="black", linewidth=1.4, label=f"named by identify ($P \\geq {NAMED}$)")
-    axes.set_xlim(0.0, 120.0 * max(max(one.limit or one.room, one.named or 0.0) for one in plan.detections))
+    axes.set_xlim(0.0, widest)
     axes.set_yticks(rows, plan.dopants)
     axes.set_ylim(max(len(rows), 4) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

@@ -79,7 +79,8 @@ def examine_pair(
     unchanged = ""
     if tested is not None and tested[1] >= plausible.SIGNIFICANT:
         stated = "stated errors" if host.error is not None or doped.error is not None else "noise"
-        unchanged = f"the two spectra do not differ beyond their {stated} (chi-square {tested[0]:.2f} per bin)"
+        test = f"chi-square {tested[0]:.2f} per bin, p-value {tested[1]:.2g}"
+        unchanged = f"the two spectra do not differ beyond their {stated} ({test})"
     element = host.element or doped.element
     return Examined(
         batch,
