@@ -75,7 +75,8 @@ def test_errors_survive_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"), [(np.ones(5), "shape"), (np.full(361, -1.0), "negative"), (np.full(361, np.nan), "NaN")]
+    ("error", "message"),
+    [(np.ones(5), "shape"), (np.full(361, -1.0), "error is -1 at point 1"), (np.full(361, np.nan), "error is nan")],
 )
 def test_wrong_errors(error, message):
     with pytest.raises(SpectrumError, match=message):

@@ -150,7 +150,7 @@ CASES = [
     ({"pack": "pack", "fwhm_mev": "200"}, "the resolution is 200 meV, the host's edge"),
     ({"pack": "pack", "edge": "-36"}, "the band edge is -36 meV"),
     ({"pack": "pack", "edge": "0"}, "the band edge is 0 meV"),
-    ({"pack": "pack", "edge": "400"}, "below the host's edge of 400 meV"),
+    ({"pack": "pack", "edge": "400"}, "the host's edge is 400 meV, read as meV; GaAs as computed has"),
     ({"pack": "pack", "sample_atoms": "100"}, "--sample-atoms is 100 (it is of a cell that is simulated)"),
     ({"pack": "pack", "same_potential": None, "sample_atoms": "0"}, "--sample-atoms is 0"),
     ({"pack": "pack", "same_potential": None, "sample_atoms": "-3"}, "--sample-atoms is -3"),
