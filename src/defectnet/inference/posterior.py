@@ -207,22 +207,15 @@ class Opinion:
     Attributes:
         elements: J symbols, those of the candidates.
         probability: (J,) that each is in the sample.
-        other: Probability that something else is.
     """
 
     elements: tuple[str, ...]
     probability: FloatArray
-    other: float
 
-    def log(self, present: Collection[str], other: bool) -> float:
-        """Return the log probability that these elements are there and no other candidates, and something else or not.
-
-        Args:
-            present: Symbols.
-            other: Whether something else is there.
-        """
-        there = np.array([*(symbol in present for symbol in self.elements), other])
-        p = np.clip(np.append(self.probability, self.other), UNHEARD, 1.0 - UNHEARD)
+    def log(self, present: Collection[str]) -> float:
+        """Return the log probability that these elements are there, and no other candidates."""
+        there = np.array([symbol in present for symbol in self.elements])
+        p = np.clip(self.probability, UNHEARD, 1.0 - UNHEARD)
         return float(np.log(np.where(there, p, 1.0 - p)).sum())
 
 
@@ -233,8 +226,9 @@ def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0, opini
         likelihood: Of one measured change.
         coverage: Of the intervals.
         seed: Of the samples.
-        opinion: What is pooled with it: probabilities of hypotheses are the geometric mean of both (logarithmic opinion
-            pool; Genest and Zidek, Stat. Sci. 1, 114 (1986)), concentrations those of the posterior.
+        opinion: What is pooled with it: probabilities of elements are the geometric mean of both (logarithmic opinion
+            pool; Genest and Zidek, Stat. Sci. 1, 114 (1986)), whether something else is there or not. How likely that
+            is, and concentrations, are those of the posterior.
     """
     rng = np.random.default_rng(seed)
     found = [_nothing(likelihood, other) for other in (False, True)]
@@ -253,18 +247,24 @@ def infer(likelihood: Likelihood, *, coverage: float = 0.9, seed: int = 0, opini
 
 
 def _pooled(likelihood: Likelihood, found: Sequence[Hypothesis], opinion: Opinion) -> list[Hypothesis]:
-    """Return hypotheses with the evidence that both together give to what they say of elements and something else."""
+    """Return hypotheses with the evidence that both together give to what they say of elements.
+
+    Something else keeps its probability: with the network's, an element was named in 0.19 of validation samples whose
+    list lacked the true dopants; with its own in 0.08, and complete lists were answered as well.
+    """
     symbols = [name.partition("@")[0] for name in likelihood.emulator.dopants[: likelihood.listed]]
-    said = [(frozenset(symbols[i] for i in one.subset if i < likelihood.listed), one.other) for one in found]
-    logs = np.array([one.log_evidence for one in found])
-    logs -= logs.max()
-    shifts = {}
-    for what in set(said):
-        own = float(logsumexp(logs[[one == what for one in said]]))
-        shifts[what] = POOLED * (opinion.log(*what) - own)
-    return [
-        replace(one, log_evidence=float(log + shifts[what])) for one, what, log in zip(found, said, logs, strict=True)
-    ]
+    named = [frozenset(symbols[i] for i in one.subset if i < likelihood.listed) for one in found]
+    other, logs = np.array([one.other for one in found]), np.array([one.log_evidence for one in found])
+    pooled = logs.copy()
+    for beside in (False, True):
+        own = {what: [k for k, one in enumerate(named) if one == what and other[k] == beside] for what in set(named)}
+        for what, rows in own.items():
+            if rows:
+                pooled[rows] += POOLED * (opinion.log(what) - logsumexp(logs[rows]))
+        chosen = other == beside
+        if chosen.any():
+            pooled[chosen] += logsumexp(logs[chosen]) - logsumexp(pooled[chosen])
+    return [replace(one, log_evidence=float(log)) for one, log in zip(found, pooled, strict=True)]
 
 
 def _with_unlisted(likelihood: Likelihood, found: Sequence[Hypothesis], rng: np.random.Generator) -> list[Hypothesis]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from defectnet.crystal.responses import READABLE, HostResponses
 from defectnet.errors import SpectrumError
 from defectnet.inference.posterior import Opinion
@@ -48,5 +46,4 @@ def second_opinion(
             f"no network reads computed responses of {host.kind} DOS", fix=f"Give {' or '.join(READABLE)} DOS"
         )
     found = network.predict(host, doped, responses.formula, candidates=elements, edge=edge_mev, responses=responses)
-    other = 0.5 if np.isnan(found.something_else) else found.something_else
-    return Opinion(found.elements, found.probability, other)
+    return Opinion(found.elements, found.probability)
