@@ -34,8 +34,7 @@ from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussi
 from defectnet.inference.likelihood import Amplitude, Errors, Likelihood, SeenStandard
 from defectnet.inference.posterior import Opinion, infer, likely_places, screened
 from defectnet.inference.responses import compute_responses
-from defectnet.inference.second_opinion import CELLS as CELLS_OF_RESPONSES
-from defectnet.inference.second_opinion import second_opinion
+from defectnet.inference.second_opinion import RESPONSE_CELLS, second_opinion
 from defectnet.io.objects import as_spectrum
 from defectnet.models.base import DefectModel
 from defectnet.provenance import made_with
@@ -336,7 +335,7 @@ class KnownCrystal:
 
     @cached_property
     def _responses(self) -> HostResponses:
-        return compute_responses(self.pack, self.dopants, seed=self._seed, cells=CELLS_OF_RESPONSES, source=self.source)
+        return compute_responses(self.pack, self.dopants, seed=self._seed, cells=RESPONSE_CELLS, source=self.source)
 
     def likelihood_near(
         self, seen: Compared, standards: Sequence[Standard], same_potential: bool, atoms: float, *, asked: int = 0

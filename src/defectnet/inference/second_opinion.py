@@ -15,7 +15,7 @@ from defectnet.inference.posterior import Opinion
 from defectnet.models.base import DefectModel
 from defectnet.spectrum import Spectrum
 
-CELLS: Final = (12, 6)
+RESPONSE_CELLS: Final = (12, 6)
 """Superposed cells of each dopant that its response is the mean of, see `defectnet.inference.responses.CELLS`."""
 
 
