@@ -88,7 +88,7 @@ class Host:
 
     def changes(self, row: Sample, cells: Any) -> tuple[FloatArray, FloatArray]:
         """Return the (M,) change of a row and the (N, M) of cells, in the bins that inference uses."""
-        seen = self.known.compare(*pair(row), None, None, None, row.edge_mev, True)
+        seen = self.known.compare(*pair(row), None, row.edge_mev, True)
         host = seen.instrument.seen(cells.elements, cells.pristine)[cells.source]
         return seen.change, seen.instrument.seen(cells.elements, cells.doped) - host
 

@@ -153,7 +153,7 @@ def found_first() -> str:
 
 
 def _changes(axes: Any, known: KnownCrystal, found: KnownCrystalAnswer) -> None:
-    seen = known.compare(*pair(), None, None, None, None, False)
+    seen = known.compare(*pair(), None, None, False)
     emulator = Emulator(known.cells, seen.instrument)
     step = 0.0
     height = 1.25 * float(np.abs(0.03 * emulator.responses).max())

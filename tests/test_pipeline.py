@@ -213,6 +213,9 @@ def test_provenance(model, network, crystal):
     pack = bundled("CdTe")
     assert crystal.provenance["pack_sha256"] == json.loads((pack.source / "config.json").read_text())["weights_sha256"]
     assert crystal.provenance["potential_sha256"] == pack.host.potential_sha256
+    quick = json.loads((EXAMPLES.parent / "checkpoints" / "defectnet-quick" / "config.json").read_text())
+    assert crystal.provenance["weights"] == "defectnet-quick"
+    assert crystal.provenance["weights_sha256"] == quick["weights_sha256"]
     assert crystal.provenance["options"] == {
         "candidates": ["Mg@Cd"],
         "seed": 0,

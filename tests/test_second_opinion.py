@@ -41,7 +41,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def likelihood(crystal, pair):
-    seen = crystal.compare(*pair, None, None, None, None, False)
+    seen = crystal.compare(*pair, None, None, False)
     return crystal.likelihood_near(seen, (), False, np.inf)
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from defectnet.crystal.pack import HostPack
 from defectnet.errors import SimulationError, SpectrumError
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
-from defectnet.spectrum import UNITS, Spectrum, check_errors
+from defectnet.spectrum import UNITS, Spectrum
 
 FloatArray = NDArray[np.float64]
 
@@ -175,38 +175,27 @@ def estimated_noise(dos: FloatArray) -> float:
     return float(np.sqrt(max(64.0 * near - far, LEAST_NOISE * near) / 63.0))
 
 
-def binned(
-    spectrum: Spectrum, error: ArrayLike | None, instrument: InstrumentMap, unit_mev: float
-) -> tuple[FloatArray, FloatArray]:
+def binned(spectrum: Spectrum, instrument: InstrumentMap, unit_mev: float) -> tuple[FloatArray, FloatArray]:
     """Return the (M,) DOS per edge in the bins, of unit area, and the (M, M) covariance of its noise.
 
-    Errors are those given, or the spectrum's own, or estimated from its scatter.
+    Errors are the spectrum's own, or estimated from its scatter.
     """
-    error = spectrum.error if error is None else error
     energy = spectrum.energy_mev / unit_mev
     dos = np.asarray(spectrum.dos, dtype=np.float64)
     shares = np.diff(integrals(energy, dos, cumulative(energy, dos), instrument.edges).ravel())
     area = float(shares.sum())
     width = instrument.width
-    if error is None:
-        sigma = np.full(len(dos), estimated_noise(dos))
-    else:
-        sigma = np.asarray(error, dtype=np.float64)
-        check_errors(sigma, dos, spectrum.name)
+    sigma = np.full(len(dos), estimated_noise(dos)) if spectrum.error is None else spectrum.error
     variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
     variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
     return shares / area / width, np.diag(variance / area**2)
 
 
 def changed(
-    host: tuple[Spectrum, ArrayLike | None],
-    doped: tuple[Spectrum, ArrayLike | None],
-    instrument: InstrumentMap,
-    unit_mev: float,
-    smooth: FloatArray,
+    host: Spectrum, doped: Spectrum, instrument: InstrumentMap, unit_mev: float, smooth: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the (M,) host and (M,) change of a pair with its errors, broadened, and the (M, M) noise of the change."""
-    (pristine, host_noise), (sample, doped_noise) = (binned(*one, instrument, unit_mev) for one in (host, doped))
+    (pristine, host_noise), (sample, doped_noise) = (binned(one, instrument, unit_mev) for one in (host, doped))
     noise = smooth @ (host_noise + doped_noise) @ smooth.T
     pristine = smooth @ pristine
     quiet = 2.0 * (QUIET * pristine.max()) ** 2 * np.eye(len(pristine))

@@ -37,7 +37,7 @@ from defectnet.inference.responses import compute_responses
 from defectnet.inference.second_opinion import RESPONSE_CELLS, second_opinion
 from defectnet.io.objects import as_spectrum
 from defectnet.models.base import DefectModel
-from defectnet.provenance import made_with
+from defectnet.provenance import made_with, weights_sha256
 from defectnet.spectrum import Spectrum
 
 FloatArray = NDArray[np.float64]
@@ -261,9 +261,13 @@ class KnownCrystal:
             as_spectrum(source, role, unit=unit, kind=kind, element=element)
             for source, role in ((host, "host"), (doped, "doped"))
         )
+        host, doped = (
+            spectrum if error is None else replace(spectrum, error=error)
+            for spectrum, error in ((host, host_error), (doped, doped_error))
+        )
         known = () if same_potential else tuple(standards)
         exact = same_potential or bool(known)
-        seen = self.compare(host, doped, host_error, doped_error, fwhm_mev, edge_mev, same_potential, exact=exact)
+        seen = self.compare(host, doped, fwhm_mev, edge_mev, same_potential, exact=exact)
         own_edge = self.pack.host.band_edge_mev
         warnings = []
         bent = max(np.abs(seen.instrument.log_scale[1:-1]))
@@ -308,6 +312,7 @@ class KnownCrystal:
             pooled=pooled,
             warnings=tuple(warnings),
             provenance=self._made_with(
+                None if opinion is None else closer.network,
                 unit=unit,
                 kind=kind,
                 element=element,
@@ -322,9 +327,7 @@ class KnownCrystal:
 
     def second_opinion(self, host: Spectrum, doped: Spectrum, edge_mev: float) -> tuple[Opinion | None, str]:
         """Return what the network says of a measured pair, if it can say anything, and how that is told."""
-        if isinstance(self._network, str):
-            self._network = from_pretrained(self._network)
-        network = self._network
+        network = self.network
         assert network is not None
         elements = list(dict.fromkeys(name.partition("@")[0] for name in self.dopants))
         try:
@@ -332,6 +335,13 @@ class KnownCrystal:
         except DefectNetError as error:
             return None, f"inference alone, for {network.name} cannot answer ({error.what})"
         return found, f"inference and {network.name}"
+
+    @property
+    def network(self) -> DefectModel | None:
+        """What gives the second opinion."""
+        if isinstance(self._network, str):
+            self._network = from_pretrained(self._network)
+        return self._network
 
     @cached_property
     def _responses(self) -> HostResponses:
@@ -391,18 +401,19 @@ class KnownCrystal:
                 self._closer.popitem(last=False)
         return self._closer[key]
 
-    def _made_with(self, **options: Any) -> dict[str, Any]:
-        """Return what an answer was made with."""
+    def _made_with(self, network: DefectModel | None, **options: Any) -> dict[str, Any]:
+        """Return what an answer was made with, the network of a second opinion included."""
         host = self.pack.host
         found = made_with(self.pack.source, "pack", {"candidates": list(self.dopants), "seed": self._seed, **options})
-        return {**found, "potential": host.potential, "potential_sha256": host.potential_sha256}
+        found |= {"potential": host.potential, "potential_sha256": host.potential_sha256}
+        if network is not None:
+            found |= {"weights": network.name, "weights_sha256": weights_sha256(network.source)}
+        return found
 
     def compare(
         self,
         host: Spectrum,
         doped: Spectrum,
-        host_error: ArrayLike | None,
-        doped_error: ArrayLike | None,
         fwhm_mev: float | None,
         edge_mev: float | None,
         same_potential: bool,
@@ -423,7 +434,7 @@ class KnownCrystal:
         finest = FINE if same_potential else COARSE
         smooth = np.eye(len(instrument.middle))
         if refine:
-            measured, noise = binned(host, host_error, instrument, unit)
+            measured, noise = binned(host, instrument, unit)
             instrument = fit_instrument(
                 instrument,
                 *self.host,
@@ -435,7 +446,7 @@ class KnownCrystal:
         if instrument.fwhm < finest:
             smooth = gaussian_kernel(instrument.middle, float(np.sqrt(finest**2 - instrument.fwhm**2)))
             instrument = replace(instrument, fwhm=finest)
-        pristine, change, noise = changed((host, host_error), (doped, doped_error), instrument, unit, smooth)
+        pristine, change, noise = changed(host, doped, instrument, unit, smooth)
         deviation = pristine - instrument.seen(*self.host)
         return Compared(instrument, float(edge), pristine, change, noise, deviation, smooth)
 
@@ -451,8 +462,8 @@ class KnownCrystal:
                     why=f"the pair in question is compared up to {reach:.4g} meV",
                     fix="Leave this standard out, or give both up to the same energy",
                 )
-        pair = (standard.host, None), (standard.doped, None)
-        _, change, noise = changed(*pair, seen.instrument, self.pack.host.band_edge_mev, seen.smooth)
+        unit = self.pack.host.band_edge_mev
+        _, change, noise = changed(standard.host, standard.doped, seen.instrument, unit, seen.smooth)
         return SeenStandard(concentration, change, noise)
 
     def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]], rng: np.random.Generator) -> Cells:

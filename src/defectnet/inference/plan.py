@@ -349,15 +349,15 @@ def check_setup(pack: HostPack, setup: Setup) -> None:
         )
 
 
-def expected_spectrum(crystal: KnownCrystal, setup: Setup) -> tuple[Spectrum, FloatArray]:
-    """Return the host as the setup will show it, and the standard deviation at each point."""
+def expected_spectrum(crystal: KnownCrystal, setup: Setup) -> Spectrum:
+    """Return the host as the setup will show it, with its errors."""
     unit = crystal.pack.host.band_edge_mev
     reach = min(setup.reach_mev or np.inf, REACH * unit)
     edges = np.arange(0.0, reach / unit + 1e-9, setup.points_mev / unit)
     instrument = InstrumentMap(edges, setup.fwhm_mev / unit, setup.kind, setup.element)
     dos = instrument.seen(*crystal.host) / unit
-    spectrum = Spectrum(instrument.middle * unit, dos, "meV", kind=setup.kind, element=setup.element, source="host")
-    return spectrum, np.full(len(dos), setup.noise * dos.max())
+    told: dict[str, Any] = {"kind": setup.kind, "element": setup.element, "source": "host"}
+    return Spectrum(instrument.middle * unit, dos, "meV", error=np.full(len(dos), setup.noise * dos.max()), **told)
 
 
 class Expected:
@@ -370,12 +370,10 @@ class Expected:
     """
 
     def __init__(self, crystal: KnownCrystal, setup: Setup, like: Expected | None = None) -> None:
-        host, sigma = expected_spectrum(crystal, setup)
+        host = expected_spectrum(crystal, setup)
         unit = crystal.pack.host.band_edge_mev
         self.setup, self.crystal = setup, crystal
-        self.compared = crystal.compare(
-            host, host, sigma, sigma, setup.fwhm_mev, unit, setup.same_potential, refine=False
-        )
+        self.compared = crystal.compare(host, host, setup.fwhm_mev, unit, setup.same_potential, refine=False)
         self.emulator: Emulator = (
             like.emulator if like is not None else Emulator(crystal.cells, self.compared.instrument)
         )
