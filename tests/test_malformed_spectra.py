@@ -204,7 +204,7 @@ FILES = [
     Case("Grace plot of something else", GRACE.replace("DOS", "psn") + THREE, "not of a DOS", "<name>_dos.dat"),
     Case("Grace plot without axes", "@type xydy\n" + THREE, "it names no y axis", "<name>_dos.dat"),
     Case("Grace without unit", GRACE.replace(" (meV)", "") + THREE, "the x axis names no unit", "Restore the line"),
-    Case("Grace columns", GRACE + "0.0 0.0\n", "line 3: 2 columns, not 3", "Run PHOENIX again"),
+    Case("Grace columns", GRACE + "0.0 0.0 0.0\n0.1 0.0\n", "line 4: 2 columns, not 3", "Run PHOENIX again"),
     Case("Grace text", GRACE + "0.0 0.0 x\n", "line 3: '0.0 0.0 x' are not all", "Run PHOENIX again"),
     Case("Grace without numbers", GRACE, "holds no numbers", "Run PHOENIX again"),
 ]

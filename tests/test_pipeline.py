@@ -128,6 +128,17 @@ FORMS = {
     "shares": (lambda: frame("E (meV)", "Ga", "As"), {}, ("meV", "total", None, True)),
     "a share": (lambda: frame("E (meV)", "Ga", "As"), {"element": "As"}, ("meV", "projected", "As", True)),
     "Series": (lambda: frame("energy_meV", "dos").set_index("energy_meV")["dos"], {}, ("meV", "total", None, False)),
+    "energies as index": (
+        lambda: frame("energy_meV", "dos", "Ga", "As").set_index("energy_meV")[["Ga", "As"]],
+        {},
+        ("meV", "total", None, True),
+    ),
+    "unnamed index": (
+        lambda: pd.DataFrame({"dos": DOS}, index=E),
+        {"unit": "meV"},
+        ("meV", "total", None, False),
+    ),
+    "quantities": (lambda: (quantity(E, "meV"), quantity(DOS, "1/meV")), {}, ("meV", "total", None, False)),
     "no titles": (lambda: pd.DataFrame(np.column_stack([E, DOS])), {"unit": "meV"}, ("meV", "total", None, False)),
     "points": (lambda: np.column_stack([E, DOS]).tolist(), {"unit": "meV"}, ("meV", "total", None, False)),
 }
@@ -161,9 +172,39 @@ def test_form_is_refused(name):
     assert fix in error.value.fix
 
 
-def test_words_are_no_numbers():
-    with pytest.raises(ConfigError, match="does not hold plain numbers"):
-        as_spectrum(np.full((20, 2), "x"), "host", unit="meV")
+@pytest.mark.parametrize(
+    ("dos", "what"),
+    [
+        (np.full(len(E), "x"), "does not hold plain numbers"),
+        (np.ma.array(DOS, mask=np.isclose(DOS, DOS.max())), "holds masked points"),
+        (DOS + 0.1j, "holds complex numbers"),
+        (1e200 * DOS, "a number is as large as"),
+    ],
+)
+def test_what_are_no_plain_numbers(dos, what):
+    with pytest.raises((ConfigError, SpectrumError), match=what):
+        as_spectrum((E, dos), "host", unit="meV")
+
+
+@pytest.mark.parametrize("options", [{"unit": 5}, {"unit": []}, {"unit": "meV", "kind": True}, {"unit": b"meV"}])
+def test_a_unit_or_kind_that_is_no_text(options):
+    with pytest.raises(SpectrumError, match=r"(unit|kind) is"):
+        as_spectrum((E, DOS), "host", **options)
+
+
+def test_candidates_of_other_types(model):
+    pair = EXAMPLES / "host.csv", EXAMPLES / "doped.csv", "CdTe"
+    named = model.predict(*pair, candidates=["Mg", "Zn"])
+    for candidates in (np.array(["Mg", "Zn"]), pd.Series(["Mg", "Zn"]), iter(["Mg", "Zn"])):
+        assert model.predict(*pair, candidates=candidates).to_dict() == named.to_dict()
+    with pytest.raises(ConfigError, match="candidates is 5"):
+        model.predict(*pair, candidates=5)
+
+
+def quantity(values, unit):
+    from pint import UnitRegistry
+
+    return values * UnitRegistry()(unit)
 
 
 # Answers
@@ -342,6 +383,7 @@ def test_a_row_that_has_changed_is_asked_again(table, monkeypatch):
         ("host_file,doped_file,candidate\na,b,c\n", "unknown column 'candidate'"),
         ("host_file,formula\na,b\n", "column doped_file is missing"),
         ("host_file,doped_file\n", "holds no rows"),
+        ("host_file,doped_file,formula,formula\na,b,CdTe,GaAs\n", "the column formula is there 2 times"),
     ],
 )
 def test_a_table_that_is_none(tmp_path, text, message):
@@ -415,6 +457,21 @@ def test_a_row_that_asks_nothing_shifts_no_answer(table):
     assert "the row has not 6 cells" in records[3]["error"]
     candidates = [[row["element"] for row in one["answer"]["elements"]] for one in records if not one["error"]]
     assert [set(one) for one in candidates] == [{"Mg", "Zn"}, {"Mg"}]
+
+
+def test_answers_are_written_over_no_input(table):
+    before = table.read_bytes(), (table.parent / "host.csv").read_bytes()
+    for out in (table, table.parent / "host.csv"):
+        with pytest.raises(ConfigError, match="which the answers are about"):
+            identify_table(table, out)
+    assert (table.read_bytes(), (table.parent / "host.csv").read_bytes()) == before
+
+
+def test_a_table_with_semicolons(table):
+    table.write_text("sample;Host_File;doped_file;formula;candidates\nright;host.csv;doped.csv;CdTe;Mg,Zn\n")
+    assert identify_table(table, table.with_name("answers.jsonl")) == (1, 0, 0)
+    told = json.loads(table.with_name("answers.jsonl").read_text())
+    assert {row["element"] for row in told["answer"]["elements"]} == {"Mg", "Zn"}
 
 
 def test_what_is_no_column_or_setting_is_refused(table):

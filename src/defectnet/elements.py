@@ -90,7 +90,7 @@ def formula_text(host: Any) -> str:
         FormulaError: It is none of these.
     """
     if isinstance(host, str):
-        return host
+        return host.strip()
     composition = getattr(host, "composition", host)  # of a structure
     if hasattr(composition, "reduced_formula"):
         return str(composition.reduced_formula)
@@ -149,7 +149,7 @@ def _check_meaning(formula: str, text: str) -> None:
         )
     for match in re.finditer(r"(?<=[A-Za-z])(\d+)(?=([A-Z][a-z]?))", text):
         mass = float(_TABLE[INDEX[match[2]]]["mass_u"]) if match[2] in INDEX else np.inf
-        if abs(int(match[1]) - mass) <= 1.0 + 0.065 * mass < np.inf:  # stable isotopes
+        if abs(float(match[1]) - mass) <= 1.0 + 0.065 * mass < np.inf:  # stable isotopes
             other = text[: match.start()] + text[match.end() :]
             largest = max([float(number) for number in re.findall(r"\d+\.?\d*", other)], default=1.0)
             if largest <= 6:  # W18O49 would be one 18O tungsten with 49

@@ -304,7 +304,9 @@ def identify_table(
         raise ConfigError(f"--out is {out}", why="its folder does not exist", fix="Make it, or mend the path")
     if out.suffix == ".parquet":
         import pyarrow  # noqa: F401 - what is missing is said before the work
-    rows = _rows(home_expanded(table), asker, defaults)
+    table = home_expanded(table)
+    rows = _rows(table, asker, defaults)
+    _check_out(out, table, rows)
     with locked(out, "answers"):
         journal = out.with_name(f".{out.name}.part")
         done = _read_journal(journal)
@@ -329,17 +331,30 @@ def identify_table(
     return Told(len(records) - failed, failed, kept)
 
 
+def _check_out(out: Path, table: Path, rows: Sequence[_Row]) -> None:
+    """Refuse to write answers over what they are about."""
+    questions = [row.question for row in rows if isinstance(row.question, Question)]
+    files = {table.resolve()}
+    files |= {Path(str(file)).resolve() for one in questions for file in (one.host, one.doped, one.structure) if file}
+    if out.resolve() in files:
+        raise ConfigError(f"--out is {out}, which the answers are about", fix="Give another name")
+
+
 def _rows(path: Path, asker: Asker, defaults: Mapping[str, str]) -> list[_Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"table {path} cannot be read", why=str(error), fix="Give a CSV file in UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    titles = [(title or "").strip() for title in reader.fieldnames or ()]
+    head = text.partition("\n")[0]
+    delimiter = ";" if ";" in head and "," not in head else ","  # as spreadsheets of some languages write it
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, delimiter=delimiter)
+    titles = [(title or "").strip().lower() for title in reader.fieldnames or ()]
     known = f"Columns are {', '.join(COLUMNS)}"
     for title in titles:
         if title not in COLUMNS:
             raise ConfigError(f"{path}: unknown column {title!r}", fix=known)
+        if titles.count(title) > 1:
+            raise ConfigError(f"{path}: the column {title} is there {titles.count(title)} times", fix="Keep one")
     for title in _ROLES:
         if title not in titles:
             raise ConfigError(f"{path}: the column {title} is missing", fix=known)
@@ -379,10 +394,17 @@ def _question(cells: Mapping[str, str], folder: Path) -> Question | Unanswered:
         if missing := [title for title, role in _ROLES.items() if role not in values]:
             raise ConfigError(f"the cell {missing[0]} is empty", fix="Fill it in")
         if "edge" in values:
-            values["edge"] = float(values["edge"])
+            values["edge"] = _number("edge", values["edge"])
         return Question(**values)
-    except ValueError as error:  # of this package, or of float
+    except DefectNetError as error:
         return Unanswered.of(error)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {text!r}", fix="Give a number with a decimal point, in meV") from error
 
 
 def _key(question: Question | Unanswered, asker: Asker, digests: dict[str, str]) -> str:

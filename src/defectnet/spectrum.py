@@ -39,6 +39,7 @@ UNITS: Final[dict[str, float]] = {
 """Energy unit -> meV per unit (CODATA 2018). Angular frequencies, 2 pi THz, are in rad/ps."""
 
 MIN_POINTS: Final = 16
+LARGEST: Final = 1e100  # number of a file: squares of larger ones are none
 NEGATIVE_LIMIT: Final = 0.05  # of the maximum: what errors and scatter do not explain stays within this
 NEGATIVE_AREA_LIMIT: Final = 0.05  # of the area
 NOISE_SIGMAS: Final = 5.5  # a negative value within so many standard deviations is noise, also among some thousand
@@ -80,6 +81,8 @@ def parse_unit(text: str, *, field: str = "unit") -> str:
     Raises:
         SpectrumError: No such unit is known. ``MeV`` is refused: it is 10^9 times the unit that was meant.
     """
+    if not isinstance(text, str):
+        raise SpectrumError(f"{field} is {text!r}", fix=f"Use one of {', '.join(UNITS)}")
     plain = re.sub(r"[\s_]", "", text)
     unit = _ALIASES.get(plain.lower())
     if unit is None or plain == "MeV":
@@ -98,6 +101,8 @@ def parse_kind(text: str, *, field: str = "kind") -> str:
     Raises:
         SpectrumError: No such kind is known.
     """
+    if not isinstance(text, str):
+        raise SpectrumError(f"{field} is {text!r}", fix=f"Use one of {', '.join(KINDS)}")
     plain = re.sub(r"[\s_]+", "-", text.strip().lower())
     plain = {"partial": "projected"}.get(plain, plain)
     if plain not in KINDS:
@@ -274,6 +279,9 @@ def _checked(
         raise SpectrumError(f"{name}: the DOS is {dos[row - 1]} at point {row}", fix="Remove or mend that point")
     if sigma is not None:
         check_errors(sigma, dos, name)
+    largest = max(float(np.abs(column).max()) for column in (energy, dos, sigma) if column is not None)
+    if largest > LARGEST:
+        raise SpectrumError(f"{name}: a number is as large as {largest:.3g}", fix="Check the file, or give other units")
     sigma = None if sigma is not None and not sigma.any() else sigma  # a column of zeros says nothing
     peak = float(dos.max())
     if peak <= 0:

@@ -49,7 +49,8 @@ def as_spectrum(
         return read_spectrum(source, unit=unit, kind=kind, element=element)
     if element is not None:
         element_index(element)
-    unit, kind = unit and parse_unit(unit), kind and parse_kind(kind)
+    unit = None if unit is None else parse_unit(unit)
+    kind = None if kind is None else parse_kind(kind)
     raw = next((found for form in FORMS if (found := form(source, role, element)) is not None), None)
     if raw is None:
         raw = _arrays(source, role, element)
@@ -137,6 +138,8 @@ def _frame(source: Any, role: str, element: str | None) -> Raw | None:
         source = source.reset_index()
     if not hasattr(source, "columns") or not hasattr(source, "to_numpy"):
         return None
+    if table.is_energy(str(source.index.name or "")) or np.asarray(source.index).dtype.kind == "f":
+        source = source.reset_index()
     columns, values = [str(title) for title in source.columns], _floats(source.to_numpy(), role)
     if len(columns) < 2 or all(title.isdigit() for title in columns):
         return _arrays(values, role, element)
@@ -156,11 +159,22 @@ def _arrays(source: Any, role: str, element: str | None) -> Raw:
     found: list[ArrayLike] = list(source.T if isinstance(source, np.ndarray) and source.ndim == 2 else source)
     if len(found) not in (2, 3):
         raise ConfigError(f"{role} has {len(found)} columns", fix=_FORMS_TEXT)
-    energy, dos, *error = (_floats(part, role) for part in found)
-    return Raw(energy, dos, None, None, element, error[0] if error else None)
+    unit = _unit_of(found[0], role)
+    energy, dos, *error = (_floats(getattr(part, "magnitude", part), role) for part in found)
+    return Raw(energy, dos, unit, None, element, error[0] if error else None)
+
+
+def _unit_of(values: Any, role: str) -> str | None:
+    """Return the unit of a quantity of pint; None for plain numbers."""
+    if not hasattr(values, "magnitude"):
+        return None
+    return parse_unit(f"{values.units:~C}", field=f"{role}, energies")
 
 
 def _floats(values: Any, role: str) -> NDArray[np.float64]:
+    if np.ma.is_masked(values) or np.iscomplexobj(values):
+        what = "complex numbers" if np.iscomplexobj(values) else "masked points"
+        raise ConfigError(f"{role} holds {what}", fix="Leave them out: give plain numbers")
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -17,7 +17,10 @@ _LABEL = re.compile(r'@\s*(xaxis|yaxis)\s+label\s+"([^"]*)"', re.IGNORECASE)
 
 def matches(text: str) -> bool:
     """Tell whether a text is made for Grace."""
-    return text.lstrip().startswith("@")
+    return text.lstrip().startswith("@") or (
+        text.lstrip().startswith("#")
+        and re.search(r"^@\s*xaxis\s+label", text[:20_000], re.IGNORECASE | re.MULTILINE) is not None
+    )
 
 
 def read(text: str, source: str, element: str | None) -> Raw:
@@ -38,7 +41,13 @@ def read(text: str, source: str, element: str | None) -> Raw:
     if unit is None:
         raise SpectrumError(f"{source}: the x axis names no unit", fix='Restore the line @xaxis label "energy (meV)"')
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] not in "@#&"]
-    values = rows(lines, source, fix="Run PHOENIX again", width=3)
+    values = rows(lines, source, fix="Run PHOENIX again, or leave energy, DOS and, if known, its standard deviation")
+    if values.shape[1] > 3:
+        raise SpectrumError(
+            f"{source} has {values.shape[1]} columns", fix="Leave energy, DOS and its standard deviation"
+        )
     kind = "projected" if "partial" in labels["yaxis"].lower() else None
     declared = parse_unit(unit.group(1), field=f"{source}, x axis")
-    return Raw(values[:, 0], values[:, 1], declared, kind, element, error=values[:, 2])
+    return Raw(
+        values[:, 0], values[:, 1], declared, kind, element, error=values[:, 2] if values.shape[1] == 3 else None
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from defectnet.errors import SpectrumError
 from defectnet.io.raw import Raw, numbers, select_elements
+from defectnet.spectrum import parse_unit
 
 _CLASSES = ("PhononDos", "CompletePhononDos")
 
@@ -55,8 +56,13 @@ def read(document: Any, source: str, element: str | None) -> Raw:
             f"{source}: frequencies and densities have shapes {frequencies.shape} and {densities.shape}",
             fix="Give one density for each frequency",
         )
+    # Classes and what the Materials Project has are in THz; two lists alone are so usually.
+    known = "@class" in document or whole is not document
+    unit: dict[str, Any] = {"unit": "THz"} if known else {"unit": None, "usual_unit": "THz"}
+    if isinstance(said := document.get("unit", document.get("units")), str):
+        unit = {"unit": parse_unit(said, field=f"{source}, unit")}
     if element is None:
-        return Raw(frequencies, densities, unit="THz", kind="total")
+        return Raw(frequencies, densities, kind="total", **unit)
     sites = numbers(
         document.get("pdos") or document.get("projected_densities"),
         f"{source}: pdos, the DOS of each site, needed for element {element},",
@@ -68,7 +74,7 @@ def read(document: Any, source: str, element: str | None) -> Raw:
             fix="Write the file again with pymatgen",
         )
     dos, projected = select_elements(sites, species, element, source)
-    return Raw(frequencies, dos, unit="THz", kind="projected", element=projected)
+    return Raw(frequencies, dos, kind="projected", element=projected, **unit)
 
 
 def _site_elements(document: dict[str, Any], source: str) -> list[str]:

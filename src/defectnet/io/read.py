@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +44,9 @@ TEXT: Final = (
     (untitled.matches, untitled.read),
 )
 """Formats of text, by what tells them; what none of them knows is a table."""
+
+_SECTION: Final = re.compile(r"\s*\[\s*(?!true|false|null|NaN|Infinity)[A-Za-z]")
+"""Begin of a text in sections, as AFLOW writes it: no JSON."""
 
 JSON: Final = ((euphonic.matches, euphonic.read), (pymatgen.matches, pymatgen.read))
 
@@ -189,7 +193,7 @@ def _reader(data: bytes, source: str) -> tuple[Callable[..., Raw], Any]:
     if data.startswith(hdf5.MAGIC):
         return hdf5.read, data
     text = _text(data, source)
-    if text.lstrip()[:1] not in ("{", "["):
+    if text.lstrip()[:1] not in ("{", "[") or _SECTION.match(text):
         return next((read for matches, read in TEXT if matches(text)), table.read), text
     try:
         document = json.loads(text)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from defectnet.elements import element_index
+from defectnet.elements import INDEX, element_index
 from defectnet.errors import SpectrumError
 from defectnet.io.raw import FloatArray, Raw, number, select_elements
 from defectnet.io.words import doubt, element_of, quantity
@@ -32,9 +32,24 @@ _LONGEST = 2000  # characters of a line of words: more is no title
 _ENTRY = re.compile(r"[#%!\s]*(?:energy[\s_]*)?(unit|kind|element|fraction|quantity)s?\s*[:=]\s*(.+)", re.IGNORECASE)
 _PARTIAL = re.compile(r"\b\d*([A-Z][a-z]?)[\s-]+(?i:partial|projected)\b")
 _ERROR_TITLE = re.compile(
-    r"err|fehler|sig|std|stdev|unc|dev|±|\u03c3|^e$|^d[yg]?$|^y[\s_-]?er|^[dΔδ]\s*(?:y|g|dos|intensity)|^s\.?[de]\.?$",
+    r"(?<![a-z])(?:[yg]|dos|d)?(?:err(?:or)?s?|er)(?![a-z])|fehler|(?<![a-z])(?:sig(?:ma)?|st\.?[\s_-]?d(?:ev)?|unc|dev)(?![a-z])"
+    r"|uncert|standard|deviation|±|\u03c3|^e$|^d[yg]?$|^[dΔδ]\s*(?:y|g|dos|intensity)|^s\.?[de]\.?$",
     re.IGNORECASE,
 )
+_NO_ERROR_TITLE = re.compile(r"^\s*Se\s*$|(?i:gauss|smooth|broad|convol|fwhm)")  # selenium; a smoothed curve
+_OTHER_ERROR = re.compile(
+    r"%|per\s?cent|(?<![a-z])rel(?![a-z])|relative|squared|\^\s?2|²|\bvar|(?<![a-z])(?:x|e|en|energy|freq)[\s_.-]*err",
+    re.IGNORECASE,
+)
+_SCALED = re.compile(
+    r"10\s*\^|[x*]\s*10+\b|(?<![a-z])(?:log|ln)(?:10)?(?![a-z])|/\s*E_?max|normali[sz]ed", re.IGNORECASE
+)
+_NOT_A_UNIT = re.compile(r"(?:m?Ry|Rydberg|[GM]?Hz|[kK]elvin|[μµu]eV|k(?:J|cal)/mol|ps-1)$|(?<=[/_])[KJ]$")
+_OTHER_ENERGY = re.compile(
+    r"(?:total|incident|incoming|final|fixed|cut-?off|fermi|kinetic|free|binding|ground[\s-]state|zero[\s-]point)\s*$",
+    re.IGNORECASE,
+)
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?")
 _ENERGY_TITLE = re.compile(
     r"energ|freq|wave[\s_-]?number|omega|ω|raman[\s_-]?shift|^\s*(?:e|w|nu|\u03bd|hw|ħω|e-e_?f)\s*(?:$|[([_/])",
     re.IGNORECASE,
@@ -263,7 +278,20 @@ def _one_by_one(rows: list[tuple[int, str]], delimiter: str | None, source: str)
                 f"{source}, line {place}: {len(cells)} columns, {len(table[0])} in the lines above", fix=_FIX_TEXT
             )
         table.append([_number(cell) for cell in cells])
+    _check_thousands([_split(line, delimiter) for _, line in rows], source)
     return np.array(table)
+
+
+def _check_thousands(table: Sequence[Sequence[str]], source: str) -> None:
+    """Refuse commas that part thousands: where decimal commas are used, nearly every cell of a column has one."""
+    for column in zip(*table, strict=True):
+        with_comma = [cell for cell in column if "," in cell]
+        if with_comma and len(with_comma) < len(column) and all(map(_THOUSANDS.fullmatch, with_comma)):
+            raise SpectrumError(
+                f"{source}: {with_comma[0]!r} has a comma between thousands, or a decimal one",
+                why="other numbers of the column have none",
+                fix="Write numbers without separators of thousands, decimals with a point",
+            )
 
 
 def _check_energy(values: FloatArray, columns: Sequence[str], source: str) -> None:
@@ -271,8 +299,16 @@ def _check_energy(values: FloatArray, columns: Sequence[str], source: str) -> No
     if values.shape[1] == 1:
         raise SpectrumError(f"{source} has one column", fix="Give energy and DOS, separated by a comma or blanks")
     rises = [bool((np.diff(column) > 0).all()) for column in values.T[:2]]
-    named = len(columns) > 1 and _is_energy(columns[1]) and not _is_energy(columns[0])
-    if named or (rises[1] and not rises[0] and not (columns and _is_energy(columns[0])) and len(values) > _FEWEST):
+    titled = bool(columns) and is_energy(columns[0])
+    counted = values[0, 0] in (0.0, 1.0) and bool((np.diff(values[:, 0]) == 1.0).all())
+    if counted and values.shape[1] > 2 and rises[1] and not titled:
+        raise SpectrumError(
+            f"{source}: the first column only counts the rows",
+            why="the second one rises like energies",
+            fix="Leave it out (pandas: index=False)",
+        )
+    named = len(columns) > 1 and is_energy(columns[1]) and not is_energy(columns[0])
+    if named or (rises[1] and not rises[0] and not titled and len(values) > _FEWEST):
         raise SpectrumError(
             f"{source}: the columns are swapped",
             why=f"{columns[1]!r} stands over the second one" if named else "the second one rises like energies",
@@ -287,7 +323,8 @@ def _check_energy(values: FloatArray, columns: Sequence[str], source: str) -> No
         )
 
 
-def _is_energy(title: str) -> bool:
+def is_energy(title: str) -> bool:
+    """Tell whether a title is that of energies."""
     words = re.split(r"[\s_/([\])]+", title.strip())
     return bool(_ENERGY_TITLE.search(title)) or (len(words) > 1 and is_unit(words[-1]) and not _DOS_TITLE.search(title))
 
@@ -303,7 +340,7 @@ def _roles(
     count = values.shape[1]
     if count == 2:
         return values[:, 1], None, None
-    whole = len(columns) == count and (_ATOMS.search(columns[1]) or _ERROR_TITLE.search(columns[-1]))
+    whole = len(columns) == count and (_ATOMS.search(columns[1]) or _is_error_title(columns[-1], source))
     if len(columns) > 1 and not whole and _ATOMS.search(columns[-1]):
         # One title over the columns of all atoms.
         if element is not None:
@@ -311,7 +348,7 @@ def _roles(
         total = len(columns) > 2
         return (values[:, 1] if total else values[:, 1:].sum(axis=1)), None, None
     names = columns if len(columns) == count else []
-    if count == 3 and (not names or _ERROR_TITLE.search(names[2])):
+    if count == 3 and (not names or _is_error_title(names[2], source)):
         if not names and not _is_error(values[:, 1], values[:, 2]):
             raise SpectrumError(
                 f"{source}: the third column is too large for a standard deviation, and no title says what it is",
@@ -335,7 +372,7 @@ def _roles(
     if not totals and len(plain) == 1 and (integrals or added):
         totals = plain
     rest = [i for i in range(1, count) if i not in shares + totals + integrals]
-    errors = [i for i in rest if names and _ERROR_TITLE.search(names[i])]
+    errors = [i for i in rest if names and _is_error_title(names[i], source)]
     if not names or rest != errors or len(errors) > 1 or len(totals) > 1 or not (totals or shares):
         if count == 3:
             raise SpectrumError(
@@ -348,6 +385,23 @@ def _roles(
         return values[:, totals[0]], values[:, errors[0]] if errors else None, None
     dos, projected = select_elements(values[:, shares].T, [str(of[i]) for i in shares], element, source)
     return dos, None, projected
+
+
+def _is_error_title(title: str, source: str) -> bool:
+    """Tell whether a title says that a column is the standard deviation of the DOS.
+
+    Raises:
+        SpectrumError: It says that it is another measure of an error.
+    """
+    if not _ERROR_TITLE.search(title) or _NO_ERROR_TITLE.search(title):
+        return False
+    if _OTHER_ERROR.search(title):
+        raise SpectrumError(
+            f"{source}: a column is called {title!r}",
+            why="an error must be the standard deviation of the DOS, in its unit",
+            fix="Convert it, or leave it out",
+        )
+    return True
 
 
 def _is_total(title: str) -> bool:
@@ -377,7 +431,8 @@ def _header(
     ]
     units += [unit for title in energy if (unit := _unit_in(title, source)) is not None]
     if not units:
-        units = [unit for line in comments for unit in _units_in_words(line)][:1]
+        units = list(dict.fromkeys(unit for line in comments for unit in _units_in_words(line)))
+        units = units if len(units) == 1 else []  # of two, ask which is that of the table
     if len(set(units)) > 1:
         raise SpectrumError(f"{source} declares {' and '.join(dict.fromkeys(units))}", fix="Declare one unit")
     kind, element = _kind(entries, source)
@@ -390,18 +445,31 @@ def _header(
 def _unit_in(title: str, source: str) -> str | None:
     """Return the unit that a column title ends with: in brackets, or after a slash, underscore or blank."""
     field = f"{source}, title {title!r}"
+    if _SCALED.search(title):
+        raise SpectrumError(f"{field}: energies are scaled", fix="Give energies themselves, in one of the units")
     brackets = re.search(r"[(\[]([^()\[\]]*)[)\]]$", title)
-    if re.search(r"angular", title, re.IGNORECASE) and re.search(r"(?<!pi )(?<!pi)\bTHz\W*$", title, re.IGNORECASE):
+    angular = re.search(r"angular|circular|(?<!/)(?<!/ )\b2\s*\*?\s*(?:pi|π)(?!\s*\*?\s*THz)", title, re.IGNORECASE)
+    if angular and re.search(r"(?<!pi )(?<!pi)\bTHz\W*$", title, re.IGNORECASE):
         return None  # of 2 pi THz or of THz: ask
     if brackets:
         return parse_unit(brackets[1], field=field)
+    title = re.sub(r"/\s*\(?\s*2\s*\*?\s*(?:pi|π)\s*\)?", " ", title)  # a divisor, no part of the unit
     tails = [title[match.end() :] for match in re.finditer(r"^|[\s_/:]", title[-80:])] if len(title) <= 80 else []
-    return next((parse_unit(tail, field=field) for tail in tails if is_unit(tail)), None)
+    foreign = _NOT_A_UNIT.search(title)
+    return next((parse_unit(tail, field=field) for tail in tails if is_unit(tail)), None) or (
+        parse_unit(foreign[0], field=field) if foreign else None
+    )
 
 
 def _units_in_words(line: str) -> list[str]:
     """Return the units of energy that a comment names: "Energy in Hartree", "x_data in (meV)"."""
-    return [parse_unit(match[1]) for match in _IN_WORDS.finditer(line) if is_unit(match[1])]
+    found = [match for match in _IN_WORDS.finditer(line) if is_unit(match[1])]
+    return [
+        parse_unit(match[1])
+        for match in found
+        if not _OTHER_ENERGY.search(line[: match.start()])
+        and not re.match(r"[)\]]?\s*[:=]\s*[-+\d]", line[match.end() :])
+    ]
 
 
 def _kind(entries: Sequence[tuple[str, str]], source: str) -> tuple[str | None, str | None]:
@@ -416,6 +484,8 @@ def _kind(entries: Sequence[tuple[str, str]], source: str) -> tuple[str | None, 
             element = match[1]
         elif key == "element" and text.lower().startswith("total"):
             kinds.append("neutron-weighted" if "neutron" in text.lower() else "total")
+        elif key == "element" and re.fullmatch(r"(?:[A-Z][a-z]?\d*[\s,;+-]*){2,}", text) and text not in INDEX:
+            continue  # the elements of the crystal
         elif key == "element":
             element_index(text, field=f"{source}, element")
             element = None if alone else text  # the share of the only element is the total

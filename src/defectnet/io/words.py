@@ -18,18 +18,23 @@ _OTHER: Final = (
         "a scattering function is not a density of states",
     ),
     (
-        r"\bE\s*-\s*E_?\{?F|fermi|\belectron(?:s|ic)?\b|\bspin[\s_-]*(?:up|down)|\b[tp]dos_?(?:up|down)",
+        r"\bE\s*-\s*E_?\{?F|fermi(?![\s_-]*chopper)|\belectron(?:s|ic)?\b|\bspin[\s_-]*(?:up|down)|\b[tp]dos_?(?:up|down)",
         "an electronic DOS",
         "energies are counted from the Fermi level",
     ),
-    (r"2[\s_-]*theta|2θ|wavelength|time[\s_-]of[\s_-]flight|heat[\s_]capacity", "no DOS", "its columns say so"),
+)
+_OTHER_TITLE: Final = re.compile(
+    r"2[\s_-]*theta|2θ|wavelength|time[\s_-]of[\s_-]flight|heat[\s_]capacity|life[\s_-]?time|line[\s_-]?width|a(?:lpha)?\^?2\s*F|"
+    r"eliashberg|\bchi''|suscept|group[\s_-]velocit|phase[\s_-]space|conductivity|\bkappa\b|magnon|(?:two|2|multi)[\s_-]?phonon|"
+    r"\bjoint\b|\bj-?dos\b|(?<![a-z])(?:ln|log(?:10)?|sqrt)(?![a-z])|integrated[\s_]+(?:\w+[\s_]+)?(?:p?h?v?dos\b|densit)|cumul|"
+    r"dos\s*[*/x]\s*E\b",
+    re.IGNORECASE,
 )
 _FIX: Final = {
     "a Raman spectrum": "Measure or compute the phonon DOS; Raman lines show single modes, weighted by selection rules",
     "an optical spectrum": "Measure or compute the phonon DOS; infrared lines show single modes",
     "S(Q,E)": "Convert it to a DOS first (getDOS, Mantid's ComputeIncoherentDOS) and give that",
     "an electronic DOS": "Give the DOS of the phonons",
-    "no DOS": "Give a table of energy and phonon DOS",
 }
 _WHAT: Final = r"[\s_-]+(?:\w+[\s_-]+)?(?:phonon|vibration|v?p?dos\b|densit)"
 _DOS: Final = re.compile(r"dos\b|densit(?:y|ies)[\s_]of[\s_]states|\bg\s*\(\s*[Eωw]", re.IGNORECASE)
@@ -68,6 +73,10 @@ def quantity(titles: Sequence[str], comments: Sequence[str], source: str) -> tup
         found = _ELECTRONIC.search(comment) if found is None and what == "an electronic DOS" else found
         if found and not (dos and what == "S(Q,E)"):  # a DOS may say that it comes from one
             raise SpectrumError(f"{source} is {what}: it says {found[0].strip()!r}", why=why, fix=_FIX[what])
+    if found := _OTHER_TITLE.search(title):
+        raise SpectrumError(
+            f"{source} is no phonon DOS: a title says {found[0].strip()!r}", fix="Give a table of energy and phonon DOS"
+        )
     element = next((symbol for text in titles if (symbol := element_of(text)) is not None), None)
     if _NEUTRON.search(words):
         return "neutron-weighted", None

@@ -225,7 +225,7 @@ def _checked_edge(host: Spectrum, edge_mev: float) -> float:
     """Refuse an edge that the host's spectrum contradicts."""
     end = float(host.energy_mev[-1])
     if not (isinstance(edge_mev, int | float | np.number) and np.isfinite(edge_mev) and edge_mev > 0.0):
-        raise SpectrumError(f"the band edge is given as {edge_mev} meV", fix="Give a positive number of meV")
+        raise SpectrumError(f"the band edge is given as {edge_mev!r} meV", fix="Give a positive number of meV")
     if not 0.05 * end <= edge_mev <= 2.0 * end:
         raise SpectrumError(
             f"{_role('host', host)}: the band edge is given as {edge_mev:.4g} meV",

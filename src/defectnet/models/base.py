@@ -99,7 +99,13 @@ def _query(number: int, query: Any) -> Query:
             why="a query is (host, doped, formula[, candidates[, edge[, responses]]])",
             fix="Give a list of these",
         )
-    return Query(*query)
+    asked = Query(*query)
+    if asked.candidates is None or isinstance(asked.candidates, str):
+        return asked
+    try:
+        return asked._replace(candidates=list(asked.candidates))
+    except TypeError as error:
+        raise ConfigError(f"candidates is {asked.candidates!r}", fix='Give a list such as ["Al", "In"]') from error
 
 
 class Provenance(NamedTuple):
@@ -355,7 +361,7 @@ class DefectModel(nn.Module, Estimator):
             formula = formula_text(query.formula)
             answer = self._prediction(batch.rows(slice(i, i + 1)), estimate, i, calibrations[i], paths[i], formula)
             told = {name: getattr(pair, name) for name in ("unit", "kind", "kind_told", "unchanged")}
-            asked_for = {"candidates": query.candidates and list(query.candidates), "edge": query.edge}
+            asked_for = {"candidates": query.candidates, "edge": query.edge}
             told["provenance"] = made_with(self.source, "weights", {**asked_for, "unit": unit, "kind": kind})
             if query.responses is not None and bool(self.reads_computed(batch.rows(slice(i, i + 1)))):
                 told |= {"answered_by": NETWORK_WITH_RESPONSES, "reason": query.responses.source}
