@@ -71,6 +71,7 @@ def main(folder: Path = Path(__file__).parent) -> list[str]:
             said.append(f"{name}: {one.error if isinstance(one, defectnet.Unanswered) else one.sentence}")
     single = defectnet.identify(host, doped, formula="CdTe", candidates=["Mg", "Zn"])
     again = defectnet.answer_from_dict(single.to_dict())
+    assert not isinstance(again, defectnet.Unanswered)
     said.append(f"{len(again.to_frame())} elements; {again.provenance['weights_sha256']}")
     return said
 

@@ -67,17 +67,19 @@ class DopantEvidence:
     def log(self, changes: FloatArray, *, beside: bool = True) -> FloatArray:
         """Return the (...) log evidence of (..., D) changes, and, unless `beside`, of nothing else being there."""
         flat = changes.reshape(-1, changes.shape[-1])
-        out = np.empty(len(flat))
-        for start in range(0, len(flat), CHUNK):
-            part = slice(start, start + CHUNK)
-            held = self._likeliest(flat[part])
+        return np.asarray(logsumexp(self.by_likeliest(flat, beside=beside), axis=-1).reshape(changes.shape[:-1]))
+
+    def by_likeliest(self, changes: FloatArray, *, beside: bool = True) -> FloatArray:
+        """Return the (S, N) log densities of (S, D) changes at the nodes, covariances held at the likeliest of each."""
+        out = np.empty((len(changes), len(self.nodes)))
+        for start in range(0, len(changes), CHUNK):
+            held = self._likeliest(changes[start : start + CHUNK])
             for node in np.unique(held):
                 rows = start + np.flatnonzero(held == node)
-                logs = self.by_node(flat[rows], float(self.nodes[node]), beside=beside) + self.logs
-                out[rows] = logsumexp(logs, axis=-1)
-        return out.reshape(changes.shape[:-1])
+                out[rows] = self._by_node(changes[rows], float(self.nodes[node]), beside=beside) + self.logs
+        return out
 
-    def by_node(self, changes: FloatArray, held: float, *, beside: bool = True) -> FloatArray:
+    def _by_node(self, changes: FloatArray, held: float, *, beside: bool) -> FloatArray:
         """Return the (S, N) log likelihoods of (S, D) changes at the nodes, covariances held at one concentration."""
         gaussians = self._gaussians(held)
         if not beside:

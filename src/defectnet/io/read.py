@@ -126,6 +126,8 @@ def checked(raw: Raw, source: str, *, unit: str | None, kind: str | None) -> Spe
 
 def _bytes(path: Path, source: str) -> bytes:
     """Return what a file holds, unpacked."""
+    if not source:
+        raise SpectrumError("the name of a file is empty", fix="Give the path of a spectrum")
     try:
         data = path.read_bytes()
     except OSError as error:

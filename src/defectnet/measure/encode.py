@@ -218,7 +218,7 @@ def candidate_mask(formula: str, candidates: Sequence[str] | None) -> NDArray[np
 
 
 def _role(role: str, spectrum: Spectrum) -> str:
-    return f"{role} {spectrum.source}".strip()
+    return role if spectrum.source in ("", role) else f"{role} {spectrum.source}"
 
 
 def _checked_edge(host: Spectrum, edge_mev: float) -> float:
