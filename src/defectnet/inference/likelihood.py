@@ -31,12 +31,6 @@ expected is right to a factor of five. With one factor 66 full simulations of el
 were less likely by 3 nats each, and those of a twelfth with soft modes by hundreds. What is missed may point along the
 response: it is an error of the amplitude, too (with it 0.87 of the 90 % intervals held the truth, without 0.73)."""
 
-CREDITED: Final = 0.1
-"""Part of the shares of `Errors.discrepancy` that counts where no standard tells of them. They are what responses of
-one potential, each for itself, leave of another's; with the whole of them nearly any candidate may pass for nearly any
-other. Of 56 pairs of validation crystals asked across potentials, log loss is 0.62 with 1, 0.58 with 0.1; average
-precision 0.47 and 0.50, and 0.66 of single dopants are first in place of 0.59. On the first 19, 0.03 was no better."""
-
 CURVED, CURVED_AT = 0.35, 0.1
 """Squared norm, over that of the error in proportion to the concentration, of the error in proportion to its square, at
 a total concentration: the median of 49 dopants of 12 training crystals, defectnet-nep against Nequix."""
@@ -132,11 +126,6 @@ class ErrorSize(NamedTuple):
     share: float
     missed: float
     probability: float
-
-    @property
-    def whole(self) -> ErrorSize:
-        """The same with all of the share, not only what is `CREDITED`: what samples show, and standards tell of."""
-        return self._replace(share=self.share / CREDITED)
 
 
 @dataclass(frozen=True)
@@ -373,7 +362,7 @@ class Likelihood:
         return np.asarray(missed * self.emulator.misfit(c) * self.emulator.squared(c) + small)
 
     def _shifted(self, c: FloatArray, size: ErrorSize) -> FloatArray:
-        return np.asarray(CREDITED * size.share * (c**2 @ self.norm2))
+        return np.asarray(size.share * (c**2 @ self.norm2))
 
     @cached_property
     def log_sizes(self) -> FloatArray:

@@ -414,7 +414,7 @@ class Expected:
         at = self.standard(dopant)
         one = self.alone(dopant, np.array([at]))
         error = self.exact.covariance(one)[0]
-        prior = self.likelihood.covariance(one, 0.0, size.whole)[0] - error
+        prior = self.likelihood.covariance(one, 0.0, size)[0] - error
         left = prior - prior @ np.linalg.solve(prior + error / standards, prior)
         return np.asarray(self.exact.covariance(c, other) + (amounts**2)[:, None, None] * (left / at**2))
 
@@ -450,8 +450,7 @@ class Expected:
         mean = mean * np.exp(self.factor_deviation(dopant, standards) * rng.standard_normal((count, 1)))
         out = np.empty((len(amounts), count, self.size))
         for number, size in enumerate(self.sizes):
-            shown = size if standards else size.whole
-            factor = np.linalg.cholesky(self.covariance(dopant, amounts, 0.0, shown, standards))
+            factor = np.linalg.cholesky(self.covariance(dopant, amounts, 0.0, size, standards))
             out[:, kind == number] = mean[:, kind == number] + normal[kind == number] @ factor.transpose(0, 2, 1)
         return out
 
