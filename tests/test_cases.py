@@ -322,6 +322,7 @@ KIN: dict[str, tuple[str | bytes, dict[str, Any], str, str, str | None]] = {
         "projected",
         "Se",
     ),
+    "untitled total and its shares": (rows(CM, DOS, 0.6 * DOS, 0.4 * DOS), {"unit": "cm-1"}, "cm-1", "total", None),
     "sum with selenium": (rows(E, 0.6 * DOS, 0.4 * DOS, head="# E(meV) Zn Se"), {}, "meV", "total", None),
     "2 pi divides": (rows(THZ, DOS, head="omega/2pi THz,dos", mark=","), {}, "THz", "total", None),
     "energy of neutrons": (
@@ -520,6 +521,13 @@ BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "rad/ps",
     ),
     "2 pi times": (rows(RAD, DOS, head="2*pi*nu (THz),g", mark=","), {}, "declares no energy unit", "rad/ps"),
+    "untitled shares, which atom": (
+        rows(CM, DOS, 0.6 * DOS, 0.4 * DOS),
+        {"unit": "cm-1", "element": "Te"},
+        "does not say which column",
+        "Leave element out",
+    ),
+    "untitled, not the sum": (rows(CM, DOS, DOS, 0.4 * DOS), {"unit": "cm-1"}, "4 columns of unknown", "Keep energy"),
     "two units in words": (
         rows(E, DOS, head="# energy in meV\n# frequency in THz\nx,dos", mark=","),
         {},

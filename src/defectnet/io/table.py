@@ -355,6 +355,11 @@ def _roles(
                 fix="Title it error if it is one; if columns are atoms' shares, give energy and their sum",
             )
         return values[:, 1], values[:, 2], None
+    peak = np.abs(values[:, 1]).max()
+    if not names and count > 3 and np.allclose(values[:, 2:].sum(axis=1), values[:, 1], atol=0.02 * peak):
+        if element is not None:
+            raise SpectrumError(f"{source} does not say which column belongs to {element}", fix="Leave element out")
+        return values[:, 1], None, None  # the total, and what adds up to it
     of = {i: element_of(names[i], alone=True) for i in range(1, count) if names and not _is_total(names[i])}
     shares = [i for i, symbol in of.items() if symbol]
     if len(shares) == 1 and not element_of(names[shares[0]]):  # Y may be an axis
