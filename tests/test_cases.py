@@ -561,6 +561,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "energies are scaled",
         "Give energies themselves",
     ),
+    "100*E/eV": (rows(E, DOS, head="100*E/eV,dos", mark=","), {}, "energies are scaled", "Give energies themselves"),
     "E/Emax meV": (
         rows(E, DOS, head="E/Emax meV,dos", mark=","),
         {},

@@ -42,7 +42,8 @@ _OTHER_ERROR = re.compile(
     re.IGNORECASE,
 )
 _SCALED = re.compile(
-    r"10\s*\^|[x*]\s*10+\b|(?<![a-z])(?:log|ln)(?:10)?(?![a-z])|/\s*E_?max|normali[sz]ed", re.IGNORECASE
+    r"10\s*\^|^\s*\d{2,}\s*[*x]|[x*]\s*10+\b|(?<![a-z])(?:log|ln)(?:10)?(?![a-z])|/\s*E_?max|normali[sz]ed",
+    re.IGNORECASE,
 )
 _NOT_A_UNIT = re.compile(r"(?:m?Ry|Rydberg|[GM]?Hz|[kK]elvin|[μµu]eV|k(?:J|cal)/mol|ps-1)$|(?<=[/_])[KJ]$")
 _OTHER_ENERGY = re.compile(
