@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,16 +23,16 @@ from defectnet.crystal.plausible import plausible_dopants
 from defectnet.crystal.spectra import host_dos
 from defectnet.crystal.structures import read_structure
 from defectnet.elements import INDEX, VOCABULARY
-from defectnet.errors import DefectNetError
+from defectnet.errors import DefectNetError, SimulationError, SpectrumError
 from defectnet.inference import comparison, known_crystal
 from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.answer_text import NAMED, rows, sentence, verdict
-from defectnet.inference.comparison import Standard
+from defectnet.inference.comparison import Standard, check_formula
 from defectnet.inference.emulator import CellSource, Emulator, draw_concentrations, spread_wave_vectors
 from defectnet.inference.instrument import InstrumentMap, fit_instrument, gaussian_kernel, widest
-from defectnet.inference.known_crystal import KnownCrystal
+from defectnet.inference.known_crystal import KnownCrystal, known_dopants
 from defectnet.inference.likelihood import Likelihood
-from defectnet.inference.packs import check_fits, check_formula, find_pack_for
+from defectnet.inference.packs import check_fits, find_pack_for
 from defectnet.measure.encode import encode_pair
 from defectnet.plotting import plot_corner
 from defectnet.spectrum import Spectrum
@@ -541,6 +542,11 @@ def test_a_standard_that_holds_no_candidate_is_one_error(pack, crystal):
     host, doped, true = weaker(0.05)
     with pytest.raises(DefectNetError, match=r"standard .* holds Sb"):
         crystal.identify(host, doped, standards=[Standard(host, doped, {"Sb": true})])
+    with pytest.raises(SimulationError, match="the formula is InP, the crystal GaAs"):
+        crystal.identify(host, doped, standards=[Standard(host, doped, {"Al": true}, "InP")])
+    scaled = replace(host, energy=0.85 * host.energy)
+    with pytest.raises(SpectrumError, match="its host is not that of the pair"):
+        crystal.identify(host, doped, standards=[Standard(scaled, replace(doped, energy=0.85 * doped.energy), {})])
     pair = [replace(one, kind="neutron-weighted") for one in (host, doped)]
     with pytest.raises(DefectNetError, match=r"another kind of DOS .* \(neutron-weighted and total\)"):
         crystal.identify(host, doped, standards=[Standard(*pair, {"Al": true})])
@@ -610,3 +616,48 @@ def test_limits_say_how_much_may_hide(crystal):
     limits = crystal.identify(host, host).upper_limit
     assert (limits > 1e-3).all()
     assert (limits < 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("dopants", "message"),
+    [
+        (["Al"], "its dopants are"),
+        ({"Al": np.nan}, "the content of Al is nan"),
+        ({"Al": 6.0}, "the content of Al is 6.0"),
+        ({"Al": -0.06}, "the content of Al is -0.06"),
+        ({"Al": "6"}, "the content of Al is '6'"),
+        ({"Al": 0.3, "In": 0.15}, "holds 45% dopants"),
+    ],
+)
+def test_a_standard_without_a_content(dopants, message):
+    host, doped, _ = spectra({"In": 0.03})
+    with pytest.raises(SimulationError, match=message):
+        Standard(host, doped, dopants)
+
+
+def test_a_standard_of_files():
+    examples = Path(__file__).parents[1] / "examples"
+    one = Standard(examples / "host.csv", str(examples / "doped.csv"), {"Mg": 0.03})
+    assert (one.host.kind, one.doped.unit) == ("neutron-weighted", "meV")
+
+
+def test_an_undoped_standard_teaches_nothing(crystal):
+    host, doped, _ = spectra({"In": 0.03})
+    alone, beside = (crystal.identify(host, doped, standards=some) for some in ((), [Standard(host, host, {})]))
+    np.testing.assert_array_equal(alone.posterior.probability, beside.posterior.probability)
+    assert beside.pooled == alone.pooled
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "fix"),
+    [
+        ("Ga", "Ga is in GaAs already", "Leave it out"),
+        ("Al@Zz", "Al@Zz names no site of GaAs", "Al@Ga"),
+        ("Al@", "Al@ names no site", "Al@Ga"),
+        ("Ru", "does not hold Ru", "--structure FILE --dopants Ru --out FOLDER"),
+    ],
+)
+def test_candidates_that_a_pack_cannot_have(pack, name, message, fix):
+    with pytest.raises(SimulationError, match=message) as error:
+        known_dopants(pack, [name])
+    assert fix in error.value.fix

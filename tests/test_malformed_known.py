@@ -127,7 +127,7 @@ CASES = [
     # Candidates.
     ({"pack": "pack", "candidates": "Au"}, "does not hold Au (it holds Al@Ga, Al@As, P@As)"),
     ({"pack": "pack", "candidates": "P@Ga"}, "does not hold P@Ga"),
-    ({"pack": "pack", "candidates": "Ga"}, "does not hold Ga"),
+    ({"pack": "pack", "candidates": "Ga"}, "Ga is in GaAs already"),
     ({"pack": "pack", "candidates": "al"}, "Did you mean Al?"),
     ({"pack": "pack", "candidates": " , "}, "there is no candidate"),
     ({"structure": "GaAs.extxyz", "candidates": "Uuo"}, "'Uuo' is not an element"),

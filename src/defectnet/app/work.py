@@ -271,7 +271,7 @@ def _standards(request: Mapping[str, Any]) -> list[Standard]:
         raise ConfigError(f"{tables[0].name} and {tables[1].name} are both tables", fix="Put all samples into one")
     if tables:
         _beside(tables[0], names)
-        return [Standard(one.host, one.doped, one.dopants) for one in read_table(tables[0], fewest=1)]
+        return [Standard(one.host, one.doped, one.dopants, one.formula) for one in read_table(tables[0], fewest=1)]
     if not paths:
         return []
     contents = list(request.get("contents") or [])

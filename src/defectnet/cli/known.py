@@ -76,7 +76,7 @@ def read_standards(table: str) -> tuple[Standard, ...]:
     from defectnet.inference.comparison import Standard
     from defectnet.lab.table import read_table
 
-    return tuple(Standard(one.host, one.doped, one.dopants) for one in read_table(table, fewest=1))
+    return tuple(Standard(one.host, one.doped, one.dopants, one.formula) for one in read_table(table, fewest=1))
 
 
 def _print(reply: KnownReply, kind_told: bool) -> None:

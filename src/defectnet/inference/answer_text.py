@@ -100,7 +100,8 @@ def verdict(answer: KnownCrystalAnswer) -> str:
             "What changed is within noise and what two measurements may differ by: energy scale, background, resolution"
         )
     elsewhere = [x for x, c in zip(p.dopants, p.best, strict=True) if c and x in p.by_unlisted]
-    if elsewhere and answer.verdict != "does not explain":
+    elsewhere = elsewhere if answer.verdict != "does not explain" else []
+    if elsewhere:
         text += f" with {_named(p, elsewhere)}"
     text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present or elsewhere else ""
     others = [one for one in p.likeliest[1:] if one.probability >= 0.05][:1]

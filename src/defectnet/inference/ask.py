@@ -13,9 +13,9 @@ from defectnet.crystal.responses import HostResponses
 from defectnet.crystal.structures import read_structure
 from defectnet.defaults import QUICK_CHECKPOINT
 from defectnet.inference.answer import KnownCrystalAnswer
-from defectnet.inference.comparison import Standard, check_pair, check_standard
+from defectnet.inference.comparison import Standard, check_formula, check_pair, check_standard
 from defectnet.inference.known_crystal import KnownCrystal, known_dopants
-from defectnet.inference.packs import check_fits, check_formula, find_pack_for, in_time
+from defectnet.inference.packs import check_fits, find_pack_for, in_time
 from defectnet.inference.parting import Parting, part
 from defectnet.inference.plan import Plan, Setup, check_setup, plan
 from defectnet.inference.responses import compute_responses
@@ -142,6 +142,8 @@ def ask_known(
     crystal = KnownCrystal(
         pack, candidates, network=network, report=lambda done, total: report("superposed cells", done, total)
     )
+    if candidates is not None and not crystal.unlisted and not crystal.many:
+        remarks = (*remarks, "no dopant beside the candidates was weighed: the pack holds none")
     report("inference", 0, None)
     answer = crystal.identify(
         host,
@@ -194,7 +196,9 @@ def ask_plan(
     """
     pack, candidates, remarks = wanted.find(made)
     check_setup(pack, setup)
-    crystal = KnownCrystal(pack, candidates, report=lambda done, total: report("superposed cells", done, total))
+    crystal = KnownCrystal(
+        pack, candidates, unlisted=0, report=lambda done, total: report("superposed cells", done, total)
+    )
     report("samples to come", 0, None)
     made_plan = plan(
         crystal,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectnet.crystal.pack import HostPack
+from defectnet.elements import formula_text, parse_formula
 from defectnet.errors import SimulationError, SpectrumError
+from defectnet.inference.emulator import HIGHEST
 from defectnet.inference.instrument import InstrumentMap
+from defectnet.inference.responses import likeliest_sites
+from defectnet.io.objects import as_spectrum
 from defectnet.measure.curves import cumulative, integral_errors, integrals
 from defectnet.measure.encode import host_edge_mev
 from defectnet.spectrum import UNITS, Spectrum
@@ -32,6 +36,13 @@ QUIET: Final = 0.002
 
 LIVE, FEWEST = 0.1, 20
 """Share of the highest value from which on points tell the noise, and the least number of such points."""
+
+FULL: Final = 1.2 * HIGHEST
+"""Largest total content of a standard: up to there concentrations are sampled."""
+
+ANOTHER_HOST: Final = 0.05
+"""Squared distance, over the square of one, from which on the hosts of a standard and of the pair are not one crystal:
+those of four virtual labs, whose resolution grows from sample to sample, stay below 0.01."""
 
 LEAST_NOISE: Final = 6.0
 """However much of the scatter looks like the curve's, a tenth of its square is taken for noise."""
@@ -69,13 +80,59 @@ class Standard:
     """A sample of known content, measured on the same instrument as what is asked about.
 
     Attributes:
-        host, doped: DOS of the pristine crystal and of the sample.
+        host, doped: DOS of the pristine crystal and of the sample; made of what `as_spectrum` takes.
         dopants: Element, or ``Al@Ga`` where a pack has it on several sites -> dopant atoms over all atoms.
+        formula: Of the pristine crystal, where it is told: it is compared with that of what is asked about.
+
+    Raises:
+        SimulationError: The dopants are no contents.
     """
 
     host: Spectrum
     doped: Spectrum
     dopants: Mapping[str, float]
+    formula: str | None = None
+
+    def __post_init__(self) -> None:
+        for role in ("host", "doped"):
+            object.__setattr__(self, role, as_spectrum(getattr(self, role), f"a standard's {role}"))
+        fix = 'Give dopant atoms over all atoms, such as {"Al": 0.06}'
+        if not isinstance(self.dopants, Mapping):
+            raise SimulationError(f"standard {self.doped.name}: its dopants are {self.dopants!r}", fix=fix)
+        for name, amount in self.dopants.items():
+            if not (isinstance(amount, int | float | np.number) and 0.0 <= amount <= 1.0):
+                raise SimulationError(f"standard {self.doped.name}: the content of {name} is {amount!r}", fix=fix)
+        total = sum(self.dopants.values())
+        if total > FULL:
+            raise SimulationError(
+                f"standard {self.doped.name} holds {total:.0%} dopants",
+                why=f"beyond {FULL:.0%} spectra are not superposed",
+                fix="Leave this standard out",
+            )
+
+
+def check_formula(formula: Any, pack: HostPack, *, of: str = "") -> None:
+    """See that a formula, where one is given, is the pack's.
+
+    Args:
+        formula: Text, or what else `formula_text` takes; None for none.
+        pack: Of the crystal.
+        of: Whose formula it is, for the error, with a colon and a blank.
+
+    Raises:
+        SimulationError: It is another one.
+    """
+    if formula is None:
+        return
+    given, own = (parse_formula(formula_text(one)) for one in (formula, pack.host.formula))
+    total = sum(given.values()), sum(own.values())
+    same = given.keys() == own.keys() and np.allclose(
+        [given[x] / total[0] for x in given], [own[x] / total[1] for x in given], atol=1e-6
+    )
+    if not same:
+        raise SimulationError(
+            f"{of}the formula is {formula}, the crystal {pack.host.formula}", fix="Correct one of them"
+        )
 
 
 def meant(name: str, dopants: Sequence[str]) -> list[str]:
@@ -138,6 +195,7 @@ def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kin
         SpectrumError: Its spectra do not belong together, end too early, or are of another kind than the pair's.
         SimulationError: It holds what is no candidate.
     """
+    check_formula(standard.formula, pack, of=f"standard {standard.doped.name}: ")
     check_pair(pack, standard.host, standard.doped)
     if standard.doped.kind != kind:
         raise SpectrumError(
@@ -154,7 +212,7 @@ def check_standard(pack: HostPack, names: Sequence[str], standard: Standard, kin
                 why=f"the candidates are {', '.join(names)}",
                 fix="Name it among the candidates too, or leave this standard out",
             )
-        concentration[names.index(asked[0])] += amount
+        concentration[names.index(likeliest_sites(pack, asked)[0])] += amount
     return concentration
 
 

@@ -20,6 +20,7 @@ from defectnet.errors import ConfigError, DefectNetError, SimulationError, Spect
 from defectnet.hub import from_pretrained
 from defectnet.inference.answer import KnownCrystalAnswer
 from defectnet.inference.comparison import (
+    ANOTHER_HOST,
     REACH,
     Compared,
     Standard,
@@ -132,11 +133,20 @@ def known_dopants(pack: HostPack, candidates: Sequence[str] | None) -> tuple[str
         element_index(dopant, field="candidates")
         found = meant(name, pack.dopants)
         if not found:
+            symbols = list(dict.fromkeys(SYMBOLS[int(z)] for z in pack.host.primitive.numbers))
+            if dopant in symbols:
+                raise SimulationError(f"candidates: {dopant} is in {pack.host.formula} already", fix="Leave it out")
+            if "@" in name and name.partition("@")[2] not in symbols:
+                raise SimulationError(
+                    f"candidates: {name} names no site of {pack.host.formula}",
+                    fix=f"Write {dopant}@{symbols[0]}, or {dopant} alone",
+                )
             failed = [f.reason for f in pack.failures if f.dopant == dopant]
             raise SimulationError(
                 f"the pack of {pack.host.id} does not hold {name}",
                 why=f"it could not be made: {failed[0]}" if failed else f"it holds {', '.join(pack.dopants)}",
-                fix=f"Add it with `defectnet host make --dopants {name}`, or leave it out",
+                fix="Leave it out, or make a pack with it: "
+                f"`defectnet host make --structure FILE --dopants {name} --out FOLDER`",
             )
         out += [one for one in found if one not in out]
     return tuple(out)
@@ -266,7 +276,8 @@ class KnownCrystal:
             for spectrum, error in ((host, host_error), (doped, doped_error))
         )
         known = () if same_potential else tuple(standards)
-        exact = same_potential or bool(known)
+        taught = any(amount for one in known for amount in one.dopants.values())  # an undoped one teaches nothing
+        exact = same_potential or taught
         seen = self.compare(host, doped, fwhm_mev, edge_mev, same_potential, exact=exact)
         own_edge = self.pack.host.band_edge_mev
         warnings = []
@@ -290,7 +301,7 @@ class KnownCrystal:
             closer, likelihood = self, self.likelihood_near(seen, known, same_potential, atoms)
         # Of the pack's own world, and of what standards teach, a network knows nothing.
         opinion, pooled = None, "inference alone"
-        if not (same_potential or known or self._network is None):
+        if not (same_potential or taught or self._network is None):
             opinion, pooled = closer.second_opinion(host, doped, seen.edge_mev)
         found = infer(likelihood, coverage=coverage, opinion=opinion)
         return KnownCrystalAnswer(
@@ -362,7 +373,8 @@ class KnownCrystal:
         cells, emulator = self.cells, Emulator(self.cells, seen.instrument)
         rng = np.random.default_rng([self._seed, 2])  # the same question has the same answer, whatever was asked before
         known = tuple(self._standard(one, seen) for one in standards)
-        places = [(0.5 / len(known), one.concentration) for one in known if one.concentration.any()]
+        known = tuple(one for one in known if one.concentration.any())
+        places = [(0.5 / len(known), one.concentration) for one in known]
         for left in range(ROUNDS, -1, -1):
             errors = replace(self._errors_of(seen, emulator, same_potential, atoms), asked=asked)
             if known:
@@ -463,7 +475,14 @@ class KnownCrystal:
                     fix="Leave this standard out, or give both up to the same energy",
                 )
         unit = self.pack.host.band_edge_mev
-        _, change, noise = changed(standard.host, standard.doped, seen.instrument, unit, seen.smooth)
+        pristine, change, noise = changed(standard.host, standard.doped, seen.instrument, unit, seen.smooth)
+        apart = float(((pristine - seen.pristine) ** 2).sum() / (seen.pristine**2).sum())
+        if apart > ANOTHER_HOST:
+            raise SpectrumError(
+                f"standard {standard.doped.name}: its host is not that of the pair in question",
+                why=f"their spectra differ by {np.sqrt(apart):.0%}",
+                fix="Give samples of this crystal, measured on the same instrument",
+            )
         return SeenStandard(concentration, change, noise)
 
     def _more(self, cells: Cells, near: Sequence[tuple[float, FloatArray]], rng: np.random.Generator) -> Cells:

@@ -20,7 +20,7 @@ from defectnet.crystal.pack import HostPack
 from defectnet.crystal.plausible import guess_charges, likeness_on_site
 from defectnet.crystal.structures import read_structure, spacegroup
 from defectnet.data.packs import PackFile, find_packs
-from defectnet.elements import SYMBOLS, formula_text, parse_formula
+from defectnet.elements import SYMBOLS, parse_formula
 from defectnet.errors import SimulationError
 from defectnet.inference.known_crystal import known_dopants
 
@@ -63,23 +63,6 @@ def check_fits(pack: HostPack, host: Host) -> None:
             why=f"the structure given {theirs.volume / len(theirs):.2f}: beyond what potentials and heat change",
             fix="Check the lattice constants of the structure, and their unit",
         )
-
-
-def check_formula(formula: Any, pack: HostPack) -> None:
-    """See that a formula, where one is given, is the pack's.
-
-    Raises:
-        SimulationError: It is another one.
-    """
-    if formula is None:
-        return
-    given, own = (parse_formula(formula_text(one)) for one in (formula, pack.host.formula))
-    total = sum(given.values()), sum(own.values())
-    same = given.keys() == own.keys() and np.allclose(
-        [given[x] / total[0] for x in given], [own[x] / total[1] for x in given], atol=1e-6
-    )
-    if not same:
-        raise SimulationError(f"the formula is {formula}, the crystal {pack.host.formula}", fix="Correct one of them")
 
 
 def find_pack_for(
