@@ -133,6 +133,11 @@ FORMS = {
         {},
         ("meV", "total", None, True),
     ),
+    "an index beside energies": (
+        lambda: frame("energy_meV", "dos").set_index(np.linspace(0.0, 1.0, len(E))),
+        {},
+        ("meV", "total", None, False),
+    ),
     "unnamed index": (
         lambda: pd.DataFrame({"dos": DOS}, index=E),
         {"unit": "meV"},

@@ -138,7 +138,8 @@ def _frame(source: Any, role: str, element: str | None) -> Raw | None:
         source = source.reset_index()
     if not hasattr(source, "columns") or not hasattr(source, "to_numpy"):
         return None
-    if table.is_energy(str(source.index.name or "")) or np.asarray(source.index).dtype.kind == "f":
+    unnamed = np.asarray(source.index).dtype.kind == "f" and not table.is_energy(str(source.columns[0]))
+    if table.is_energy(str(source.index.name or "")) or unnamed:
         source = source.reset_index()
     columns, values = [str(title) for title in source.columns], _floats(source.to_numpy(), role)
     if len(columns) < 2 or all(title.isdigit() for title in columns):

@@ -45,7 +45,7 @@ _SCALED = re.compile(
     r"10\s*\^|^\s*\d{2,}\s*[*x]|[x*]\s*10+\b|(?<![a-z])(?:log|ln)(?:10)?(?![a-z])|/\s*E_?max|normali[sz]ed",
     re.IGNORECASE,
 )
-_NOT_A_UNIT = re.compile(r"(?:m?Ry|Rydberg|[GM]?Hz|[kK]elvin|[μµu]eV|k(?:J|cal)/mol|ps-1)$|(?<=[/_])[KJ]$")
+_NOT_A_UNIT = re.compile(r"(?<![A-Za-z])(?:m?Ry|Rydberg|[GM]?Hz|[kK]elvin|[μµu]eV|k(?:J|cal)/mol|ps-1)$|(?<=[/_])[KJ]$")
 _OTHER_ENERGY = re.compile(
     r"(?:total|incident|incoming|final|fixed|cut-?off|fermi|kinetic|free|binding|ground[\s-]state|zero[\s-]point)\s*$",
     re.IGNORECASE,
