@@ -12,7 +12,7 @@ from defectnet.errors import ConfigError, SpectrumError
 from defectnet.io import read_spectrum, write_spectrum
 from defectnet.io.objects import as_spectrum
 from defectnet.measure import plausible
-from defectnet.measure.curves import integral_errors
+from defectnet.measure.curves import integral_covariance, integral_errors
 from defectnet.measure.encode import examine_pair, host_edge_mev
 from defectnet.spectrum import UNITS, Spectrum
 from spectra import dos_of, grid, spectrum
@@ -63,9 +63,9 @@ def test_errors_of_integrals_are_exact():
         )
         at = np.interp(edges, fine, area * (fine[1] - fine[0]))
         columns.append(np.diff(at))
-    np.testing.assert_allclose(
-        integral_errors(energy, error, edges), np.sqrt((np.array(columns).T ** 2) @ error**2), atol=1e-4
-    )
+    weights = np.array(columns).T * error
+    np.testing.assert_allclose(integral_errors(energy, error, edges), np.sqrt((weights**2).sum(1)), atol=1e-4)
+    np.testing.assert_allclose(integral_covariance(energy, error, edges), weights @ weights.T, atol=2e-4)
 
 
 def test_errors_survive_a_file(tmp_path):

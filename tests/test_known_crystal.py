@@ -235,6 +235,23 @@ def test_errors_of_a_spectrum_are_its_own_unless_others_are_given(crystal):
     assert (larger.noise > own.noise).all()
 
 
+def test_noise_of_neighbouring_bins_is_correlated(pack):
+    """They share points, so that means over several bins scatter more than if they did not."""
+    host, _, _ = spectra({"In": 0.03})
+    unit, rng = pack.host.band_edge_mev, np.random.default_rng(0)
+    instrument = InstrumentMap(np.arange(0.0, 1.2, 1.5 * np.diff(host.energy_mev[:2])[0] / unit), 0.0)
+    noisy = replace(host, error=np.full(len(host.dos), 0.02 * host.dos.max()))
+    seen, drawn = comparison.binned(noisy, instrument, unit)[1], []
+    for _ in range(800):
+        shaken = noisy.dos + noisy.error * rng.standard_normal(len(noisy.dos))
+        drawn.append(comparison.binned(replace(noisy, dos=shaken), instrument, unit)[0])
+    live = instrument.middle < 1.0
+    smooth = np.convolve(np.eye(1, live.sum(), live.sum() // 2)[0], np.ones(4) / 4.0, "same")
+    told = smooth @ seen[np.ix_(live, live)] @ smooth
+    assert told == pytest.approx(np.var(np.array(drawn)[:, live] @ smooth), rel=0.25)
+    assert told > 1.3 * smooth**2 @ np.diag(seen)[live]
+
+
 def test_bins_hold_all_of_what_lies_in_them():
     bins = np.linspace(0.0, 3.2, 65)
     operator = InstrumentMap(bins, 0.05).operator()

@@ -16,7 +16,7 @@ from defectnet.inference.emulator import HIGHEST
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.responses import likeliest_sites
 from defectnet.io.objects import as_spectrum
-from defectnet.measure.curves import cumulative, integral_errors, integrals
+from defectnet.measure.curves import cumulative, integral_covariance, integrals
 from defectnet.measure.encode import host_edge_mev
 from defectnet.spectrum import UNITS, Spectrum
 
@@ -244,9 +244,9 @@ def binned(spectrum: Spectrum, instrument: InstrumentMap, unit_mev: float) -> tu
     area = float(shares.sum())
     width = instrument.width
     sigma = np.full(len(dos), estimated_noise(dos)) if spectrum.error is None else spectrum.error
-    variance = (integral_errors(energy, sigma, instrument.edges) / width) ** 2
-    variance = np.where(variance > 0, variance, np.interp(instrument.middle, energy, sigma**2))
-    return shares / area / width, np.diag(variance / area**2)
+    covariance = integral_covariance(energy, sigma, instrument.edges) / np.outer(width, width)
+    outside = np.where(np.diag(covariance) > 0.0, 0.0, np.interp(instrument.middle, energy, sigma**2))
+    return shares / area / width, (covariance + np.diag(outside)) / area**2
 
 
 def changed(

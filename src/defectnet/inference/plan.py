@@ -517,6 +517,14 @@ class Expected:
         """Return the ends of the expected interval at a concentration: medians of samples; None if it does not fit."""
         if amount > self.top[dopant] / 0.95:
             return None
+        drawn = self.draw(dopant, np.array([amount]), INTERVAL_DRAWS, rng, standards)[0]
+        low, high = np.median(self.intervals(drawn, dopant, amount, standards, coverage), axis=0)
+        return float(low), float(high)
+
+    def intervals(
+        self, drawn: FloatArray, dopant: int, amount: float, standards: int = 0, coverage: float = 0.9
+    ) -> FloatArray:
+        """Return the (S, 2) ends of the intervals of (S, D) changes of samples with an amount of one dopant."""
         at = np.array([amount])
         width = float(np.clip(self.deviation(dopant, at, standards)[0], 0.002, 0.6))
         factor = self.factor_deviation(dopant, standards)
@@ -526,7 +534,6 @@ class Expected:
         logs = logs[(logs > np.log(LOWEST)) & (logs < np.log(1.2 * HIGHEST))]
         # As in `identify`, what is unknown is held as it is at the likeliest while concentrations are moved.
         evidence = self._evidence(dopant, np.exp(logs), np.zeros(len(logs)), standards)
-        drawn = self.draw(dopant, at, INTERVAL_DRAWS, rng, standards)[0]
         density = evidence.by_likeliest(drawn)
         share = np.exp(density - logsumexp(density, axis=1, keepdims=True))
         if factor:  # it multiplies what is found
@@ -535,8 +542,7 @@ class Expected:
             share, logs = share @ (kernel / kernel.sum(1, keepdims=True)), wider
         total = np.cumsum(share, axis=1) - 0.5 * share
         ends = [[np.interp(q, one, np.exp(logs)) for q in (0.5 - coverage / 2, 0.5 + coverage / 2)] for one in total]
-        low, high = np.median(np.array(ends), axis=0)
-        return float(low), float(high)
+        return np.array(ends)
 
     def likeness(self) -> FloatArray:
         """Return the (K, K) cosines of the changes of dopants, in units of noise and of what may differ otherwise."""

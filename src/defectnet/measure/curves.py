@@ -91,6 +91,20 @@ def integral_errors(energy: FloatArray, error: FloatArray, edges: FloatArray) ->
     Returns:
         (m,) standard deviations of the integrals; 0 outside of the points.
     """
+    integral, point, shares = _weights(energy, edges)
+    return np.asarray(np.sqrt(np.bincount(integral, (shares * error[point]) ** 2, len(edges) - 1)))
+
+
+def integral_covariance(energy: FloatArray, error: FloatArray, edges: FloatArray) -> FloatArray:
+    """Return the (m, m) covariance of what `integral_errors` is about: neighbours share points."""
+    integral, point, shares = _weights(energy, edges)
+    weights = np.zeros((len(edges) - 1, len(energy)))
+    weights[integral, point] = shares * error[point]
+    return np.asarray(weights @ weights.T)
+
+
+def _weights(energy: FloatArray, edges: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]:
+    """Return integrals between edges, points, and what each value adds to each integral; arguments as above."""
     inside = edges[(edges > energy[0]) & (edges < energy[-1])]
     cuts = np.union1d(energy, inside)
     middle, step = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts)
@@ -102,9 +116,8 @@ def integral_errors(energy: FloatArray, error: FloatArray, edges: FloatArray) ->
     keys = np.concatenate([place[counts] * len(energy) + left[counts], place[counts] * len(energy) + left[counts] + 1])
     shares = np.concatenate([((1.0 - part) * step)[counts], (part * step)[counts]])
     pairs, of = np.unique(keys, return_inverse=True)
-    shares = np.bincount(of, shares, len(pairs))
-    variance = np.bincount(pairs // len(energy), (shares * error[pairs % len(energy)]) ** 2, len(edges) - 1)
-    return np.asarray(np.sqrt(variance))
+    summed = np.asarray(np.bincount(of, shares, len(pairs)), dtype=np.float64)
+    return pairs // len(energy), pairs % len(energy), summed
 
 
 def rebin(
