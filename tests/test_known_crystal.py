@@ -226,13 +226,16 @@ def test_the_map_of_energies_and_the_resolution_are_found(pack):
     assert found.fwhm == pytest.approx(0.06, abs=0.01)
 
 
-def test_errors_of_a_spectrum_are_its_own_unless_others_are_given(crystal):
+def test_errors_of_a_spectrum_are_its_own_unless_others_are_given(pack, crystal):
     host, doped, _ = spectra({"In": 0.03})
     sigma = 0.01 * doped.dos.max() * np.linspace(1.0, 2.0, len(doped.dos))
     own, larger = (crystal.identify(host, replace(doped, error=by * sigma)) for by in (1.0, 2.0))
     for spectrum in (doped, replace(doped, error=5.0 * sigma)):
         np.testing.assert_allclose(crystal.identify(host, spectrum, doped_error=sigma).noise, own.noise)
     assert (larger.noise > own.noise).all()
+    instrument, unit = InstrumentMap(np.linspace(0.0, 1.5, 60), 0.0), pack.host.band_edge_mev
+    once, twice = (comparison.binned(replace(doped, error=by * sigma), instrument, unit)[1] for by in (1.0, 2.0))
+    np.testing.assert_allclose(twice, 4.0 * once)
 
 
 def test_noise_of_neighbouring_bins_is_correlated(pack):

@@ -177,6 +177,11 @@ def test_form_is_refused(name):
     assert fix in error.value.fix
 
 
+def test_words_are_no_numbers():
+    with pytest.raises(ConfigError, match="does not hold plain numbers"):
+        as_spectrum(np.full((20, 2), "x"), "host", unit="meV")
+
+
 @pytest.mark.parametrize(
     ("dos", "what"),
     [

@@ -99,8 +99,8 @@ def verdict(answer: KnownCrystalAnswer) -> str:
         text = (
             "What changed is within noise and what two measurements may differ by: energy scale, background, resolution"
         )
-    elsewhere = [x for x, c in zip(p.dopants, p.best, strict=True) if c and x in p.by_unlisted]
-    elsewhere = elsewhere if answer.verdict != "does not explain" else []
+    told = answer.verdict != "does not explain"
+    elsewhere = [x for x, c in zip(p.dopants, p.best, strict=True) if told and c and x in p.by_unlisted]
     if elsewhere:
         text += f" with {_named(p, elsewhere)}"
     text += f" ({max(0.0, p.explained):.0%} of it beyond noise)" if answer.present or elsewhere else ""

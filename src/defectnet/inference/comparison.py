@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defectnet.crystal.pack import HostPack
 from defectnet.elements import formula_text, parse_formula
 from defectnet.errors import SimulationError, SpectrumError
-from defectnet.inference.emulator import HIGHEST
+from defectnet.inference.emulator import FULL
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.responses import likeliest_sites
 from defectnet.io.objects import as_spectrum
@@ -36,9 +36,6 @@ QUIET: Final = 0.002
 
 LIVE, FEWEST = 0.1, 20
 """Share of the highest value from which on points tell the noise, and the least number of such points."""
-
-FULL: Final = 1.2 * HIGHEST
-"""Largest total content of a standard: up to there concentrations are sampled."""
 
 ANOTHER_HOST: Final = 0.05
 """Squared distance, over the square of one, from which on the hosts of a standard and of the pair are not one crystal:

@@ -47,6 +47,9 @@ UNSTABLE: Final = 0.005
 LOWEST, HIGHEST = 0.002, 0.25
 """Range of concentrations, dopant atoms over all atoms."""
 
+FULL: Final = 1.2 * HIGHEST
+"""Largest total concentration that is sampled, and that a standard may have."""
+
 REACH: Final = 0.5
 """How far, over the total concentration, cells count as near."""
 

@@ -22,7 +22,7 @@ from defectnet.elements import element_index
 from defectnet.errors import ConfigError
 from defectnet.inference.answer_text import NAMED
 from defectnet.inference.comparison import REACH
-from defectnet.inference.emulator import HIGHEST, LOWEST, Emulator
+from defectnet.inference.emulator import FULL, HIGHEST, LOWEST, Emulator
 from defectnet.inference.evidence import DopantEvidence, log_nothing
 from defectnet.inference.instrument import InstrumentMap
 from defectnet.inference.known_crystal import KnownCrystal, atoms_of_sample
@@ -462,7 +462,7 @@ class Expected:
 
     def hypothesis(self, dopant: int, standards: int = 0) -> DopantEvidence:
         """Return the evidence of one dopant, summed over concentrations, more finely where they are known better."""
-        rough = np.geomspace(LOWEST, 1.2 * HIGHEST, 25)
+        rough = np.geomspace(LOWEST, FULL, 25)
         step = np.clip(0.7 * self.deviation(dopant, rough, standards), *SPACING)
         place = np.concatenate([[0.0], np.cumsum(np.diff(np.log(rough)) * 2.0 / (step[1:] + step[:-1]))])
         nodes = np.exp(np.interp(np.linspace(0.0, place[-1], round(place[-1]) + 2), place, np.log(rough)))
@@ -531,7 +531,7 @@ class Expected:
         # A sixth of a deviation apart, as far as six of those that are found, which the factor scatters.
         steps = int(np.ceil(36.0 * np.hypot(1.0, factor / width)))
         logs = np.log(amount) + np.arange(-steps, steps + 1) * (width / 6.0)
-        logs = logs[(logs > np.log(LOWEST)) & (logs < np.log(1.2 * HIGHEST))]
+        logs = logs[(logs > np.log(LOWEST)) & (logs < np.log(FULL))]
         # As in `identify`, what is unknown is held as it is at the likeliest while concentrations are moved.
         evidence = self._evidence(dopant, np.exp(logs), np.zeros(len(logs)), standards)
         density = evidence.by_likeliest(drawn)

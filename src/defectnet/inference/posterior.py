@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.special import chdtrc, logsumexp
 
-from defectnet.inference.emulator import HIGHEST, LOWEST
+from defectnet.inference.emulator import FULL, HIGHEST, LOWEST
 from defectnet.inference.likelihood import Likelihood, solved
 
 FloatArray = NDArray[np.float64]
@@ -405,7 +405,7 @@ def _evaluated(likelihood: Likelihood, peak: _Peak, other: bool, rng: np.random.
     proposal = (-3.0 * np.log1p(standard**2 / 5.0)).sum(1) + s * T5 - np.log(abs(np.linalg.det(spread)))
     c = np.zeros((SAMPLES, k))
     c[:, list(subset)] = np.exp(draws)
-    inside = (draws > np.log(LOWEST)).all(1) & (np.exp(draws).sum(1) < 1.2 * HIGHEST)
+    inside = (draws > np.log(LOWEST)).all(1) & (np.exp(draws).sum(1) < FULL)
     logs = np.full(SAMPLES, -np.inf)
     if inside.any():
         amounts = OTHER_AMOUNTS[::2] if other else np.zeros(1)

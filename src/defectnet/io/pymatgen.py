@@ -57,12 +57,11 @@ def read(document: Any, source: str, element: str | None) -> Raw:
             fix="Give one density for each frequency",
         )
     # Classes and what the Materials Project has are in THz; two lists alone are so usually.
-    known = "@class" in document or whole is not document
-    unit: dict[str, Any] = {"unit": "THz"} if known else {"unit": None, "usual_unit": "THz"}
+    unit = "THz" if "@class" in document or whole is not document else None
     if isinstance(said := document.get("unit", document.get("units")), str):
-        unit = {"unit": parse_unit(said, field=f"{source}, unit")}
+        unit = parse_unit(said, field=f"{source}, unit")
     if element is None:
-        return Raw(frequencies, densities, kind="total", **unit)
+        return Raw(frequencies, densities, unit, "total", usual_unit="THz")
     sites = numbers(
         document.get("pdos") or document.get("projected_densities"),
         f"{source}: pdos, the DOS of each site, needed for element {element},",
@@ -74,7 +73,7 @@ def read(document: Any, source: str, element: str | None) -> Raw:
             fix="Write the file again with pymatgen",
         )
     dos, projected = select_elements(sites, species, element, source)
-    return Raw(frequencies, dos, kind="projected", element=projected, **unit)
+    return Raw(frequencies, dos, unit, "projected", projected, usual_unit="THz")
 
 
 def _site_elements(document: dict[str, Any], source: str) -> list[str]:

@@ -268,7 +268,7 @@ def _values(rows: list[tuple[int, str]], delimiter: str | None, source: str) -> 
 
 def _one_by_one(rows: list[tuple[int, str]], delimiter: str | None, source: str) -> FloatArray:
     """Read what numpy does not, and find the line that is wrong."""
-    table: list[list[float]] = []
+    table: list[list[str]] = []
     for place, line in rows:
         cells = _split(line, delimiter)
         wrong = [cell for cell in cells if not _is_number(cell)]
@@ -278,9 +278,9 @@ def _one_by_one(rows: list[tuple[int, str]], delimiter: str | None, source: str)
             raise SpectrumError(
                 f"{source}, line {place}: {len(cells)} columns, {len(table[0])} in the lines above", fix=_FIX_TEXT
             )
-        table.append([_number(cell) for cell in cells])
-    _check_thousands([_split(line, delimiter) for _, line in rows], source)
-    return np.array(table)
+        table.append(cells)
+    _check_thousands(table, source)
+    return np.array([[_number(cell) for cell in cells] for cells in table])
 
 
 def _check_thousands(table: Sequence[Sequence[str]], source: str) -> None:
